@@ -1,0 +1,26 @@
+//! Structures as they stand on the wire, little endian, with the specifications' names.
+//!
+//! Values that a specification may extend are newtypes over their integer with associated
+//! constants, so that an unknown value survives; sets of one-bit flags are `bitflags`.
+//! Encoding takes a fixed-size array, so that no length can be wrong.
+
+pub mod cqe;
+pub mod discovery;
+pub mod dsm;
+pub mod fabrics;
+pub mod feature;
+pub mod identify;
+pub mod log;
+pub mod nqn;
+pub mod opcode;
+pub mod pdu;
+pub mod property;
+pub mod sgl;
+pub mod sqe;
+pub mod status;
+
+pub use cqe::Cqe;
+pub use opcode::{AdminOpcode, NvmOpcode};
+pub use sgl::SglDescriptor;
+pub use sqe::Sqe;
+pub use status::Status;
