@@ -1,0 +1,360 @@
+//! The short way to a namespace: blocking reads and writes.
+
+use super::{Lane, LaneCx, LbaRange, Namespace, NsInfo, NsSink, Op, Request};
+use crate::Error;
+use log::error;
+use nvmf_proto::wire::Status;
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// Storage with blocking methods. Offsets and lengths are bytes, multiples of the logical block
+/// size and inside the namespace.
+///
+/// Wrap it in [`Inline`] if every call returns at memory speed, in [`Threaded`] otherwise. Methods
+/// are called from several threads at once.
+pub trait BlockDevice: Send + Sync + 'static {
+    /// Geometry, identity and capabilities; see [`Namespace::info`].
+    fn info(&self) -> NsInfo;
+
+    /// Fills `buf` from `offset`. All of `buf` must be filled: it holds other hosts' old data.
+    ///
+    /// # Errors
+    /// An I/O error becomes the status that [`NsError`] describes.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), NsError>;
+
+    /// Writes `buf` at `offset`; with `fua` to stable storage. `fua` is set only if
+    /// [`super::Caps::fua`] is `Native`.
+    ///
+    /// # Errors
+    /// An I/O error becomes the status that [`NsError`] describes.
+    fn write_at(&self, offset: u64, buf: &[u8], fua: bool) -> Result<(), NsError>;
+
+    /// Brings everything written before to stable storage. Called only if [`super::Caps::flush`]
+    /// is `Native`.
+    ///
+    /// # Errors
+    /// An I/O error becomes the status that [`NsError`] describes.
+    fn flush(&self) -> Result<(), NsError> {
+        Ok(())
+    }
+
+    /// Makes `len` bytes from `offset` read as zeroes; they may be deallocated if `deallocate`.
+    /// Called only if [`super::Caps::write_zeroes`] is `Native`.
+    ///
+    /// # Errors
+    /// An I/O error becomes the status that [`NsError`] describes.
+    fn write_zeroes(&self, offset: u64, len: u64, deallocate: bool, fua: bool) -> Result<(), NsError> {
+        let _ = (offset, len, deallocate, fua);
+        Err(NsError::Status(Status::INVALID_OPCODE.dnr()))
+    }
+
+    /// The host has no use for `len` bytes from `offset` any more. Called only if
+    /// [`super::Caps::deallocate`] is `Native`.
+    ///
+    /// # Errors
+    /// An I/O error becomes the status that [`NsError`] describes.
+    fn deallocate(&self, offset: u64, len: u64) -> Result<(), NsError> {
+        let _ = (offset, len);
+        Ok(())
+    }
+
+    /// See [`Namespace::subscribe`].
+    fn subscribe(&self, sink: NsSink) {
+        let _ = sink;
+    }
+}
+
+/// Why a backend could not do what was asked: an NVMe status, or an I/O error that is translated.
+///
+/// | I/O error | status |
+/// |---|---|
+/// | `ENOSPC`, `EDQUOT`, `EFBIG` | Capacity Exceeded |
+/// | `EROFS`, `EPERM`, `EACCES`, `EBADF` on a write | Namespace is Write Protected |
+/// | `ESTALE`, `ENODEV`, `ENXIO`, `ENOMEDIUM`, `ETIMEDOUT` | Namespace Not Ready, retryable |
+/// | `EAGAIN`, `EINTR`, `ENOMEM`, `ENOBUFS`, `EBUSY` | Command Interrupted, retryable |
+/// | any other on a read | Unrecovered Read Error |
+/// | any other on a write | Write Fault |
+#[derive(Debug, thiserror::Error)]
+pub enum NsError {
+    /// An NVMe status, passed to the host as it is.
+    #[error("{0}")]
+    Status(Status),
+    /// An I/O error.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<Status> for NsError {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
+impl NsError {
+    /// The status that the host is given.
+    #[must_use]
+    pub fn status(&self, op: Op) -> Status {
+        use rustix::io::Errno;
+        let err = match self {
+            Self::Status(status) => return *status,
+            Self::Io(err) => err,
+        };
+        let write = !matches!(op, Op::Read);
+        match Errno::from_io_error(err) {
+            Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => Status::CAPACITY_EXCEEDED.dnr(),
+            Some(Errno::ROFS | Errno::PERM | Errno::ACCESS | Errno::BADF) if write => {
+                Status::NAMESPACE_WRITE_PROTECTED.dnr()
+            }
+            Some(Errno::STALE | Errno::NODEV | Errno::NXIO | Errno::NOMEDIUM | Errno::TIMEDOUT) => {
+                Status::NAMESPACE_NOT_READY
+            }
+            Some(Errno::AGAIN | Errno::INTR | Errno::NOMEM | Errno::NOBUFS | Errno::BUSY) => {
+                Status::COMMAND_INTERRUPTED
+            }
+            _ if write => Status::WRITE_FAULT,
+            _ => Status::UNRECOVERED_READ_ERROR,
+        }
+    }
+}
+
+/// Carries out one request with a blocking device. A panic in the device fails the command.
+fn run(dev: &dyn BlockDevice, mut request: Request) {
+    let op = request.op();
+    let result = catch_unwind(AssertUnwindSafe(|| perform(dev, &mut request)));
+    let result = match result {
+        Ok(result) => result.map_err(|err| {
+            if let NsError::Io(err) = &err {
+                error!("{op:?} at {:?}: {err}", request.byte_range());
+            }
+            err.status(op)
+        }),
+        Err(_) => {
+            error!("the backend panicked in {op:?} at {:?}; the command fails", request.byte_range());
+            Err(Status::INTERNAL_ERROR)
+        }
+    };
+    request.complete(result);
+}
+
+fn perform(dev: &dyn BlockDevice, request: &mut Request) -> Result<(), NsError> {
+    let at = request.byte_range();
+    match request.op() {
+        Op::Read => dev.read_at(at.start, request.data_mut()),
+        Op::Write { fua } => dev.write_at(at.start, request.data(), fua),
+        Op::Flush => dev.flush(),
+        Op::WriteZeroes { deallocate, fua } => {
+            dev.write_zeroes(at.start, at.end - at.start, deallocate, fua)
+        }
+        Op::Deallocate => {
+            let shift = request.lba_shift();
+            request
+                .ranges()
+                .iter()
+                .filter(|r| r.blocks != 0)
+                .try_for_each(|&LbaRange { slba, blocks }| dev.deallocate(slba << shift, blocks << shift))
+        }
+    }
+}
+
+/// Runs a [`BlockDevice`] on the reactor thread itself, for devices at memory speed: nothing else
+/// on that reactor moves while a method runs.
+#[derive(Debug)]
+pub struct Inline<D>(Arc<D>);
+
+impl<D: BlockDevice> Inline<D> {
+    /// Wraps a device.
+    #[must_use]
+    pub fn new(device: D) -> Self {
+        Self(Arc::new(device))
+    }
+}
+
+struct InlineLane<D>(Arc<D>);
+
+impl<D: BlockDevice> Lane for InlineLane<D> {
+    fn submit(&mut self, request: Request) {
+        run(&*self.0, request);
+    }
+}
+
+impl<D: BlockDevice> Namespace for Inline<D> {
+    fn info(&self) -> NsInfo {
+        self.0.info()
+    }
+
+    fn open_lane(&self, _: &LaneCx) -> Result<Box<dyn Lane>, Error> {
+        Ok(Box::new(InlineLane(Arc::clone(&self.0))))
+    }
+
+    fn subscribe(&self, sink: NsSink) {
+        self.0.subscribe(sink);
+    }
+}
+
+/// Runs a [`BlockDevice`] on a bounded pool of threads.
+pub struct Threaded {
+    device: Arc<dyn BlockDevice>,
+    pool: Arc<WorkerPool>,
+}
+
+impl Threaded {
+    /// Wraps a device with `threads` threads of its own.
+    #[must_use]
+    pub fn new(device: impl BlockDevice, threads: usize) -> Self {
+        Self::with_pool(device, &Arc::new(WorkerPool::new(threads)))
+    }
+
+    /// Wraps a device with a pool that it shares with others.
+    #[must_use]
+    pub fn with_pool(device: impl BlockDevice, pool: &Arc<WorkerPool>) -> Self {
+        Self { device: Arc::new(device), pool: Arc::clone(pool) }
+    }
+}
+
+impl fmt::Debug for Threaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Threaded").field("pool", &self.pool).finish_non_exhaustive()
+    }
+}
+
+struct ThreadedLane {
+    device: Arc<dyn BlockDevice>,
+    pool: Arc<WorkerPool>,
+    batch: Vec<Job>,
+}
+
+impl Lane for ThreadedLane {
+    fn submit(&mut self, request: Request) {
+        self.batch.push((Arc::clone(&self.device), request));
+    }
+
+    fn commit(&mut self) {
+        self.pool.push(&mut self.batch);
+    }
+}
+
+impl Namespace for Threaded {
+    fn info(&self) -> NsInfo {
+        self.device.info()
+    }
+
+    fn open_lane(&self, _: &LaneCx) -> Result<Box<dyn Lane>, Error> {
+        let (device, pool) = (Arc::clone(&self.device), Arc::clone(&self.pool));
+        Ok(Box::new(ThreadedLane { device, pool, batch: Vec::new() }))
+    }
+
+    fn subscribe(&self, sink: NsSink) {
+        self.device.subscribe(sink);
+    }
+}
+
+type Job = (Arc<dyn BlockDevice>, Request);
+
+#[derive(Default)]
+struct Jobs {
+    queue: VecDeque<Job>,
+    idle: usize,
+    threads: Vec<JoinHandle<()>>,
+    closed: bool,
+}
+
+struct Shared {
+    jobs: Mutex<Jobs>,
+    work: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn worker(&self) {
+        let mut jobs = self.lock();
+        loop {
+            if let Some((device, request)) = jobs.queue.pop_front() {
+                drop(jobs);
+                run(&*device, request);
+                drop(device);
+                jobs = self.lock();
+            } else if jobs.closed {
+                return;
+            } else {
+                jobs.idle += 1;
+                jobs = self.work.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+                jobs.idle -= 1;
+            }
+        }
+    }
+}
+
+/// Threads that carry out blocking requests, started as they are needed, up to a limit.
+///
+/// The queue is bounded by what the target lets be outstanding. Dropping the pool finishes what is
+/// queued and joins the threads.
+pub struct WorkerPool {
+    shared: Arc<Shared>,
+    limit: usize,
+}
+
+impl WorkerPool {
+    /// A pool of at most `threads` threads (at least one).
+    #[must_use]
+    pub fn new(threads: usize) -> Self {
+        let shared = Shared { jobs: Mutex::default(), work: Condvar::new() };
+        Self { shared: Arc::new(shared), limit: threads.max(1) }
+    }
+
+    fn push(&self, batch: &mut Vec<Job>) {
+        if batch.is_empty() {
+            return;
+        }
+        let mut jobs = self.shared.lock();
+        let wake = batch.len().min(jobs.idle);
+        jobs.queue.extend(batch.drain(..));
+        let wanted = jobs.queue.len().saturating_sub(jobs.idle);
+        for _ in 0..wanted.min(self.limit - jobs.threads.len()) {
+            let shared = Arc::clone(&self.shared);
+            let name = "nvmf-worker".to_owned();
+            match std::thread::Builder::new().name(name).spawn(move || shared.worker()) {
+                Ok(thread) => jobs.threads.push(thread),
+                Err(err) if jobs.threads.is_empty() => {
+                    error!("no worker thread can be started: {err}; requests fail");
+                    jobs.queue.clear();
+                }
+                Err(_) => break,
+            }
+        }
+        drop(jobs);
+        for _ in 0..wake {
+            self.shared.work.notify_one();
+        }
+    }
+}
+
+impl Drop for WorkerPool {
+    fn drop(&mut self) {
+        let threads = {
+            let mut jobs = self.shared.lock();
+            jobs.closed = true;
+            std::mem::take(&mut jobs.threads)
+        };
+        self.shared.work.notify_all();
+        let this = std::thread::current().id();
+        for thread in threads {
+            // The last handle may be dropped by a worker, with the device that it held.
+            if thread.thread().id() != this {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for WorkerPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerPool").field("limit", &self.limit).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,2 @@
+//! (in work)
+#[derive(Debug)] pub struct FileBackend; #[derive(Debug)] pub struct FileOptions;

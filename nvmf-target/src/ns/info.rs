@@ -1,0 +1,191 @@
+//! What a namespace is and can do.
+
+use crate::Error;
+
+/// Whether a backend has an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Support {
+    /// Not offered to hosts: the command is answered with Invalid Command Opcode.
+    #[default]
+    None,
+    /// The target does it with reads, writes and flushes.
+    Emulate,
+    /// Requests for it reach the lane.
+    Native,
+}
+
+/// Operations beyond Read and Write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Caps {
+    /// Flush. `None` or `Emulate`: there is nothing to flush, the command succeeds at once.
+    pub flush: Support,
+    /// Force Unit Access. `Native`: [`crate::ns::Op::Write`] carries it. Otherwise a write with
+    /// FUA is followed by a Flush.
+    pub fua: Support,
+    /// Write Zeroes. `Emulate`: the target writes zeroes.
+    pub write_zeroes: Support,
+    /// Dataset Management with the deallocate attribute. `Emulate` counts as `None`.
+    pub deallocate: Support,
+}
+
+/// Geometry, identity and capabilities of a namespace.
+///
+/// ```
+/// use nvmf_target::ns::NsInfo;
+/// let info = NsInfo::new(512, 2048).with_uuid([7; 16]);
+/// assert_eq!(info.bytes(), 1 << 20);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NsInfo {
+    /// LBADS: log2 of the logical block size in bytes, 9 to 16.
+    pub lba_shift: u8,
+    /// NSZE: number of logical blocks.
+    pub blocks: u64,
+    /// Writes are refused with Namespace is Write Protected.
+    pub read_only: bool,
+    /// UUID of the namespace; all zero: the target derives one from the subsystem NQN and NSID.
+    pub uuid: [u8; 16],
+    /// NGUID, big endian; all zero: derived likewise.
+    pub nguid: [u8; 16],
+    /// EUI64, big endian; all zero: derived likewise.
+    pub eui64: [u8; 8],
+    /// Operations beyond Read and Write.
+    pub caps: Caps,
+    /// There is a volatile write cache: data is safe only after Flush or FUA.
+    pub volatile_cache: bool,
+    /// Deallocated blocks read as zeroes.
+    pub dealloc_reads_zero: bool,
+    /// Blocks below this size (in bytes) are written by read-modify-write; 0: unknown. Hosts align
+    /// to it (NPWG, NPWA).
+    pub preferred_write: u32,
+    /// Preferred size of a deallocation in bytes (NPDG, NPDA); 0: unknown.
+    pub preferred_deallocate: u32,
+    /// The most requests a lane takes at a time.
+    pub depth: u32,
+}
+
+impl NsInfo {
+    /// A namespace of `blocks` logical blocks of `block_size` bytes: writable, nothing but Read
+    /// and Write native, no volatile cache. Checked when the namespace is added.
+    #[must_use]
+    pub const fn new(block_size: u32, blocks: u64) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "at most 32")]
+        let lba_shift = if block_size.is_power_of_two() { block_size.trailing_zeros() as u8 } else { 0 };
+        Self {
+            lba_shift,
+            blocks,
+            read_only: false,
+            uuid: [0; 16],
+            nguid: [0; 16],
+            eui64: [0; 8],
+            caps: Caps {
+                flush: Support::None,
+                fua: Support::Emulate,
+                write_zeroes: Support::Emulate,
+                deallocate: Support::None,
+            },
+            volatile_cache: false,
+            dealloc_reads_zero: false,
+            preferred_write: 0,
+            preferred_deallocate: 0,
+            depth: 1024,
+        }
+    }
+
+    /// Sets the UUID. Should be the same whenever the same storage is served, and of no other.
+    #[must_use]
+    pub const fn with_uuid(mut self, uuid: [u8; 16]) -> Self {
+        self.uuid = uuid;
+        self
+    }
+
+    /// Sets NGUID and EUI64.
+    #[must_use]
+    pub const fn with_ids(mut self, nguid: [u8; 16], eui64: [u8; 8]) -> Self {
+        self.nguid = nguid;
+        self.eui64 = eui64;
+        self
+    }
+
+    /// Makes the namespace read-only or writable.
+    #[must_use]
+    pub const fn with_read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    /// Declares a volatile write cache with a native Flush.
+    #[must_use]
+    pub const fn with_volatile_cache(mut self) -> Self {
+        self.volatile_cache = true;
+        self.caps.flush = Support::Native;
+        self
+    }
+
+    /// Sets what is supported beyond Read and Write.
+    #[must_use]
+    pub const fn with_caps(mut self, caps: Caps) -> Self {
+        self.caps = caps;
+        self
+    }
+
+    /// Logical block size in bytes.
+    #[must_use]
+    pub const fn block_size(&self) -> u32 {
+        1 << self.lba_shift
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.blocks << self.lba_shift
+    }
+
+    /// Checks what the rest of the target relies on.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the value and what would be accepted.
+    pub fn validate(&self) -> Result<(), Error> {
+        if !(9..=16).contains(&self.lba_shift) {
+            return Err(Error::config(format!(
+                "block size: log2 is {}; a power of two from 512 to 65536 bytes is wanted",
+                self.lba_shift
+            )));
+        }
+        if self.blocks == 0 || self.blocks > (i64::MAX as u64) >> self.lba_shift {
+            return Err(Error::config(format!(
+                "{} blocks of {} bytes: 1 block to 8 EiB is wanted",
+                self.blocks,
+                self.block_size()
+            )));
+        }
+        if self.depth == 0 {
+            return Err(Error::config("lane depth 0: at least 1 is wanted".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+impl Default for Caps {
+    fn default() -> Self {
+        NsInfo::new(512, 1).caps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn validation_names_what_is_wrong() {
+        assert!(NsInfo::new(512, 1).validate().is_ok());
+        assert!(NsInfo::new(65536, 1).validate().is_ok());
+        for bad in [NsInfo::new(0, 1), NsInfo::new(256, 1), NsInfo::new(513, 1), NsInfo::new(131_072, 1)] {
+            assert!(bad.validate().unwrap_err().to_string().contains("block size"));
+        }
+        assert!(NsInfo::new(512, 0).validate().is_err());
+        assert!(NsInfo::new(512, 1 << 54).validate().is_err());
+    }
+}

@@ -1,0 +1,118 @@
+//! Storage behind a target: namespaces, and the three ways to write one.
+//!
+//! * [`BlockDevice`]: blocking reads and writes; wrap it in [`Inline`] (memory speed) or
+//!   [`Threaded`] (disks). The short way.
+//! * [`Namespace`] and [`Lane`]: owned [`Request`]s in, completions out, one lane per reactor
+//!   thread. The fast way.
+//!
+//! The target has checked every request before a backend sees it: the range lies inside the
+//! namespace, the data is as long as the range, the operation is one that [`NsInfo::caps`] offers.
+
+mod block;
+mod file;
+mod info;
+mod ram;
+mod request;
+
+pub use block::{BlockDevice, Inline, NsError, Threaded, WorkerPool};
+pub use file::{FileBackend, FileOptions};
+pub use info::{Caps, NsInfo, Support};
+pub use ram::RamDisk;
+pub(crate) use request::{Completion, Port, RequestPool, Route};
+pub use request::{LbaRange, Op, Request};
+
+use crate::Error;
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Weak};
+
+/// Storage that a subsystem shows to hosts under an NSID.
+///
+/// Shared by all reactors; what is used per I/O lives in the [`Lane`]s.
+pub trait Namespace: Send + Sync + 'static {
+    /// Geometry, identity and capabilities at this moment. Cheap; called when the namespace is
+    /// added and after each [`NsSink::changed`], on the caller's thread of either.
+    fn info(&self) -> NsInfo;
+
+    /// Opens a lane. Called on the reactor thread that will use it, at the first command for this
+    /// namespace there; the lane never leaves that thread.
+    ///
+    /// # Errors
+    /// An error fails the command with Namespace Not Ready (DNR clear) and is logged; the next
+    /// command tries again.
+    fn open_lane(&self, cx: &LaneCx) -> Result<Box<dyn Lane>, Error>;
+
+    /// Hands over the sink by which the backend says that [`Namespace::info`] has changed. Called
+    /// once, when the namespace is added to a subsystem.
+    fn subscribe(&self, sink: NsSink) {
+        let _ = sink;
+    }
+}
+
+/// What a reactor tells a backend that opens a lane.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LaneCx {
+    /// The most requests that will ever be outstanding on the lane: [`NsInfo::depth`].
+    pub depth: u32,
+    /// Number of the reactor, from 0.
+    pub reactor: usize,
+}
+
+/// One reactor's way into a namespace. Lives and dies on the reactor's thread.
+pub trait Lane {
+    /// Takes a request. Cannot fail and must not block: an error is a completion like any other.
+    /// Completing the request before returning is fine.
+    fn submit(&mut self, request: Request);
+
+    /// The end of a batch of `submit` calls: the moment to ring a doorbell once for all of them.
+    fn commit(&mut self) {}
+
+    /// Completes what is finished, at most `budget` requests; returns how many. Called when
+    /// [`Lane::wake_fd`] is readable.
+    fn poll(&mut self, budget: u32) -> u32 {
+        let _ = budget;
+        0
+    }
+
+    /// A descriptor that is readable when `poll` has something to do. `None` (the default) for a
+    /// lane that completes in `submit` or from another thread.
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// By which a backend tells its subsystem that its [`NsInfo`] has changed.
+#[derive(Clone)]
+pub struct NsSink(pub(crate) Weak<dyn Fn() + Send + Sync>);
+
+impl NsSink {
+    /// [`Namespace::info`] now says something else (a new size, read-only, ...): the target takes
+    /// the new values into use and tells connected hosts. From any thread except from inside
+    /// `info` and `subscribe`; does nothing once the namespace has been removed.
+    pub fn changed(&self) {
+        if let Some(notify) = self.0.upgrade() {
+            notify();
+        }
+    }
+}
+
+impl fmt::Debug for NsSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NsSink")
+    }
+}
+
+impl<N: Namespace + ?Sized> Namespace for Arc<N> {
+    fn info(&self) -> NsInfo {
+        (**self).info()
+    }
+
+    fn open_lane(&self, cx: &LaneCx) -> Result<Box<dyn Lane>, Error> {
+        (**self).open_lane(cx)
+    }
+
+    fn subscribe(&self, sink: NsSink) {
+        (**self).subscribe(sink);
+    }
+}

@@ -1,0 +1,181 @@
+//! A namespace in memory.
+
+use super::{BlockDevice, Caps, NsError, NsInfo, Support};
+use crate::Error;
+use std::fmt;
+use std::sync::{PoisonError, RwLock};
+
+/// Memory is taken in chunks of this size, and the kernel gives a chunk's pages as they are first
+/// written.
+const CHUNK: usize = 2 << 20;
+
+type Chunk = RwLock<Option<Box<[u8]>>>;
+
+/// A sparse RAM disk: memory is taken when it is written and given back, a chunk at a time, when
+/// it is deallocated. What was never written reads as zeroes.
+///
+/// Wrap it in [`super::Inline`]. A block is never seen half written: chunks are locked while
+/// bytes are copied.
+pub struct RamDisk {
+    info: NsInfo,
+    chunks: Box<[Chunk]>,
+}
+
+impl RamDisk {
+    /// A disk of `bytes` bytes in blocks of `block_size` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the block size is none or `bytes` is not a multiple of it.
+    pub fn new(bytes: u64, block_size: u32) -> Result<Self, Error> {
+        let info = NsInfo::new(block_size, bytes / u64::from(block_size.max(1)));
+        info.validate()?;
+        if info.bytes() != bytes {
+            return Err(Error::config(format!(
+                "{bytes} bytes is no multiple of the block size, {block_size} bytes"
+            )));
+        }
+        let count = usize::try_from(bytes.div_ceil(CHUNK as u64))
+            .map_err(|_| Error::config(format!("{bytes} bytes do not fit this machine")))?;
+        let chunks = std::iter::repeat_with(|| RwLock::new(None)).take(count).collect();
+        let caps = Caps {
+            fua: Support::Native,
+            write_zeroes: Support::Native,
+            deallocate: Support::Native,
+            ..Caps::default()
+        };
+        let mut info = info.with_caps(caps);
+        info.dealloc_reads_zero = true;
+        Ok(Self { info, chunks })
+    }
+
+    /// The same disk with other identifiers or read-only; geometry and capabilities stay.
+    #[must_use]
+    pub fn with_info(mut self, change: impl FnOnce(NsInfo) -> NsInfo) -> Self {
+        let changed = change(self.info.clone());
+        self.info.uuid = changed.uuid;
+        self.info.nguid = changed.nguid;
+        self.info.eui64 = changed.eui64;
+        self.info.read_only = changed.read_only;
+        self
+    }
+
+    /// Bytes of memory taken, in whole chunks.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let taken = |c: &&Chunk| c.read().unwrap_or_else(PoisonError::into_inner).is_some();
+        self.chunks.iter().filter(taken).count() as u64 * CHUNK as u64
+    }
+
+    /// Walks the chunks of a byte range: the chunk, the offset in it, the length.
+    fn pieces(&self, offset: u64, len: u64) -> impl Iterator<Item = (&Chunk, usize, usize)> {
+        let mut at = offset;
+        let end = offset + len;
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            let (index, start) = (at / CHUNK as u64, at % CHUNK as u64);
+            let n = (CHUNK as u64 - start).min(end - at);
+            at += n;
+            Some((self.chunks.get(as_usize(index))?, as_usize(start), as_usize(n)))
+        })
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the number of chunks fits, see `new`")]
+const fn as_usize(n: u64) -> usize {
+    n as usize
+}
+
+impl BlockDevice for RamDisk {
+    fn info(&self) -> NsInfo {
+        self.info.clone()
+    }
+
+    fn read_at(&self, offset: u64, mut buf: &mut [u8]) -> Result<(), NsError> {
+        for (chunk, start, n) in self.pieces(offset, buf.len() as u64) {
+            let (to, rest) = buf.split_at_mut(n);
+            buf = rest;
+            match &*chunk.read().unwrap_or_else(PoisonError::into_inner) {
+                Some(bytes) => to.copy_from_slice(&bytes[start..start + n]),
+                None => to.fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, mut buf: &[u8], _fua: bool) -> Result<(), NsError> {
+        for (chunk, start, n) in self.pieces(offset, buf.len() as u64) {
+            let (from, rest) = buf.split_at(n);
+            buf = rest;
+            chunk
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get_or_insert_with(|| vec![0; CHUNK].into_boxed_slice())[start..start + n]
+                .copy_from_slice(from);
+        }
+        Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, _: bool, _: bool) -> Result<(), NsError> {
+        for (chunk, start, n) in self.pieces(offset, len) {
+            let mut chunk = chunk.write().unwrap_or_else(PoisonError::into_inner);
+            if n == CHUNK {
+                *chunk = None;
+            } else if let Some(bytes) = &mut *chunk {
+                bytes[start..start + n].fill(0);
+            }
+        }
+        Ok(())
+    }
+
+    fn deallocate(&self, offset: u64, len: u64) -> Result<(), NsError> {
+        self.write_zeroes(offset, len, true, false)
+    }
+}
+
+impl fmt::Debug for RamDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RamDisk").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_was_written_across_chunks() {
+        let disk = RamDisk::new(8 << 20, 512).unwrap();
+        let data: Vec<u8> = (0..3 << 20).map(|i: u32| (i % 251) as u8).collect();
+        let at = (1 << 20) + 512;
+        disk.write_at(at, &data, false).unwrap();
+        let mut back = vec![1; data.len() + 1024];
+        disk.read_at(at - 512, &mut back).unwrap();
+        assert!(back[..512].iter().chain(&back[512 + data.len()..]).all(|&b| b == 0));
+        assert_eq!(back[512..512 + data.len()], data);
+    }
+
+    #[test]
+    fn memory_is_taken_by_writing_and_given_back_by_deallocating() {
+        let disk = RamDisk::new(1 << 40, 4096).unwrap();
+        assert_eq!(disk.resident_bytes(), 0);
+        let mut buf = vec![9; 4096];
+        disk.read_at(1 << 39, &mut buf).unwrap();
+        assert_eq!((disk.resident_bytes(), buf[0]), (0, 0));
+        disk.write_at(1 << 39, &[7; 4096], true).unwrap();
+        assert_eq!(disk.resident_bytes(), CHUNK as u64);
+        disk.write_zeroes(1 << 39, 512, false, false).unwrap();
+        disk.read_at(1 << 39, &mut buf).unwrap();
+        assert_eq!((buf[0], buf[511], buf[512]), (0, 0, 7));
+        disk.deallocate((1 << 39) - 4096, 2 * CHUNK as u64).unwrap();
+        assert_eq!(disk.resident_bytes(), 0);
+    }
+
+    #[test]
+    fn sizes_are_checked() {
+        for (bytes, block) in [(1000, 512), (0, 512), (4096, 0), (4096, 1000)] {
+            assert!(RamDisk::new(bytes, block).is_err(), "{bytes} {block}");
+        }
+    }
+}

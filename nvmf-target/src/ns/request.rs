@@ -1,0 +1,318 @@
+//! Owned requests, and the way their completions take back to the reactor.
+
+use crate::buf::IoBuf;
+use crate::wake::Waker;
+use log::error;
+use nvmf_proto::tcp::Slot;
+use nvmf_proto::wire::Status;
+use std::cell::RefCell;
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Op {
+    /// Fill [`Request::data_mut`] from the range.
+    Read,
+    /// Write [`Request::data`] to the range. With `fua` the data is on stable storage before the
+    /// request is completed.
+    Write {
+        /// Force Unit Access.
+        fua: bool,
+    },
+    /// Bring everything written before to stable storage.
+    Flush,
+    /// Make the range read as zeroes.
+    WriteZeroes {
+        /// The range may be deallocated (the host set DEAC).
+        deallocate: bool,
+        /// Force Unit Access.
+        fua: bool,
+    },
+    /// The host has no use for [`Request::ranges`] any more. A hint.
+    Deallocate,
+}
+
+/// A run of logical blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LbaRange {
+    /// First block.
+    pub slba: u64,
+    /// Number of blocks.
+    pub blocks: u64,
+}
+
+/// Where a completion belongs: which connection of the reactor, which of its commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// Index and generation of the connection.
+    pub(crate) conn: u64,
+    /// The command.
+    pub(crate) slot: Slot,
+    /// Index of the lane that the request was submitted to.
+    pub(crate) lane: usize,
+}
+
+/// Everything of a request; reused, so that none is allocated per I/O.
+pub(crate) struct Inner {
+    op: Op,
+    lba_shift: u8,
+    range: LbaRange,
+    ranges: Vec<LbaRange>,
+    buf: IoBuf,
+    route: Route,
+    status: Status,
+    port: Arc<Port>,
+}
+
+/// One operation on a namespace, owned by whoever works on it.
+///
+/// To be answered exactly once with [`Request::complete`], from any thread. A request that is
+/// dropped completes with Internal Error, so that no host waits for ever.
+#[must_use = "a dropped request fails its command"]
+pub struct Request(Option<Box<Inner>>);
+
+/// A finished request on its way back through the reactor.
+pub(crate) struct Completion(Box<Inner>);
+
+impl Request {
+    fn inner(&self) -> &Inner {
+        match &self.0 {
+            Some(inner) => inner,
+            None => unreachable!("only `complete` and `drop` take it, and both end the request"),
+        }
+    }
+
+    /// What is asked for.
+    #[must_use]
+    pub fn op(&self) -> Op {
+        self.inner().op
+    }
+
+    /// The blocks concerned; empty for Flush and Deallocate.
+    #[must_use]
+    pub fn lba_range(&self) -> LbaRange {
+        self.inner().range
+    }
+
+    /// The bytes of the namespace concerned; empty for Flush and Deallocate.
+    #[must_use]
+    pub fn byte_range(&self) -> Range<u64> {
+        let Inner { range, lba_shift, .. } = self.inner();
+        range.slba << lba_shift..(range.slba + range.blocks) << lba_shift
+    }
+
+    /// The ranges of a Deallocate, at most 256; they may overlap.
+    #[must_use]
+    pub fn ranges(&self) -> &[LbaRange] {
+        &self.inner().ranges
+    }
+
+    /// Log2 of the logical block size.
+    #[must_use]
+    pub fn lba_shift(&self) -> u8 {
+        self.inner().lba_shift
+    }
+
+    /// The data to write: as long as [`Request::byte_range`].
+    #[must_use]
+    pub fn data(&self) -> &IoBuf {
+        &self.inner().buf
+    }
+
+    /// Where read data goes: as long as [`Request::byte_range`]. All of it must be filled before
+    /// the request is completed with success: it holds other hosts' old data.
+    #[must_use]
+    pub fn data_mut(&mut self) -> &mut IoBuf {
+        match &mut self.0 {
+            Some(inner) => &mut inner.buf,
+            None => unreachable!("only `complete` and `drop` take it, and both end the request"),
+        }
+    }
+
+    /// Ends the request. Only queues the completion: the host is answered by the reactor in its
+    /// own time, never from inside this call.
+    pub fn complete(mut self, result: Result<(), Status>) {
+        if let Some(inner) = self.0.take() {
+            send(inner, result);
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.take() {
+            error!("a backend dropped a {:?} request; its command fails", inner.op);
+            send(inner, Err(Status::INTERNAL_ERROR));
+        }
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("op", &self.op())
+            .field("lba_range", &self.lba_range())
+            .finish_non_exhaustive()
+    }
+}
+
+fn send(mut inner: Box<Inner>, result: Result<(), Status>) {
+    inner.status = result.err().unwrap_or(Status::SUCCESS);
+    let elsewhere = LOCAL.with_borrow_mut(|local| match local {
+        Some(local) if Arc::ptr_eq(&local.port, &inner.port) => {
+            local.done.push(Completion(inner));
+            None
+        }
+        _ => Some(inner),
+    });
+    if let Some(inner) = elsewhere {
+        let port = Arc::clone(&inner.port);
+        port.push(Completion(inner));
+    }
+}
+
+impl Completion {
+    pub(crate) fn route(&self) -> Route {
+        self.0.route
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.0.status
+    }
+
+    pub(crate) fn op(&self) -> Op {
+        self.0.op
+    }
+
+    /// Takes the buffer out.
+    pub(crate) fn take_buf(&mut self) -> IoBuf {
+        std::mem::take(&mut self.0.buf)
+    }
+}
+
+/// Where the completions of one reactor's requests arrive.
+#[derive(Debug)]
+pub(crate) struct Port {
+    done: Mutex<Vec<Completion>>,
+    any: AtomicBool,
+    waker: Waker,
+}
+
+struct LocalPort {
+    port: Arc<Port>,
+    done: Vec<Completion>,
+}
+
+thread_local! {
+    /// The port of the reactor that runs on this thread: completions made here skip the lock.
+    static LOCAL: RefCell<Option<LocalPort>> = const { RefCell::new(None) };
+}
+
+impl Port {
+    pub(crate) fn new(waker: Waker) -> Arc<Self> {
+        Arc::new(Self { done: Mutex::default(), any: AtomicBool::new(false), waker })
+    }
+
+    /// Declares the calling thread to be this port's reactor.
+    pub(crate) fn bind_to_thread(self: &Arc<Self>) {
+        LOCAL.set(Some(LocalPort { port: Arc::clone(self), done: Vec::new() }));
+    }
+
+    /// Undoes [`Port::bind_to_thread`].
+    pub(crate) fn unbind_from_thread() {
+        LOCAL.set(None);
+    }
+
+    fn push(&self, completion: Completion) {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).push(completion);
+        // Written only if it changes, so that completions in a row do not fight for the line.
+        if !self.any.swap(true, Ordering::AcqRel) {
+            self.waker.wake();
+        }
+    }
+
+    /// Moves all completions into `out`: those of this thread, then those of others. Only on the
+    /// reactor's own thread.
+    pub(crate) fn collect(&self, out: &mut Vec<Completion>) {
+        LOCAL.with_borrow_mut(|local| {
+            if let Some(local) = local {
+                out.append(&mut local.done);
+            }
+        });
+        if self.any.load(Ordering::Acquire) && self.any.swap(false, Ordering::AcqRel) {
+            out.append(&mut self.done.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}
+
+/// Makes requests; keeps finished ones to use their memory again.
+#[derive(Debug)]
+pub(crate) struct RequestPool {
+    port: Arc<Port>,
+    spare: Vec<Box<Inner>>,
+}
+
+impl RequestPool {
+    pub(crate) const fn new(port: Arc<Port>) -> Self {
+        Self { port, spare: Vec::new() }
+    }
+
+    pub(crate) fn make(&mut self, op: Op, lba_shift: u8, range: LbaRange, buf: IoBuf, route: Route) -> Request {
+        let inner = match self.spare.pop() {
+            Some(mut inner) => {
+                inner.op = op;
+                inner.lba_shift = lba_shift;
+                inner.range = range;
+                inner.buf = buf;
+                inner.route = route;
+                inner
+            }
+            None => Box::new(Inner {
+                op,
+                lba_shift,
+                range,
+                ranges: Vec::new(),
+                buf,
+                route,
+                status: Status::SUCCESS,
+                port: Arc::clone(&self.port),
+            }),
+        };
+        Request(Some(inner))
+    }
+
+    pub(crate) fn make_deallocate(
+        &mut self,
+        lba_shift: u8,
+        ranges: impl Iterator<Item = LbaRange>,
+        route: Route,
+    ) -> Request {
+        let range = LbaRange { slba: 0, blocks: 0 };
+        let mut request = self.make(Op::Deallocate, lba_shift, range, IoBuf::empty(), route);
+        if let Some(inner) = &mut request.0 {
+            inner.ranges.extend(ranges);
+        }
+        request
+    }
+
+    pub(crate) fn recycle(&mut self, Completion(mut inner): Completion) {
+        inner.ranges.clear();
+        self.spare.push(inner);
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").field("op", &self.op).field("route", &self.route).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Completion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Completion").field("status", &self.status()).finish_non_exhaustive()
+    }
+}
