@@ -10,6 +10,7 @@ pub mod dsm;
 pub mod fabrics;
 pub mod feature;
 pub mod identify;
+mod layout;
 pub mod log;
 pub mod nqn;
 pub mod opcode;
@@ -20,6 +21,7 @@ pub mod sqe;
 pub mod status;
 
 pub use cqe::Cqe;
+pub use layout::{padded_ascii, trimmed_text};
 pub use opcode::{AdminOpcode, NvmOpcode};
 pub use sgl::SglDescriptor;
 pub use sqe::Sqe;
