@@ -23,11 +23,14 @@ mod slots;
 mod tx;
 
 use super::{Negotiated, Slot, Time};
-use crate::wire::pdu::{ADMIN_IN_CAPSULE_MAX, DIGEST_LEN, MAXH2CDATA_MIN, PDA_MAX, TermReq};
+use crate::wire::pdu::{ADMIN_IN_CAPSULE_MAX, MAXH2CDATA_MIN, PDA_MAX, TermReq};
 use crate::wire::{Sqe, Status};
 use rx::Rx;
 use slots::{Slots, State};
 use tx::Outbox;
+
+/// [`DIGEST_LEN`](crate::wire::pdu::DIGEST_LEN) where lengths on the wire are added up.
+const DIGEST: u32 = 4;
 
 /// What a target offers on a connection.
 #[derive(Clone, Debug)]
@@ -175,17 +178,28 @@ impl Timer {
 /// The submission queue as far as SQHD goes.
 #[derive(Clone, Copy, Debug)]
 struct SubmissionQueue {
-    entries: u32,
-    /// Commands taken from the queue, modulo `entries`.
-    head: u32,
+    /// SQSIZE: number of the last entry.
+    last: u16,
+    /// Entry that the next command is taken from.
+    head: u16,
     flow_control: bool,
 }
 
 impl SubmissionQueue {
     const fn advance(&mut self) {
-        self.head += 1;
-        if self.head >= self.entries {
-            self.head = 0;
+        self.head = if self.head == self.last {
+            0
+        } else {
+            self.head + 1
+        };
+    }
+
+    /// What a response says. SQHD means nothing where SQ flow control is disabled: FFFFh.
+    const fn sqhd(&self) -> u16 {
+        if self.flow_control {
+            self.head
+        } else {
+            u16::MAX
         }
     }
 }
@@ -240,16 +254,16 @@ impl TcpTarget {
         if self.queue.is_some() || self.phase != Phase::Open {
             return;
         }
-        let entries = queue.entries.clamp(2, 1 << 16);
+        let last = u16::try_from(queue.entries.max(2) - 1).unwrap_or(u16::MAX);
         // The Connect command is the first entry taken from the queue that it creates.
-        let head = u32::from(self.slots.live() > 0);
+        let head = u16::from(self.slots.live() > 0);
         self.queue = Some(SubmissionQueue {
-            entries,
+            last,
             head,
             flow_control: queue.flow_control,
         });
         self.in_capsule = queue.in_capsule;
-        self.slots.grow(entries);
+        self.slots.grow(usize::from(last) + 1);
         self.outbox.grow(self.slots.len());
         self.timer = None;
     }
@@ -336,7 +350,7 @@ impl TcpTarget {
             CloseReason::ConnectTimeout => self.config.connect_timeout,
             CloseReason::LingerTimeout => self.config.linger,
         };
-        if now < *timer.due.get_or_insert(now.after(limit)) {
+        if now < *timer.due.get_or_insert_with(|| now.after(limit)) {
             return None;
         }
         let reason = timer.reason;
@@ -351,19 +365,11 @@ impl TcpTarget {
     }
 
     const fn header_digest_len(&self) -> u32 {
-        if self.terms.header_digest {
-            DIGEST_LEN as u32
-        } else {
-            0
-        }
+        if self.terms.header_digest { DIGEST } else { 0 }
     }
 
     const fn data_digest_len(&self) -> u32 {
-        if self.terms.data_digest {
-            DIGEST_LEN as u32
-        } else {
-            0
-        }
+        if self.terms.data_digest { DIGEST } else { 0 }
     }
 
     const fn close(&mut self) {

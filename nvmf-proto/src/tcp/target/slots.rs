@@ -120,8 +120,7 @@ impl Slots {
     }
 
     /// Makes the table larger; the command in slot 0 stays where it is.
-    pub(super) fn grow(&mut self, entries: u32) {
-        let entries = usize::try_from(entries).unwrap_or_default();
+    pub(super) fn grow(&mut self, entries: usize) {
         self.entries.resize(entries, Entry::FREE);
         self.cids = Cids::all_free();
         self.index_bits = entries.next_power_of_two().trailing_zeros();

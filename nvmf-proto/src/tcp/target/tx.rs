@@ -188,7 +188,7 @@ impl TcpTarget {
     }
 
     fn send_r2t(&mut self, slot: Slot, cccid: u16, length: u32, out: &mut TxList) {
-        let ch = self.common_header(PduType::R2T, R2T_LEN as u8);
+        let ch = self.common_header(PduType::R2T, R2T_LEN);
         let r2t = DataHeader {
             cccid,
             ttag: self.slots.ttag(slot),
@@ -201,14 +201,12 @@ impl TcpTarget {
 
     fn send_response(&mut self, slot: Slot, entry: &Entry, out: &mut TxList) {
         let done = entry.done;
-        let (sqhd, flow_control) = match self.queue {
-            // SQHD is reserved where SQ flow control is disabled; FFFFh says so.
-            Some(queue) if !queue.flow_control => (u16::MAX, false),
-            Some(queue) => (queue.head as u16, true),
-            None => (0, true),
-        };
+        // A queue that no Connect has created yet has no entries: SQHD 0.
+        let sqhd = self.queue.map_or(0, |queue| queue.sqhd());
+        let flow_control = self.queue.is_none_or(|queue| queue.flow_control);
         if done.data_len > 0 && done.status.is_success() {
-            // NVMe/TCP 1.1 §3.6.2.10: SUCCESS stands for a CQE of zeroes, and that has no SQHD.
+            // NVMe/TCP 1.1, C2HData PDU: SUCCESS stands for a CQE whose result and status are zero
+            // and that moves no SQ head.
             let success = !flow_control && done.status == Status::SUCCESS && done.result == 0;
             self.send_data(slot, entry.cid, done.data_len, success, out);
             if success {
@@ -221,13 +219,14 @@ impl TcpTarget {
             cid: entry.cid,
             status: done.status,
         };
-        let ch = self.common_header(PduType::CAPSULE_RESP, RESP_LEN as u8);
+        let ch = self.common_header(PduType::CAPSULE_RESP, RESP_LEN);
         self.push_header(&encode_capsule_resp(&ch, &cqe), out);
         self.outbox.handed_over += u64::from(ch.plen);
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "PDO is 128 at the most")]
     fn send_data(&mut self, slot: Slot, cccid: u16, length: u32, success: bool, out: &mut TxList) {
-        let mut ch = self.common_header(PduType::C2H_DATA, DATA_LEN as u8);
+        let mut ch = self.common_header(PduType::C2H_DATA, DATA_LEN);
         let end = ch.plen;
         let pdo = end.next_multiple_of((u32::from(self.terms.hpda) + 1) * 4);
         ch.pdo = pdo as u8;
@@ -245,15 +244,23 @@ impl TcpTarget {
             .encode(&ch),
             out,
         );
-        if let Some(padding) = [0; PDO_MAX].get(end as usize..pdo as usize) {
-            out.push_head(padding);
+        if pdo > end {
+            out.push_head(
+                [0; PDO_MAX]
+                    .get(end as usize..pdo as usize)
+                    .unwrap_or_default(),
+            );
         }
         out.push_data(slot, 0, length, self.terms.data_digest);
         self.outbox.handed_over += u64::from(ch.plen);
     }
 
     /// Of a PDU without data.
-    const fn common_header(&self, pdu_type: PduType, hlen: u8) -> CommonHeader {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "headers are shorter than 256 bytes"
+    )]
+    const fn common_header(&self, pdu_type: PduType, hlen: usize) -> CommonHeader {
         CommonHeader {
             pdu_type,
             flags: if self.terms.header_digest {
@@ -261,7 +268,7 @@ impl TcpTarget {
             } else {
                 PduFlags::empty()
             },
-            hlen,
+            hlen: hlen as u8,
             pdo: 0,
             plen: hlen as u32 + self.header_digest_len(),
         }
