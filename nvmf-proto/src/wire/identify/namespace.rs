@@ -368,7 +368,8 @@ impl NsIdDescriptors {
         for (nidt, nid) in descriptors {
             let Some(nid) = nid else { continue };
             let header = [nidt, u8::try_from(nid.len()).unwrap_or(u8::MAX), 0, 0];
-            for (to, from) in bytes.by_ref().zip(header.iter().chain(nid)) {
+            // The identifier leads the zip: it ends first and must not cost a byte of the list.
+            for (from, to) in header.iter().chain(nid).zip(bytes.by_ref()) {
                 *to = *from;
             }
         }
