@@ -196,7 +196,8 @@ pub(crate) mod tests {
     macro_rules! assert_offsets {
         ($ty:ident { $($field:ident: $value:expr => $range:expr;)* }) => {{
             $(
-                let value = $ty { $field: $value, ..$ty::default() };
+                let mut value = $ty::decode(&[0; $ty::SIZE]);
+                value.$field = $value;
                 let mut out = [0xa5; $ty::SIZE];
                 value.encode(&mut out);
                 let range: std::ops::Range<usize> = $range;

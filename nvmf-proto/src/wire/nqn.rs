@@ -362,7 +362,8 @@ mod tests {
             Err(NqnError::TooLong)
         );
         assert_eq!(Nqn::from_field(&field(b"nqn.\xff")), Err(NqnError::NotUtf8));
-        assert!(Nqn::from_field(&field(&[b'a'; 223])).is_ok());
+        let longest = Nqn::from_field(&field(&[b'a'; 223]));
+        assert_eq!(longest.map(|nqn| nqn.as_str().len()), Ok(NQN_MAX));
 
         // Liberal: not a strict NQN, and rubbish behind the NUL.
         let mut raw = field(b"my host");
@@ -387,6 +388,24 @@ mod tests {
         let rtl = "a\u{202e}b\u{fc}";
         assert_eq!(Escaped(rtl.as_bytes()).to_string(), "a\\u{202e}b\u{fc}");
         assert_eq!(Escaped(b"a\xff\xfeb").to_string(), "a\\xff\\xfeb");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_field_is_judged_and_shown_safely(bytes: Vec<u8>) {
+            let bytes = &bytes[..bytes.len().min(NQN_FIELD)];
+            if let Ok(nqn) = Nqn::from_field(&field(bytes)) {
+                assert!(bytes.starts_with(nqn.as_str().as_bytes()));
+                assert_eq!(Nqn::from_field(&nqn.to_field()), Ok(nqn));
+            }
+            assert!(!Escaped(bytes).to_string().contains(char::is_control));
+        }
+
+        #[test]
+        fn strict_names_survive_the_wire(name in "nqn\\.20[0-9]{2}-0[1-9]\\.[a-z]{1,9}:\\PC{1,40}") {
+            let nqn = Nqn::new(&name).expect("a strict name");
+            assert_eq!(Nqn::from_field(&nqn.to_field()), Ok(nqn));
+        }
     }
 
     #[test]

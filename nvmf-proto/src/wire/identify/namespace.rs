@@ -568,4 +568,24 @@ mod tests {
         };
         assert_eq!(NsIdDescriptors::decode(&out), Err(error));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_descriptor_list_is_read_or_refused(
+            descriptors in proptest::collection::vec((0u8..6, 0u8..20), 0..300),
+        ) {
+            let mut list = [0; 4096];
+            let bytes = descriptors.iter().flat_map(|&(nidt, nidl)| {
+                [nidt, nidl, 0, 0].into_iter().chain(std::iter::repeat_n(0x5a, usize::from(nidl)))
+            });
+            for (from, to) in bytes.zip(&mut list) {
+                *to = from;
+            }
+            if let Ok(found) = NsIdDescriptors::decode(&list) {
+                let mut again = [0; 4096];
+                found.encode(&mut again);
+                assert_eq!(NsIdDescriptors::decode(&again), Ok(found));
+            }
+        }
+    }
 }
