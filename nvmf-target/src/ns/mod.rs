@@ -15,7 +15,7 @@ mod ram;
 mod request;
 
 pub use block::{BlockDevice, Inline, NsError, Threaded, WorkerPool};
-pub use file::{FileBackend, FileOptions};
+pub use file::{Direct, FileBackend, FileId, FileOptions};
 pub use info::{Caps, NsInfo, Support};
 pub use ram::RamDisk;
 pub(crate) use request::{Completion, Port, RequestPool, Route};

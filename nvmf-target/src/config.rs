@@ -1,0 +1,185 @@
+//! Limits and switches of a target.
+
+use crate::Error;
+use nvmf_proto::wire::nqn::Nqn;
+use nvmf_proto::wire::pdu::MAXH2CDATA_MIN;
+use std::time::Duration;
+
+/// What a target takes and offers. Start from `default()`; [`crate::Target::new`] checks it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TargetConfig {
+    /// Reactor threads. Default: the CPUs that the process may use, at most 16.
+    pub reactors: usize,
+    /// How long a reactor that has just worked looks for more before it sleeps; zero: not at all.
+    pub busy_poll: Duration,
+    /// Bytes of I/O buffers, of all reactors together. Commands wait when they are lent out.
+    pub buffer_bytes: usize,
+    /// The largest data transfer of one command in bytes (MDTS): a power of two, 4 KiB to 32 MiB.
+    pub max_transfer: u32,
+    /// In-capsule data that commands on I/O queues may carry, bytes: a multiple of 16, at most
+    /// 64 KiB.
+    pub in_capsule: u32,
+    /// MAXH2CDATA in bytes: a multiple of 4, at least 4096.
+    pub maxh2cdata: u32,
+    /// Entries of an I/O queue (CAP.MQES + 1), 2 to 65,536.
+    pub io_queue_entries: u32,
+    /// I/O queues of a controller.
+    pub io_queues: u16,
+    /// Connections at a time; further ones are closed at once.
+    pub max_connections: usize,
+    /// How long a connection may take from accept to ICReq, and from there to Connect.
+    pub connect_timeout: Duration,
+    /// Header digests are used if the host asks for them.
+    pub header_digest: bool,
+    /// Data digests are used if the host asks for them.
+    pub data_digest: bool,
+    /// Hosts may disable SQ flow control.
+    pub sq_flow_control_disable: bool,
+}
+
+impl Default for TargetConfig {
+    fn default() -> Self {
+        Self {
+            reactors: std::thread::available_parallelism().map_or(1, |n| n.get().min(16)),
+            busy_poll: Duration::from_micros(50),
+            buffer_bytes: 64 << 20,
+            max_transfer: 1 << 20,
+            in_capsule: 16 << 10,
+            maxh2cdata: 1 << 20,
+            io_queue_entries: 1024,
+            io_queues: 64,
+            max_connections: 4096,
+            connect_timeout: Duration::from_secs(10),
+            header_digest: true,
+            data_digest: true,
+            sq_flow_control_disable: true,
+        }
+    }
+}
+
+impl TargetConfig {
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let check = |ok: bool, name: &str, value: String, wanted: &str| {
+            if ok { Ok(()) } else { Err(Error::config(format!("{name} {value}: {wanted} is wanted"))) }
+        };
+        let Self { reactors, buffer_bytes, max_transfer, in_capsule, maxh2cdata, .. } = *self;
+        check((1..=1024).contains(&reactors), "reactors", reactors.to_string(), "1 to 1024")?;
+        check(
+            max_transfer.is_power_of_two() && (4096..=32 << 20).contains(&max_transfer),
+            "max_transfer",
+            max_transfer.to_string(),
+            "a power of two from 4096 to 33554432 bytes",
+        )?;
+        check(
+            buffer_bytes / reactors >= max_transfer as usize,
+            "buffer_bytes",
+            buffer_bytes.to_string(),
+            &format!("at least max_transfer ({max_transfer}) for each of {reactors} reactors"),
+        )?;
+        check(
+            in_capsule % 16 == 0 && in_capsule <= 64 << 10 && in_capsule <= max_transfer,
+            "in_capsule",
+            in_capsule.to_string(),
+            "a multiple of 16, at most 65536 and max_transfer,",
+        )?;
+        check(
+            maxh2cdata % 4 == 0 && maxh2cdata >= MAXH2CDATA_MIN,
+            "maxh2cdata",
+            maxh2cdata.to_string(),
+            "a multiple of 4, at least 4096,",
+        )?;
+        check(
+            (2..=65_536).contains(&self.io_queue_entries),
+            "io_queue_entries",
+            self.io_queue_entries.to_string(),
+            "2 to 65536",
+        )?;
+        check(
+            (1..=1024).contains(&self.io_queues),
+            "io_queues",
+            self.io_queues.to_string(),
+            "1 to 1024",
+        )?;
+        check(self.max_connections > 0, "max_connections", "0".to_owned(), "at least 1")
+    }
+}
+
+/// An NVM subsystem to be added to a target.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SubsystemConfig {
+    /// SUBNQN.
+    pub nqn: String,
+    /// SN: at most 20 printable ASCII characters.
+    pub serial: String,
+    /// MN: at most 40 printable ASCII characters.
+    pub model: String,
+    /// NN: the largest NSID, 1 to 65,536.
+    pub max_namespaces: u32,
+}
+
+impl SubsystemConfig {
+    /// A subsystem under an NQN, with a serial number derived from it, for up to 4,096 namespaces.
+    #[must_use]
+    pub fn new(nqn: impl Into<String>) -> Self {
+        let nqn = nqn.into();
+        let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, nqn.as_bytes()).simple().to_string();
+        let serial = id.chars().take(20).collect();
+        Self { nqn, serial, model: "nvmf target".to_owned(), max_namespaces: 4096 }
+    }
+
+    pub(crate) fn validate(&self) -> Result<Nqn, Error> {
+        let nqn = Nqn::new(&self.nqn)
+            .map_err(|err| Error::config(format!("subsystem NQN {:?}: {err}", self.nqn)))?;
+        if nqn.is_discovery() {
+            return Err(Error::config(format!("{nqn} is the discovery service's own NQN")));
+        }
+        // NVMe Base 2.1, Identify Controller: SN and MN are ASCII strings.
+        for (name, value, max) in [("serial", &self.serial, 20), ("model", &self.model, 40)] {
+            if value.len() > max || !value.bytes().all(|b| (0x20..=0x7e).contains(&b)) {
+                return Err(Error::config(format!(
+                    "{name} {value:?}: at most {max} printable ASCII characters are wanted"
+                )));
+            }
+        }
+        if !(1..=65_536).contains(&self.max_namespaces) {
+            return Err(Error::config(format!(
+                "max_namespaces {}: 1 to 65536 is wanted",
+                self.max_namespaces
+            )));
+        }
+        Ok(nqn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_valid() {
+        TargetConfig::default().validate().unwrap();
+        SubsystemConfig::new("nqn.2014-08.org.example:a").validate().unwrap();
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        let change = |f: fn(&mut TargetConfig)| {
+            let mut c = TargetConfig::default();
+            f(&mut c);
+            c.validate().unwrap_err().to_string()
+        };
+        assert!(change(|c| c.reactors = 0).contains("reactors 0"));
+        assert!(change(|c| c.max_transfer = 5000).contains("max_transfer 5000"));
+        assert!(change(|c| c.buffer_bytes = 1).contains("buffer_bytes 1"));
+        assert!(change(|c| c.in_capsule = 17).contains("in_capsule 17"));
+        assert!(change(|c| c.maxh2cdata = 4095).contains("maxh2cdata 4095"));
+        assert!(change(|c| c.io_queue_entries = 1).contains("io_queue_entries 1"));
+        assert!(change(|c| c.io_queues = 0).contains("io_queues 0"));
+        let mut s = SubsystemConfig::new("nqn.2014-08.org.example:a");
+        s.serial = "x".repeat(21);
+        assert!(s.validate().unwrap_err().to_string().contains("serial"));
+        assert!(SubsystemConfig::new("disk").validate().unwrap_err().to_string().contains("\"disk\""));
+    }
+}

@@ -1,0 +1,123 @@
+//! Connect: how a connection becomes a queue of a controller (NVMe Base 2.1 §6.3).
+
+use super::{ConnRef, Controller, Core, Kind, Listener, QueueStats, Role};
+use log::info;
+use nvmf_proto::tcp::Time;
+use nvmf_proto::wire::Status;
+use nvmf_proto::wire::fabrics::{
+    CNTLID_DYNAMIC, Cattr, ConnectCommand, ConnectData, InvalidParameter,
+};
+use std::sync::Arc;
+
+/// Entries of an admin queue: at least 32 (NVMe over Fabrics), at most 4,096.
+const ADMIN_ENTRIES_MAX: u32 = 4096;
+/// Bytes of Connect data.
+pub(crate) const CONNECT_DATA_LEN: u32 = 1024;
+
+/// What an accepted Connect makes of a connection.
+#[derive(Debug)]
+pub(crate) struct Association {
+    pub(crate) controller: Arc<Controller>,
+    pub(crate) qid: u16,
+    /// Entries of the submission queue.
+    pub(crate) entries: u32,
+    /// SQ flow control is in use.
+    pub(crate) flow_control: bool,
+    pub(crate) stats: Arc<QueueStats>,
+}
+
+/// Why a Connect is refused: the status and dword 0 of the response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) status: Status,
+    pub(crate) dw0: u32,
+}
+
+impl Refusal {
+    pub(super) const fn status(status: Status) -> Self {
+        Self { status, dw0: 0 }
+    }
+
+    /// Connect Invalid Parameters for a field of the Connect data.
+    pub(super) const fn data(offset: u16) -> Self {
+        Self::invalid(InvalidParameter::Data(offset))
+    }
+
+    const fn invalid(parameter: InvalidParameter) -> Self {
+        Self { status: Status::CONNECT_INVALID_PARAMETERS.dnr(), dw0: parameter.dw0() }
+    }
+}
+
+impl From<InvalidParameter> for Refusal {
+    fn from(parameter: InvalidParameter) -> Self {
+        Self::invalid(parameter)
+    }
+}
+
+/// The checks that need no Connect data.
+pub(crate) fn check_command(command: &ConnectCommand) -> Result<(), Refusal> {
+    if command.recfmt != 0 {
+        return Err(Refusal::status(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr()));
+    }
+    let entries = u32::from(command.sqsize) + 1;
+    // SQSIZE is 0's based and 0 is not a queue.
+    if entries < 2 || (command.qid == 0 && entries > ADMIN_ENTRIES_MAX) {
+        return Err(InvalidParameter::Command(ConnectCommand::SQSIZE).into());
+    }
+    Ok(())
+}
+
+/// Carries out a Connect whose command has passed [`check_command`].
+pub(crate) fn connect(
+    core: &Core,
+    listener: &Listener,
+    command: &ConnectCommand,
+    data: &ConnectData,
+    conn: ConnRef,
+    now: Time,
+) -> Result<Association, Refusal> {
+    let subnqn = data.subsystem_nqn().map_err(|_| Refusal::data(ConnectData::SUBNQN))?;
+    let hostnqn = data.host_nqn().map_err(|_| Refusal::data(ConnectData::HOSTNQN))?;
+    let subsystem = core
+        .subsystem(&subnqn)
+        .filter(|s| s.kind == Kind::Discovery || listener.role == Role::Io)
+        .ok_or(Refusal::data(ConnectData::SUBNQN))?;
+    let entries = u32::from(command.sqsize) + 1;
+    let flow_control = !(core.config.sq_flow_control_disable
+        && command.cattr.contains(Cattr::DISABLE_SQ_FLOW_CONTROL));
+    let (controller, stats) = if command.qid == 0 {
+        // The dynamic controller model: the target chooses the controller.
+        if data.cntlid != CNTLID_DYNAMIC {
+            return Err(Refusal::data(ConnectData::CNTLID));
+        }
+        let controller = subsystem
+            .open_controller(hostnqn, data.hostid, command.kato, conn)
+            .ok_or(Refusal::status(Status::CONNECT_CONTROLLER_BUSY))?;
+        let stats = controller.admin_stats();
+        stats.active(now);
+        info!(
+            "controller {} of {} opened by {}",
+            controller.cntlid, subsystem.nqn, controller.hostnqn
+        );
+        (controller, stats)
+    } else {
+        if subsystem.kind == Kind::Discovery {
+            return Err(InvalidParameter::Command(ConnectCommand::QID).into());
+        }
+        let controller =
+            subsystem.controller(data.cntlid).ok_or(Refusal::data(ConnectData::CNTLID))?;
+        // A queue belongs to the host that opened the controller, in name and in identifier.
+        if controller.hostid != data.hostid {
+            return Err(Refusal::data(ConnectData::HOSTID));
+        }
+        if controller.hostnqn != hostnqn {
+            return Err(Refusal::data(ConnectData::HOSTNQN));
+        }
+        if entries > core.config.io_queue_entries {
+            return Err(InvalidParameter::Command(ConnectCommand::SQSIZE).into());
+        }
+        let stats = controller.add_queue(command.qid, conn, now)?;
+        (controller, stats)
+    };
+    Ok(Association { controller, qid: command.qid, entries, flow_control, stats })
+}

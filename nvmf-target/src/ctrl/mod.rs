@@ -1,0 +1,141 @@
+//! Subsystems and controllers: the part of a target that is asked a few times per second.
+//!
+//! State here is shared between reactors behind locks that no I/O takes. An I/O queue learns of a
+//! reset, a shutdown or the end of its association by a message to its reactor, and of namespace
+//! changes by a generation number that it compares before each command.
+
+pub(crate) mod admin;
+pub(crate) mod connect;
+mod controller;
+mod namespaces;
+mod property;
+mod subsystem;
+
+pub(crate) use controller::{Controller, QueueStats, Totals};
+pub(crate) use namespaces::{NsEntry, NsTable};
+pub(crate) use subsystem::{Kind, Subsystem};
+
+use crate::TargetConfig;
+use crate::reactor::{Mailbox, Message};
+use crate::transport::TransportAddress;
+use nvmf_proto::wire::nqn::Nqn;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// Which subsystems a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Role {
+    /// All of them, and the discovery service.
+    Io,
+    /// The discovery service only.
+    Discovery,
+}
+
+/// A listener as controllers and the discovery log see it.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    /// PORTID.
+    pub(crate) port_id: u16,
+    pub(crate) address: TransportAddress,
+    pub(crate) role: Role,
+}
+
+/// What all parts of one target share.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) config: TargetConfig,
+    subsystems: RwLock<BTreeMap<Nqn, Arc<Subsystem>>>,
+    pub(crate) discovery: Arc<Subsystem>,
+    pub(crate) listeners: RwLock<Vec<Arc<Listener>>>,
+    /// GENCTR of the discovery log.
+    genctr: AtomicU64,
+    /// Connections that exist, accepted but not yet gone.
+    pub(crate) connections: AtomicUsize,
+}
+
+impl Core {
+    pub(crate) fn new(config: TargetConfig) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            subsystems: RwLock::default(),
+            discovery: Subsystem::discovery(),
+            listeners: RwLock::default(),
+            // A host that kept 0 from an empty log must see a change.
+            genctr: AtomicU64::new(1),
+            connections: AtomicUsize::new(0),
+        })
+    }
+
+    pub(crate) fn subsystem(&self, nqn: &Nqn) -> Option<Arc<Subsystem>> {
+        if nqn.is_discovery() {
+            return Some(Arc::clone(&self.discovery));
+        }
+        self.subsystems.read().unwrap_or_else(PoisonError::into_inner).get(nqn).cloned()
+    }
+
+    pub(crate) fn subsystems(&self) -> Vec<Arc<Subsystem>> {
+        self.subsystems.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Adds a subsystem; false if there is one of that name.
+    pub(crate) fn add_subsystem(&self, subsystem: Arc<Subsystem>) -> bool {
+        let added = {
+            let mut all = self.subsystems.write().unwrap_or_else(PoisonError::into_inner);
+            let name = subsystem.nqn.clone();
+            !all.contains_key(&name) && all.insert(name, subsystem).is_none()
+        };
+        if added {
+            self.discovery_changed();
+        }
+        added
+    }
+
+    pub(crate) fn add_listener(&self, address: TransportAddress, role: Role) -> Arc<Listener> {
+        let listener = {
+            let mut all = self.listeners.write().unwrap_or_else(PoisonError::into_inner);
+            let port_id = u16::try_from(all.len() + 1).unwrap_or(u16::MAX);
+            let listener = Arc::new(Listener { port_id, address, role });
+            all.push(Arc::clone(&listener));
+            listener
+        };
+        self.discovery_changed();
+        listener
+    }
+
+    pub(crate) fn genctr(&self) -> u64 {
+        self.genctr.load(Ordering::Acquire)
+    }
+
+    /// The discovery log says something else now.
+    fn discovery_changed(&self) {
+        self.genctr.fetch_add(1, Ordering::AcqRel);
+        for controller in self.discovery.controllers() {
+            controller.discovery_changed();
+        }
+    }
+}
+
+/// A connection as others see it: where to send it messages.
+#[derive(Clone, Debug)]
+pub(crate) struct ConnRef {
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) id: u64,
+}
+
+impl ConnRef {
+    /// Ends the connection.
+    pub(crate) fn stop(&self) {
+        self.mailbox.send(Message::Stop(self.id));
+    }
+
+    /// Tells an admin queue that its controller has something for it.
+    pub(crate) fn notify(&self) {
+        self.mailbox.send(Message::Notify(self.id));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,57 @@
+//! The namespaces of a subsystem: a snapshot that is replaced, never changed.
+
+use crate::ns::{Namespace, NsInfo};
+use std::fmt;
+use std::sync::Arc;
+
+/// An attached namespace at one moment.
+pub(crate) struct NsEntry {
+    pub(crate) nsid: u32,
+    /// Tells this attachment from any other that has or had the same NSID.
+    pub(crate) uid: u64,
+    pub(crate) info: NsInfo,
+    pub(crate) namespace: Arc<dyn Namespace>,
+    /// What the backend's sink calls; the backend holds a weak reference.
+    pub(crate) notify: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl fmt::Debug for NsEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NsEntry")
+            .field("nsid", &self.nsid)
+            .field("uid", &self.uid)
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
+}
+
+/// All attached namespaces of a subsystem at one moment, by NSID in O(1).
+#[derive(Debug, Default)]
+pub(crate) struct NsTable {
+    entries: Vec<Option<Arc<NsEntry>>>,
+}
+
+impl NsTable {
+    pub(crate) fn get(&self, nsid: u32) -> Option<&Arc<NsEntry>> {
+        self.entries.get((nsid as usize).wrapping_sub(1))?.as_ref()
+    }
+
+    /// In ascending order of NSID.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<NsEntry>> {
+        self.entries.iter().flatten()
+    }
+
+    /// The same table with what `nsid` (at least 1) stands for replaced.
+    pub(crate) fn with(&self, nsid: u32, entry: Option<Arc<NsEntry>>) -> Self {
+        let mut entries = self.entries.clone();
+        let index = (nsid as usize).saturating_sub(1);
+        if entries.len() <= index {
+            entries.resize(index + 1, None);
+        }
+        entries[index] = entry;
+        while entries.last().is_some_and(Option::is_none) {
+            entries.pop();
+        }
+        Self { entries }
+    }
+}

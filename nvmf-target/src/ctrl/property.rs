@@ -1,0 +1,91 @@
+//! Controller properties: CAP, VS, CC, CSTS, CRTO (NVMe Base 2.1 §3.1.4).
+
+use super::controller::Stopping;
+use super::{Controller, Kind, lock};
+use crate::TargetConfig;
+use nvmf_proto::wire::fabrics::{PropertyGet, PropertySet, PropertySize};
+use nvmf_proto::wire::property::{Cap, Cc, Crto, Csts, PropertyOffset, Vs};
+use nvmf_proto::wire::Status;
+
+/// CAP.TO: the worst time for CSTS.RDY to follow CC.EN, in 500 ms. A reset waits for what is in
+/// the backends.
+const TO: u64 = 60;
+
+/// The version that the controllers follow.
+pub(super) const VERSION: Vs = Vs::V2_1;
+
+impl Controller {
+    /// Property Get.
+    pub(crate) fn property_get(&self, config: &TargetConfig, get: &PropertyGet) -> Result<u64, Status> {
+        let (value, size) = match get.offset {
+            PropertyOffset::CAP => (self.capabilities(config).0, PropertySize::BYTES_8),
+            PropertyOffset::VS => (u64::from(VERSION.0), PropertySize::BYTES_4),
+            PropertyOffset::CC => (u64::from(lock(&self.state).cc.0), PropertySize::BYTES_4),
+            PropertyOffset::CSTS => (u64::from(lock(&self.state).csts.0), PropertySize::BYTES_4),
+            PropertyOffset::NSSR => (0, PropertySize::BYTES_4),
+            PropertyOffset::CRTO => {
+                let timeout = u32::try_from(TO).unwrap_or(u32::MAX);
+                (u64::from(Crto::default().with_crwmt(timeout).0), PropertySize::BYTES_4)
+            }
+            _ => return Err(Status::INVALID_FIELD.dnr()),
+        };
+        if get.size == size { Ok(value) } else { Err(Status::INVALID_FIELD.dnr()) }
+    }
+
+    fn capabilities(&self, config: &TargetConfig) -> Cap {
+        let mqes = match self.subsystem.kind {
+            Kind::Nvm => u64::from(config.io_queue_entries - 1),
+            Kind::Discovery => 0,
+        };
+        Cap::default()
+            .with_mqes(mqes)
+            .with_cqr(true)
+            .with_to(TO)
+            .with_css(Cap::CSS_NVM)
+            .with_crms(Cap::CRMS_WITH_MEDIA)
+    }
+
+    /// Property Set. CC is the only property that can be written.
+    pub(crate) fn property_set(&self, set: &PropertySet) -> Result<(), Status> {
+        if set.offset != PropertyOffset::CC || set.size != PropertySize::BYTES_4 {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        let Ok(value) = u32::try_from(set.value & 0xffff_ffff) else {
+            return Err(Status::INVALID_FIELD.dnr());
+        };
+        self.configure(Cc(value))
+    }
+
+    fn configure(&self, new: Cc) -> Result<(), Status> {
+        let mut state = lock(&self.state);
+        let old = state.cc;
+        // A change of what may only be set while disabled, or a value that CAP does not offer.
+        let frozen = old.en()
+            && new.en()
+            && (new.css() != old.css() || new.mps() != old.mps() || new.ams() != old.ams());
+        let bad = new.ams() != 0
+            || new.mps() != 0
+            || !matches!(new.css(), Cc::CSS_NVM | Cc::CSS_ADMIN_ONLY)
+            || new.shn() == 0b11
+            || new.crime()
+            || !matches!(new.iosqes(), 0 | 6)
+            || !matches!(new.iocqes(), 0 | 4);
+        if frozen || bad {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        state.cc = new;
+        if old.en() && !new.en() {
+            state.stopping = Some(Stopping::Reset);
+            state.stop_queues();
+            state.finish_stopping();
+        } else if new.shn() != Cc::SHN_NONE && old.shn() == Cc::SHN_NONE {
+            state.csts = state.csts.with_shst(Csts::SHST_OCCURRING);
+            state.stopping = Some(Stopping::Shutdown);
+            state.stop_queues();
+            state.finish_stopping();
+        } else if new.en() && !old.en() && state.stopping.is_none() {
+            state.csts = Csts::default().with_rdy(true);
+        }
+        Ok(())
+    }
+}

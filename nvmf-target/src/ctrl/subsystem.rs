@@ -1,0 +1,227 @@
+//! A subsystem: a name, namespaces, and the controllers that hosts have opened.
+
+use super::{ConnRef, Controller, NsEntry, NsTable, lock};
+use crate::ns::{Namespace, NsInfo, NsSink};
+use crate::{Error, SubsystemConfig};
+use nvmf_proto::wire::fabrics::CNTLID_MAX;
+use nvmf_proto::wire::nqn::Nqn;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use uuid::Uuid;
+
+/// What the controllers of a subsystem are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Nvm,
+    Discovery,
+}
+
+#[derive(Debug)]
+pub(crate) struct Subsystem {
+    pub(crate) nqn: Nqn,
+    pub(crate) kind: Kind,
+    pub(crate) serial: String,
+    pub(crate) model: String,
+    pub(crate) max_namespaces: u32,
+    table: Mutex<Arc<NsTable>>,
+    /// Moves with every change of `table`: what I/O queues compare before each command.
+    generation: AtomicU64,
+    next_uid: AtomicU64,
+    controllers: Mutex<Controllers>,
+}
+
+#[derive(Debug)]
+struct Controllers {
+    live: BTreeMap<u16, Arc<Controller>>,
+    /// The CNTLID to try next: ids are used again as late as possible.
+    next: u16,
+}
+
+impl Subsystem {
+    pub(crate) fn nvm(nqn: Nqn, config: &SubsystemConfig) -> Arc<Self> {
+        let (serial, model) = (config.serial.clone(), config.model.clone());
+        Self::new(nqn, Kind::Nvm, serial, model, config.max_namespaces)
+    }
+
+    pub(crate) fn discovery() -> Arc<Self> {
+        let serial = "nvmf-discovery".to_owned();
+        Self::new(Nqn::discovery(), Kind::Discovery, serial, "nvmf discovery service".to_owned(), 0)
+    }
+
+    fn new(nqn: Nqn, kind: Kind, serial: String, model: String, max_namespaces: u32) -> Arc<Self> {
+        Arc::new(Self {
+            nqn,
+            kind,
+            serial,
+            model,
+            max_namespaces,
+            table: Mutex::default(),
+            generation: AtomicU64::new(0),
+            next_uid: AtomicU64::new(0),
+            controllers: Mutex::new(Controllers { live: BTreeMap::new(), next: 1 }),
+        })
+    }
+
+    /// The namespaces at this moment.
+    pub(crate) fn table(&self) -> Arc<NsTable> {
+        Arc::clone(&lock(&self.table))
+    }
+
+    /// Brings a queue's copy of the table up to date.
+    pub(crate) fn refresh(&self, table: &mut Arc<NsTable>, generation: &mut u64) {
+        let now = self.generation.load(Ordering::Acquire);
+        if now != *generation {
+            *generation = now;
+            *table = self.table();
+        }
+    }
+
+    pub(crate) fn add_namespace(
+        self: &Arc<Self>,
+        nsid: u32,
+        namespace: Arc<dyn Namespace>,
+    ) -> Result<(), Error> {
+        if nsid == 0 || nsid > self.max_namespaces {
+            return Err(Error::config(format!(
+                "NSID {nsid}: 1 to {} is wanted in {}",
+                self.max_namespaces, self.nqn
+            )));
+        }
+        let uid = self.next_uid.fetch_add(1, Ordering::Relaxed);
+        let info = self.checked_info(nsid, &*namespace)?;
+        let weak: Weak<Self> = Arc::downgrade(self);
+        let notify: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            if let Some(subsystem) = weak.upgrade() {
+                subsystem.namespace_info_changed(nsid, uid);
+            }
+        });
+        let sink = NsSink(Arc::downgrade(&notify));
+        {
+            let mut table = lock(&self.table);
+            if table.get(nsid).is_some() {
+                return Err(Error::config(format!("NSID {nsid} is in use in {}", self.nqn)));
+            }
+            let namespace = Arc::clone(&namespace);
+            let entry = NsEntry { nsid, uid, info, namespace, notify };
+            *table = Arc::new(table.with(nsid, Some(Arc::new(entry))));
+            self.generation.fetch_add(1, Ordering::Release);
+        }
+        namespace.subscribe(sink);
+        self.tell_controllers(nsid);
+        Ok(())
+    }
+
+    /// Detaches a namespace and returns its uid, by which the reactors drop their lanes.
+    pub(crate) fn remove_namespace(&self, nsid: u32) -> Result<u64, Error> {
+        let uid = {
+            let mut table = lock(&self.table);
+            let Some(uid) = table.get(nsid).map(|entry| entry.uid) else {
+                return Err(Error::NotFound(format!("no namespace {nsid} in {}", self.nqn)));
+            };
+            *table = Arc::new(table.with(nsid, None));
+            self.generation.fetch_add(1, Ordering::Release);
+            uid
+        };
+        self.tell_controllers(nsid);
+        Ok(uid)
+    }
+
+    fn namespace_info_changed(&self, nsid: u32, uid: u64) {
+        let changed = {
+            let mut table = lock(&self.table);
+            let Some(old) = table.get(nsid).filter(|entry| entry.uid == uid) else { return };
+            let info = match self.checked_info(nsid, &*old.namespace) {
+                Ok(info) => info,
+                Err(err) => {
+                    log::error!("{}: namespace {nsid} keeps its old geometry: {err}", self.nqn);
+                    return;
+                }
+            };
+            let changed = info != old.info;
+            if changed {
+                let (namespace, notify) = (Arc::clone(&old.namespace), Arc::clone(&old.notify));
+                let entry = NsEntry { nsid, uid, info, namespace, notify };
+                *table = Arc::new(table.with(nsid, Some(Arc::new(entry))));
+                self.generation.fetch_add(1, Ordering::Release);
+            }
+            changed
+        };
+        if changed {
+            self.tell_controllers(nsid);
+        }
+    }
+
+    /// The backend's information, checked, with the identifiers that it left open derived from
+    /// subsystem and NSID: stable, and unique as far as the NQN is.
+    fn checked_info(&self, nsid: u32, namespace: &dyn Namespace) -> Result<NsInfo, Error> {
+        let mut info = namespace.info();
+        info.validate()?;
+        let name = format!("{}/{nsid}", self.nqn);
+        let derived = Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes());
+        if info.uuid == [0; 16] {
+            info.uuid = *derived.as_bytes();
+        }
+        if info.nguid == [0; 16] {
+            info.nguid = info.uuid;
+        }
+        if info.eui64 == [0; 8]
+            && let Some(half) = info.nguid.last_chunk()
+        {
+            info.eui64 = *half;
+        }
+        Ok(info)
+    }
+
+    fn tell_controllers(&self, nsid: u32) {
+        for controller in self.controllers() {
+            controller.namespace_changed(nsid);
+        }
+    }
+
+    pub(crate) fn controllers(&self) -> Vec<Arc<Controller>> {
+        lock(&self.controllers).live.values().cloned().collect()
+    }
+
+    pub(crate) fn controller(&self, cntlid: u16) -> Option<Arc<Controller>> {
+        lock(&self.controllers).live.get(&cntlid).cloned()
+    }
+
+    pub(crate) fn controller_count(&self) -> usize {
+        lock(&self.controllers).live.len()
+    }
+
+    /// A new controller for a host; `None` if every CNTLID is taken.
+    pub(crate) fn open_controller(
+        self: &Arc<Self>,
+        hostnqn: Nqn,
+        hostid: [u8; 16],
+        kato_ms: u32,
+        admin: ConnRef,
+    ) -> Option<Arc<Controller>> {
+        let mut controllers = lock(&self.controllers);
+        let first = controllers.next;
+        let mut cntlid = first;
+        while controllers.live.contains_key(&cntlid) {
+            cntlid = following(cntlid);
+            if cntlid == first {
+                return None;
+            }
+        }
+        controllers.next = following(cntlid);
+        let controller = Controller::new(Arc::clone(self), cntlid, hostnqn, hostid, kato_ms, admin);
+        let controller = Arc::new(controller);
+        controllers.live.insert(cntlid, Arc::clone(&controller));
+        Some(controller)
+    }
+
+    /// Forgets a controller whose last queue is gone.
+    pub(super) fn close_controller(&self, cntlid: u16) {
+        lock(&self.controllers).live.remove(&cntlid);
+    }
+}
+
+/// The CNTLID after this one, in the range of the dynamic controller model.
+const fn following(cntlid: u16) -> u16 {
+    if cntlid >= CNTLID_MAX { 1 } else { cntlid + 1 }
+}

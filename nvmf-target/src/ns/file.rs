@@ -1,2 +1,0 @@
-//! (in work)
-#[derive(Debug)] pub struct FileBackend; #[derive(Debug)] pub struct FileOptions;

@@ -1,0 +1,185 @@
+//! Positioned I/O on one descriptor, through the page cache or past it.
+
+use crate::Error;
+use crate::ns::NsError;
+use rustix::fs::{AtFlags, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, fdatasync, statx};
+use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2, retry_on_intr};
+use std::fs::File;
+use std::io::{self, IoSlice};
+
+/// What is written where no command of the kernel makes zeroes.
+static ZEROES: Page<{ 64 << 10 }> = Page([0; 64 << 10]);
+
+/// Memory aligned for direct I/O on every device.
+#[repr(align(4096))]
+struct Page<const N: usize>([u8; N]);
+
+/// An open file or block device.
+#[derive(Debug)]
+pub(super) struct RawFile {
+    pub(super) file: File,
+    direct: bool,
+    /// What the addresses of buffers must be multiples of.
+    memory_align: usize,
+}
+
+impl RawFile {
+    /// I/O through the page cache.
+    pub(super) const fn buffered(file: File) -> Self {
+        Self { file, direct: false, memory_align: 1 }
+    }
+
+    /// Goes past the page cache from now on. `block_size` is what all offsets and lengths will be
+    /// multiples of.
+    ///
+    /// All requests go direct or none does: requests of both kinds on neighbouring blocks may
+    /// leave stale data in the page cache.
+    ///
+    /// # Errors
+    /// Says in words why direct I/O is not to be had; everything stays as it was.
+    pub(super) fn enable_direct(&mut self, block_size: u32) -> Result<(), String> {
+        let flags = fcntl_getfl(&self.file).map_err(|err| err.to_string())?;
+        fcntl_setfl(&self.file, flags | OFlags::DIRECT)
+            .map_err(|_| "the file system has none".to_owned())?;
+        match self.direct_alignment(block_size) {
+            Ok(memory_align) => {
+                (self.direct, self.memory_align) = (true, memory_align);
+                Ok(())
+            }
+            Err(why) => {
+                fcntl_setfl(&self.file, flags).map_err(|err| err.to_string())?;
+                Err(why)
+            }
+        }
+    }
+
+    /// The alignment of memory that direct I/O wants, if it can do blocks of `block_size` bytes.
+    fn direct_alignment(&self, block_size: u32) -> Result<usize, String> {
+        let wanted = |align: u32| format!("it takes blocks of {align} bytes, not {block_size}");
+        // Since Linux 6.1, and not every file system tells.
+        if let Ok(stat) = statx(&self.file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
+            && stat.stx_mask & StatxFlags::DIOALIGN.bits() != 0
+        {
+            return match (stat.stx_dio_mem_align as usize, stat.stx_dio_offset_align) {
+                (0, _) | (_, 0) => Err("the file system has none for this file".to_owned()),
+                (_, align) if !block_size.is_multiple_of(align) => Err(wanted(align)),
+                (memory, _) => Ok(memory),
+            };
+        }
+        let mut page = Page([0; 4096]);
+        let mut reads = |len: usize| match retry_on_intr(|| pread(&self.file, &mut page.0[..len], 0)) {
+            Err(Errno::INVAL) => Ok(false),
+            Err(err) => Err(err.to_string()),
+            Ok(_) => Ok(true),
+        };
+        if reads(512)? {
+            Ok(512)
+        } else if !reads(4096)? {
+            Err("reads are refused".to_owned())
+        } else if block_size.is_multiple_of(4096) {
+            Ok(4096)
+        } else {
+            Err(wanted(4096))
+        }
+    }
+
+    pub(super) const fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// Fills `buf` from `offset`.
+    pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.is_aligned(buf) {
+            return self.read_aligned(offset, buf);
+        }
+        let mut bounce = Bounce::new(buf.len(), self.memory_align);
+        self.read_aligned(offset, bounce.bytes_mut())?;
+        buf.copy_from_slice(bounce.bytes_mut());
+        Ok(())
+    }
+
+    /// Writes `buf` at `offset`, with `fua` to stable storage.
+    pub(super) fn write(&self, offset: u64, buf: &[u8], fua: bool) -> io::Result<()> {
+        if self.is_aligned(buf) {
+            return self.write_aligned(offset, buf, fua);
+        }
+        let mut bounce = Bounce::new(buf.len(), self.memory_align);
+        bounce.bytes_mut().copy_from_slice(buf);
+        self.write_aligned(offset, bounce.bytes_mut(), fua)
+    }
+
+    /// Writes `len` zero bytes.
+    pub(super) fn write_zero_bytes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
+        while len != 0 {
+            let n = usize::try_from(len).map_or(ZEROES.0.len(), |len| len.min(ZEROES.0.len()));
+            self.write(offset, &ZEROES.0[..n], false)?;
+            offset += n as u64;
+            len -= n as u64;
+        }
+        Ok(())
+    }
+
+    pub(super) fn flush(&self) -> Result<(), NsError> {
+        Ok(retry_on_intr(|| fdatasync(&self.file)).map_err(io::Error::from)?)
+    }
+
+    fn is_aligned(&self, buf: &[u8]) -> bool {
+        buf.as_ptr().addr().is_multiple_of(self.memory_align)
+    }
+
+    fn read_aligned(&self, mut offset: u64, mut buf: &mut [u8]) -> io::Result<()> {
+        while !buf.is_empty() {
+            let n = retry_on_intr(|| pread(&self.file, &mut *buf, offset))?;
+            if n == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    format!("the file ends at byte {offset}: it has been truncated"),
+                ));
+            }
+            buf = &mut buf[n..];
+            offset += n as u64;
+        }
+        Ok(())
+    }
+
+    fn write_aligned(&self, mut offset: u64, mut buf: &[u8], fua: bool) -> io::Result<()> {
+        while !buf.is_empty() {
+            let n = retry_on_intr(|| match fua {
+                true => pwritev2(&self.file, &[IoSlice::new(buf)], offset, ReadWriteFlags::DSYNC),
+                false => pwrite(&self.file, buf, offset),
+            })?;
+            if n == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            buf = &buf[n..];
+            offset += n as u64;
+        }
+        Ok(())
+    }
+
+    /// Size in bytes of the file or device.
+    pub(super) fn size(&self) -> Result<u64, Error> {
+        // Positioned reads and writes do not care for the file's position.
+        rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0))
+            .map_err(|err| Error::io("its size cannot be read", err))
+    }
+}
+
+/// Memory for a caller whose own is not aligned; the target's buffers always are.
+struct Bounce {
+    mem: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Bounce {
+    fn new(len: usize, align: usize) -> Self {
+        let mem = vec![0; len + align];
+        let start = mem.as_ptr().addr().next_multiple_of(align) - mem.as_ptr().addr();
+        Self { mem, start, len }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.mem[self.start..self.start + self.len]
+    }
+}

@@ -1,0 +1,392 @@
+//! A namespace in a file or on a block device.
+
+mod io;
+#[expect(unsafe_code, reason = "an ioctl is beyond what the compiler can check")]
+mod sys;
+#[cfg(test)]
+mod tests;
+
+use self::io::RawFile;
+use self::sys::Limits;
+use super::{BlockDevice, NsError, NsInfo, NsSink, Support};
+use crate::Error;
+use log::info;
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock, ioctl_blksszget};
+use rustix::io::{Errno, retry_on_intr};
+use std::fs::{File, Metadata, OpenOptions};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// The largest preferred size that is passed on to hosts; what exceeds it is no block size but a
+/// network file system's wish for long transfers.
+const MAX_PREFERRED: u64 = 16 << 20;
+
+/// How a file or block device is to be served.
+///
+/// ```
+/// use nvmf_target::ns::{Direct, FileOptions};
+/// let mut options = FileOptions::default();
+/// options.block_size = Some(4096);
+/// options.direct = Direct::Off;
+/// ```
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct FileOptions {
+    /// Logical block size in bytes, a power of two from 512 to 65536 and no smaller than the
+    /// device's. Default: the device's, 512 for files.
+    pub block_size: Option<u32>,
+    /// Refuse writes. A block device that is mounted can be served only so.
+    pub read_only: bool,
+    /// Whether data goes past the page cache.
+    pub direct: Direct,
+    /// UUID of the namespace; see [`NsInfo::uuid`].
+    pub uuid: [u8; 16],
+    /// NGUID, big endian; see [`NsInfo::nguid`].
+    pub nguid: [u8; 16],
+    /// EUI64, big endian; see [`NsInfo::eui64`].
+    pub eui64: [u8; 8],
+}
+
+/// Whether data goes past the page cache (`O_DIRECT`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Direct {
+    /// If the file system or device has direct I/O for blocks of this size; else through the page
+    /// cache, and the log says why.
+    #[default]
+    Auto,
+    /// Always; opening fails where it cannot be had.
+    On,
+    /// Never.
+    Off,
+}
+
+/// Which file or device it is, whatever the path: equal for hard links, symbolic links and device
+/// nodes of the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileId {
+    /// A regular file.
+    File {
+        /// Number of the device that holds it.
+        dev: u64,
+        /// Inode number.
+        inode: u64,
+    },
+    /// A block device.
+    Device {
+        /// The device's own number.
+        rdev: u64,
+    },
+}
+
+impl FileId {
+    /// The file or device that `path` leads to, without opening it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there is nothing or it cannot be looked at, [`Error::Config`] if it is
+    /// neither a regular file nor a block device.
+    pub fn of(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let metadata = std::fs::metadata(path).map_err(|err| Error::io(path.display().to_string(), err))?;
+        Self::from_metadata(path, &metadata)
+    }
+
+    fn from_metadata(path: &Path, metadata: &Metadata) -> Result<Self, Error> {
+        let kind = metadata.file_type();
+        if kind.is_file() {
+            return Ok(Self::File { dev: metadata.dev(), inode: metadata.ino() });
+        }
+        if kind.is_block_device() {
+            return Ok(Self::Device { rdev: metadata.rdev() });
+        }
+        let kind = match () {
+            () if kind.is_dir() => "a directory",
+            () if kind.is_char_device() => "a character device",
+            () if kind.is_fifo() => "a FIFO",
+            () if kind.is_socket() => "a socket",
+            () => "something else",
+        };
+        Err(Error::config(format!(
+            "{} is {kind}; a regular file or a block device is wanted",
+            path.display()
+        )))
+    }
+}
+
+/// A file or block device, by blocking calls: wrap it in [`super::Threaded`].
+///
+/// What is served is locked against other users as far as the system allows: a writable block
+/// device is opened exclusively (it cannot be mounted then), a file gets an advisory lock.
+///
+/// Data is on stable storage after Flush or with FUA, not before.
+#[derive(Debug)]
+pub struct FileBackend {
+    path: PathBuf,
+    raw: RawFile,
+    id: FileId,
+    /// As it was when opened; only the size changes.
+    info: NsInfo,
+    blocks: AtomicU64,
+    /// Not yet refused by the file system: making holes, making zeroes.
+    punches: AtomicBool,
+    zeroes: AtomicBool,
+    sink: OnceLock<NsSink>,
+}
+
+impl FileBackend {
+    /// Opens and locks a file or block device and finds out what it can do. Blocks for as long as
+    /// the system takes.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the path if the system refuses, [`Error::Config`] with the path and what
+    /// would be accepted if it is no regular file or block device, cannot be written although it
+    /// should, is in use, or block size and size do not fit.
+    pub fn open(path: impl AsRef<Path>, options: &FileOptions) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let name = path.display();
+        // Looked at before it is opened, because opening a character device may do something.
+        let id = FileId::of(path)?;
+        let file = open_file(path, id, options.read_only)?;
+        let metadata = file.metadata().map_err(|err| Error::io(name.to_string(), err))?;
+        if FileId::from_metadata(path, &metadata)? != id {
+            return Err(Error::config(format!("{name} was replaced while it was being opened")));
+        }
+        lock(&file, path, options.read_only)?;
+
+        let limits = match id {
+            FileId::Device { rdev } => Some(Limits::of(rdev)),
+            FileId::File { .. } => None,
+        };
+        if limits.is_some_and(|limits| limits.read_only) && !options.read_only {
+            return Err(not_writable(path, &"the device is read-only"));
+        }
+        let block_size = block_size(path, &file, id, options.block_size)?;
+        let mut raw = RawFile::buffered(file);
+        let bytes = raw.size().map_err(|err| Error::io(name.to_string(), err))?;
+        let blocks = whole_blocks(path, bytes, block_size)?;
+        go_direct(path, &mut raw, options.direct, block_size)?;
+
+        let mut info = NsInfo::new(block_size, blocks)
+            .with_read_only(options.read_only)
+            .with_uuid(options.uuid)
+            .with_ids(options.nguid, options.eui64)
+            .with_volatile_cache();
+        info.caps.fua = Support::Native;
+        info.caps.write_zeroes = Support::Native;
+        if !options.read_only && limits.map_or_else(|| punches_holes(&raw.file, bytes), |l| l.discard) {
+            info.caps.deallocate = Support::Native;
+            // What a device returns for discarded blocks is its own affair.
+            info.dealloc_reads_zero = limits.is_none();
+        }
+        let write = limits.map_or_else(|| metadata.blksize(), |l| l.minimum_io);
+        let deallocate = limits.map_or_else(|| metadata.blksize(), |l| l.discard_granularity);
+        info.preferred_write = preferred(write, block_size);
+        info.preferred_deallocate = preferred(deallocate, block_size);
+        info.validate().map_err(|err| Error::config(format!("{name}: {err}")))?;
+        Ok(Self {
+            path: path.to_owned(),
+            raw,
+            id,
+            info,
+            blocks: AtomicU64::new(blocks),
+            punches: AtomicBool::new(true),
+            zeroes: AtomicBool::new(true),
+            sink: OnceLock::new(),
+        })
+    }
+
+    /// Which file or device this is: to notice that one is served twice.
+    #[must_use]
+    pub const fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// Whether data goes past the page cache.
+    #[must_use]
+    pub const fn is_direct(&self) -> bool {
+        self.raw.is_direct()
+    }
+
+    /// Looks at the size again; if it has changed, hosts are told. Returns whether it has. From
+    /// any thread.
+    ///
+    /// # Errors
+    /// As [`FileBackend::open`] about sizes; the old size stays in force then.
+    pub fn refresh(&self) -> Result<bool, Error> {
+        let bytes = self.raw.size().map_err(|err| Error::io(self.path.display().to_string(), err))?;
+        let blocks = whole_blocks(&self.path, bytes, self.info.block_size())?;
+        NsInfo { blocks, ..self.info.clone() }
+            .validate()
+            .map_err(|err| Error::config(format!("{}: {err}", self.path.display())))?;
+        let changed = self.blocks.swap(blocks, Ordering::AcqRel) != blocks;
+        if changed && let Some(sink) = self.sink.get() {
+            sink.changed();
+        }
+        Ok(changed)
+    }
+
+    /// Lets the file system make zeroes or holes; `false` if it cannot, which `able` remembers.
+    fn allocate(&self, able: &AtomicBool, mode: FallocateFlags, offset: u64, len: u64) -> Result<bool, NsError> {
+        if !able.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        match retry_on_intr(|| fallocate(&self.raw.file, mode, offset, len)) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                able.store(false, Ordering::Relaxed);
+                info!("{}: no {mode:?} here; zeroes are written instead", self.path.display());
+                Ok(false)
+            }
+            Err(err) => Err(std::io::Error::from(err).into()),
+        }
+    }
+}
+
+/// Makes a hole in a file, or zeroes on a device, where it may give its blocks back.
+const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+
+impl BlockDevice for FileBackend {
+    fn info(&self) -> NsInfo {
+        NsInfo { blocks: self.blocks.load(Ordering::Acquire), ..self.info.clone() }
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), NsError> {
+        Ok(self.raw.read(offset, buf)?)
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8], fua: bool) -> Result<(), NsError> {
+        Ok(self.raw.write(offset, buf, fua)?)
+    }
+
+    fn flush(&self) -> Result<(), NsError> {
+        Ok(self.raw.flush()?)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, deallocate: bool, fua: bool) -> Result<(), NsError> {
+        // On a block device the kernel maps both modes to the device's own commands, and the
+        // second to plain writes where there is none.
+        let done = (deallocate && self.allocate(&self.punches, PUNCH, offset, len)?)
+            || self.allocate(&self.zeroes, FallocateFlags::ZERO_RANGE, offset, len)?;
+        if !done {
+            self.raw.write_zero_bytes(offset, len)?;
+        }
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    fn deallocate(&self, offset: u64, len: u64) -> Result<(), NsError> {
+        let done = match self.id {
+            FileId::File { .. } => retry_on_intr(|| fallocate(&self.raw.file, PUNCH, offset, len)),
+            FileId::Device { .. } => sys::discard(&self.raw.file, offset, len),
+        };
+        match done {
+            // A hint: not being able to follow it is no failure.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Err(err) => Err(std::io::Error::from(err).into()),
+        }
+    }
+
+    fn subscribe(&self, sink: NsSink) {
+        // Handed over once, when the namespace is added.
+        let _ = self.sink.set(sink);
+    }
+}
+
+fn open_file(path: &Path, id: FileId, read_only: bool) -> Result<File, Error> {
+    let mut how = OpenOptions::new();
+    how.read(true).write(!read_only);
+    // On a block device O_EXCL (without O_CREAT) fails if it is mounted, part of another device,
+    // or opened so before.
+    let exclusive = matches!(id, FileId::Device { .. }) && !read_only;
+    if exclusive {
+        how.custom_flags(OFlags::EXCL.bits().cast_signed());
+    }
+    how.open(path).map_err(|err| match Errno::from_io_error(&err) {
+        Some(Errno::BUSY) if exclusive => in_use(path),
+        Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) if !read_only && File::open(path).is_ok() => {
+            not_writable(path, &err)
+        }
+        _ => Error::io(path.display().to_string(), err),
+    })
+}
+
+/// Keeps other targets off, and those that serve it read-only together with one that writes.
+fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), Error> {
+    let how = match read_only {
+        true => FlockOperation::NonBlockingLockShared,
+        false => FlockOperation::NonBlockingLockExclusive,
+    };
+    match flock(file, how) {
+        Err(Errno::WOULDBLOCK) => Err(in_use(path)),
+        // Not every file system has locks.
+        _ => Ok(()),
+    }
+}
+
+fn in_use(path: &Path) -> Error {
+    Error::config(format!(
+        "{} is in use: mounted, part of another device, or served already",
+        path.display()
+    ))
+}
+
+fn not_writable(path: &Path, why: &dyn std::fmt::Display) -> Error {
+    Error::config(format!(
+        "{} cannot be written ({why}); make it writable or serve it read-only",
+        path.display()
+    ))
+}
+
+/// The logical block size: the one asked for, if the device can do it.
+fn block_size(path: &Path, file: &File, id: FileId, wanted: Option<u32>) -> Result<u32, Error> {
+    let least = match id {
+        FileId::File { .. } => 512,
+        FileId::Device { .. } => {
+            ioctl_blksszget(file).map_err(|err| Error::io(path.display().to_string(), err))?
+        }
+    };
+    let size = wanted.unwrap_or(least);
+    if size.is_power_of_two() && (least..=65536).contains(&size) {
+        return Ok(size);
+    }
+    Err(Error::config(format!(
+        "{}: block size {size} is not possible; a power of two from {least} to 65536 bytes is wanted",
+        path.display()
+    )))
+}
+
+fn whole_blocks(path: &Path, bytes: u64, block_size: u32) -> Result<u64, Error> {
+    let block_size = u64::from(block_size);
+    if bytes == 0 || !bytes.is_multiple_of(block_size) {
+        return Err(Error::config(format!(
+            "{}: its size, {bytes} bytes, is not a multiple (1 or more) of the block size, {block_size} bytes",
+            path.display()
+        )));
+    }
+    Ok(bytes / block_size)
+}
+
+fn go_direct(path: &Path, raw: &mut RawFile, direct: Direct, block_size: u32) -> Result<(), Error> {
+    if direct == Direct::Off {
+        return Ok(());
+    }
+    let Err(why) = raw.enable_direct(block_size) else { return Ok(()) };
+    if direct == Direct::On {
+        return Err(Error::config(format!("{}: direct I/O is not possible: {why}", path.display())));
+    }
+    info!("{}: through the page cache, without direct I/O: {why}", path.display());
+    Ok(())
+}
+
+/// Whether the file system can make holes: asked behind the end of the file, where it does nothing.
+fn punches_holes(file: &File, bytes: u64) -> bool {
+    const ASIDE: u64 = 1 << 20;
+    let offset = bytes.next_multiple_of(ASIDE);
+    !matches!(fallocate(file, PUNCH, offset, ASIDE), Err(Errno::OPNOTSUPP | Errno::NOSYS))
+}
+
+/// A size in bytes that hosts are told to align to, 0 if it does not suit them.
+fn preferred(bytes: u64, block_size: u32) -> u32 {
+    let suits = (1..=MAX_PREFERRED).contains(&bytes) && bytes.is_multiple_of(u64::from(block_size));
+    u32::try_from(bytes).ok().filter(|_| suits).unwrap_or(0)
+}

@@ -1,0 +1,89 @@
+//! Where connections come from and how their bytes move.
+//!
+//! A [`Transport`] yields [`Stream`]s; NVMe/TCP runs on any reliable byte stream. TCP
+//! ([`TcpTransport`]) and an in-process pipe ([`MemTransport`]) come with the crate; TLS, Unix or
+//! vsock streams are implementations of the same two traits.
+
+mod mem;
+mod tcp;
+
+pub use mem::{MemConnector, MemStream, MemTransport};
+pub use tcp::TcpTransport;
+
+use nvmf_proto::wire::discovery::{AddressFamily, TransportType};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+
+/// The address of a listener as the discovery log shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransportAddress {
+    /// TRTYPE.
+    pub trtype: TransportType,
+    /// ADRFAM.
+    pub adrfam: AddressFamily,
+    /// TRADDR: the address in text, at most 256 bytes.
+    pub traddr: String,
+    /// TRSVCID: the service (port) in text, at most 32 bytes.
+    pub trsvcid: String,
+    /// The listener accepts on every address of its family: the discovery log names the one by
+    /// which the host has reached the target.
+    pub wildcard: bool,
+}
+
+/// A listener. Called on the target's accepting thread only.
+pub trait Transport: Send + 'static {
+    /// What the discovery log says about this listener.
+    fn address(&self) -> TransportAddress;
+
+    /// A descriptor that is readable when [`Transport::accept`] has something.
+    fn readiness(&self) -> BorrowedFd<'_>;
+
+    /// The next connection; `None` when there is none at the moment. Must not block.
+    ///
+    /// # Errors
+    /// An error is logged; the target tries again, after a pause if descriptors or memory are
+    /// short.
+    fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>>;
+}
+
+/// One connection: a reliable byte stream that does not block. Lives on one reactor's thread.
+pub trait Stream: Send + 'static {
+    /// A descriptor for epoll: readable when `readv` has something, writable when `writev` takes
+    /// something. It is watched edge-triggered.
+    fn readiness(&self) -> BorrowedFd<'_>;
+
+    /// Reads into the buffers in order; 0 at the end of the stream.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; any other error ends the connection.
+    fn readv(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize>;
+
+    /// Writes the buffers in order, as much as is taken.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is taken; any other error ends the connection.
+    fn writev(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Says that nothing more will be written; reading goes on.
+    fn shutdown_write(&mut self);
+
+    /// Whether bytes are waiting inside the stream itself (decrypted records, say), which the
+    /// descriptor does not show.
+    fn has_buffered(&self) -> bool {
+        false
+    }
+
+    /// The peer, for logs.
+    fn peer(&self) -> String;
+
+    /// The peer's address, where it has one.
+    fn peer_ip(&self) -> Option<IpAddr> {
+        None
+    }
+
+    /// The local address by which the peer reached the target, where it has one.
+    fn local_ip(&self) -> Option<IpAddr> {
+        None
+    }
+}
