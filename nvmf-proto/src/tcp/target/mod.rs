@@ -377,3 +377,6 @@ impl TcpTarget {
         self.timer = None;
     }
 }
+
+#[cfg(test)]
+mod tests;
