@@ -68,6 +68,36 @@ pub trait BlockDevice: Send + Sync + 'static {
     }
 }
 
+impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
+    fn info(&self) -> NsInfo {
+        (**self).info()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), NsError> {
+        (**self).read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8], fua: bool) -> Result<(), NsError> {
+        (**self).write_at(offset, buf, fua)
+    }
+
+    fn flush(&self) -> Result<(), NsError> {
+        (**self).flush()
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, deallocate: bool, fua: bool) -> Result<(), NsError> {
+        (**self).write_zeroes(offset, len, deallocate, fua)
+    }
+
+    fn deallocate(&self, offset: u64, len: u64) -> Result<(), NsError> {
+        (**self).deallocate(offset, len)
+    }
+
+    fn subscribe(&self, sink: NsSink) {
+        (**self).subscribe(sink);
+    }
+}
+
 /// Why a backend could not do what was asked: an NVMe status, or an I/O error that is translated.
 ///
 /// | I/O error | status |

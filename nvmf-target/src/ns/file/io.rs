@@ -1,8 +1,8 @@
 //! Positioned I/O on one descriptor, through the page cache or past it.
 
-use crate::Error;
-use crate::ns::NsError;
-use rustix::fs::{AtFlags, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, fdatasync, statx};
+use rustix::fs::{
+    AtFlags, OFlags, SeekFrom, StatxFlags, fcntl_getfl, fcntl_setfl, fdatasync, seek, statx,
+};
 use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2, retry_on_intr};
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -26,7 +26,11 @@ pub(super) struct RawFile {
 impl RawFile {
     /// I/O through the page cache.
     pub(super) const fn buffered(file: File) -> Self {
-        Self { file, direct: false, memory_align: 1 }
+        Self {
+            file,
+            direct: false,
+            memory_align: 1,
+        }
     }
 
     /// Goes past the page cache from now on. `block_size` is what all offsets and lengths will be
@@ -67,11 +71,12 @@ impl RawFile {
             };
         }
         let mut page = Page([0; 4096]);
-        let mut reads = |len: usize| match retry_on_intr(|| pread(&self.file, &mut page.0[..len], 0)) {
-            Err(Errno::INVAL) => Ok(false),
-            Err(err) => Err(err.to_string()),
-            Ok(_) => Ok(true),
-        };
+        let mut reads =
+            |len: usize| match retry_on_intr(|| pread(&self.file, &mut page.0[..len], 0)) {
+                Err(Errno::INVAL) => Ok(false),
+                Err(err) => Err(err.to_string()),
+                Ok(_) => Ok(true),
+            };
         if reads(512)? {
             Ok(512)
         } else if !reads(4096)? {
@@ -119,8 +124,9 @@ impl RawFile {
         Ok(())
     }
 
-    pub(super) fn flush(&self) -> Result<(), NsError> {
-        Ok(retry_on_intr(|| fdatasync(&self.file)).map_err(io::Error::from)?)
+    /// Brings what was written to stable storage.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        Ok(retry_on_intr(|| fdatasync(&self.file))?)
     }
 
     fn is_aligned(&self, buf: &[u8]) -> bool {
@@ -145,7 +151,12 @@ impl RawFile {
     fn write_aligned(&self, mut offset: u64, mut buf: &[u8], fua: bool) -> io::Result<()> {
         while !buf.is_empty() {
             let n = retry_on_intr(|| match fua {
-                true => pwritev2(&self.file, &[IoSlice::new(buf)], offset, ReadWriteFlags::DSYNC),
+                true => pwritev2(
+                    &self.file,
+                    &[IoSlice::new(buf)],
+                    offset,
+                    ReadWriteFlags::DSYNC,
+                ),
                 false => pwrite(&self.file, buf, offset),
             })?;
             if n == 0 {
@@ -158,10 +169,9 @@ impl RawFile {
     }
 
     /// Size in bytes of the file or device.
-    pub(super) fn size(&self) -> Result<u64, Error> {
+    pub(super) fn size(&self) -> io::Result<u64> {
         // Positioned reads and writes do not care for the file's position.
-        rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0))
-            .map_err(|err| Error::io("its size cannot be read", err))
+        Ok(seek(&self.file, SeekFrom::End(0))?)
     }
 }
 

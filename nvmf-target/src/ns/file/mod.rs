@@ -88,17 +88,23 @@ impl FileId {
     /// neither a regular file nor a block device.
     pub fn of(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        let metadata = std::fs::metadata(path).map_err(|err| Error::io(path.display().to_string(), err))?;
+        let metadata =
+            std::fs::metadata(path).map_err(|err| Error::io(path.display().to_string(), err))?;
         Self::from_metadata(path, &metadata)
     }
 
     fn from_metadata(path: &Path, metadata: &Metadata) -> Result<Self, Error> {
         let kind = metadata.file_type();
         if kind.is_file() {
-            return Ok(Self::File { dev: metadata.dev(), inode: metadata.ino() });
+            return Ok(Self::File {
+                dev: metadata.dev(),
+                inode: metadata.ino(),
+            });
         }
         if kind.is_block_device() {
-            return Ok(Self::Device { rdev: metadata.rdev() });
+            return Ok(Self::Device {
+                rdev: metadata.rdev(),
+            });
         }
         let kind = match () {
             () if kind.is_dir() => "a directory",
@@ -148,11 +154,17 @@ impl FileBackend {
         // Looked at before it is opened, because opening a character device may do something.
         let id = FileId::of(path)?;
         let file = open_file(path, id, options.read_only)?;
-        let metadata = file.metadata().map_err(|err| Error::io(name.to_string(), err))?;
+        let metadata = file
+            .metadata()
+            .map_err(|err| Error::io(name.to_string(), err))?;
         if FileId::from_metadata(path, &metadata)? != id {
-            return Err(Error::config(format!("{name} was replaced while it was being opened")));
+            return Err(Error::config(format!(
+                "{name} was replaced while it was being opened"
+            )));
         }
-        lock(&file, path, options.read_only)?;
+        if let FileId::File { .. } = id {
+            lock(&file, path, options.read_only)?;
+        }
 
         let limits = match id {
             FileId::Device { rdev } => Some(Limits::of(rdev)),
@@ -174,7 +186,9 @@ impl FileBackend {
             .with_volatile_cache();
         info.caps.fua = Support::Native;
         info.caps.write_zeroes = Support::Native;
-        if !options.read_only && limits.map_or_else(|| punches_holes(&raw.file, bytes), |l| l.discard) {
+        if !options.read_only
+            && limits.map_or_else(|| punches_holes(&raw.file, bytes), |l| l.discard)
+        {
             info.caps.deallocate = Support::Native;
             // What a device returns for discarded blocks is its own affair.
             info.dealloc_reads_zero = limits.is_none();
@@ -183,7 +197,8 @@ impl FileBackend {
         let deallocate = limits.map_or_else(|| metadata.blksize(), |l| l.discard_granularity);
         info.preferred_write = preferred(write, block_size);
         info.preferred_deallocate = preferred(deallocate, block_size);
-        info.validate().map_err(|err| Error::config(format!("{name}: {err}")))?;
+        info.validate()
+            .map_err(|err| Error::config(format!("{name}: {err}")))?;
         Ok(Self {
             path: path.to_owned(),
             raw,
@@ -214,11 +229,17 @@ impl FileBackend {
     /// # Errors
     /// As [`FileBackend::open`] about sizes; the old size stays in force then.
     pub fn refresh(&self) -> Result<bool, Error> {
-        let bytes = self.raw.size().map_err(|err| Error::io(self.path.display().to_string(), err))?;
+        let bytes = self
+            .raw
+            .size()
+            .map_err(|err| Error::io(self.path.display().to_string(), err))?;
         let blocks = whole_blocks(&self.path, bytes, self.info.block_size())?;
-        NsInfo { blocks, ..self.info.clone() }
-            .validate()
-            .map_err(|err| Error::config(format!("{}: {err}", self.path.display())))?;
+        NsInfo {
+            blocks,
+            ..self.info.clone()
+        }
+        .validate()
+        .map_err(|err| Error::config(format!("{}: {err}", self.path.display())))?;
         let changed = self.blocks.swap(blocks, Ordering::AcqRel) != blocks;
         if changed && let Some(sink) = self.sink.get() {
             sink.changed();
@@ -227,7 +248,13 @@ impl FileBackend {
     }
 
     /// Lets the file system make zeroes or holes; `false` if it cannot, which `able` remembers.
-    fn allocate(&self, able: &AtomicBool, mode: FallocateFlags, offset: u64, len: u64) -> Result<bool, NsError> {
+    fn allocate(
+        &self,
+        able: &AtomicBool,
+        mode: FallocateFlags,
+        offset: u64,
+        len: u64,
+    ) -> Result<bool, NsError> {
         if !able.load(Ordering::Relaxed) {
             return Ok(false);
         }
@@ -235,7 +262,10 @@ impl FileBackend {
             Ok(()) => Ok(true),
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
                 able.store(false, Ordering::Relaxed);
-                info!("{}: no {mode:?} here; zeroes are written instead", self.path.display());
+                info!(
+                    "{}: no {mode:?} here; zeroes are written instead",
+                    self.path.display()
+                );
                 Ok(false)
             }
             Err(err) => Err(std::io::Error::from(err).into()),
@@ -248,7 +278,10 @@ const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::K
 
 impl BlockDevice for FileBackend {
     fn info(&self) -> NsInfo {
-        NsInfo { blocks: self.blocks.load(Ordering::Acquire), ..self.info.clone() }
+        NsInfo {
+            blocks: self.blocks.load(Ordering::Acquire),
+            ..self.info.clone()
+        }
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), NsError> {
@@ -263,7 +296,13 @@ impl BlockDevice for FileBackend {
         Ok(self.raw.flush()?)
     }
 
-    fn write_zeroes(&self, offset: u64, len: u64, deallocate: bool, fua: bool) -> Result<(), NsError> {
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        deallocate: bool,
+        fua: bool,
+    ) -> Result<(), NsError> {
         // On a block device the kernel maps both modes to the device's own commands, and the
         // second to plain writes where there is none.
         let done = (deallocate && self.allocate(&self.punches, PUNCH, offset, len)?)
@@ -271,7 +310,10 @@ impl BlockDevice for FileBackend {
         if !done {
             self.raw.write_zero_bytes(offset, len)?;
         }
-        if fua { self.flush() } else { Ok(()) }
+        if fua {
+            self.raw.flush()?;
+        }
+        Ok(())
     }
 
     fn deallocate(&self, offset: u64, len: u64) -> Result<(), NsError> {
@@ -301,16 +343,20 @@ fn open_file(path: &Path, id: FileId, read_only: bool) -> Result<File, Error> {
     if exclusive {
         how.custom_flags(OFlags::EXCL.bits().cast_signed());
     }
-    how.open(path).map_err(|err| match Errno::from_io_error(&err) {
-        Some(Errno::BUSY) if exclusive => in_use(path),
-        Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) if !read_only && File::open(path).is_ok() => {
-            not_writable(path, &err)
-        }
-        _ => Error::io(path.display().to_string(), err),
-    })
+    how.open(path)
+        .map_err(|err| match Errno::from_io_error(&err) {
+            Some(Errno::BUSY) if exclusive => in_use(path),
+            Some(Errno::ACCESS | Errno::PERM | Errno::ROFS)
+                if !read_only && File::open(path).is_ok() =>
+            {
+                not_writable(path, &err)
+            }
+            _ => Error::io(path.display().to_string(), err),
+        })
 }
 
-/// Keeps other targets off, and those that serve it read-only together with one that writes.
+/// Locks a file: several may serve it read-only, or one writable. Not for devices: on them udev
+/// takes such locks for moments.
 fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), Error> {
     let how = match read_only {
         true => FlockOperation::NonBlockingLockShared,
@@ -370,11 +416,19 @@ fn go_direct(path: &Path, raw: &mut RawFile, direct: Direct, block_size: u32) ->
     if direct == Direct::Off {
         return Ok(());
     }
-    let Err(why) = raw.enable_direct(block_size) else { return Ok(()) };
+    let Err(why) = raw.enable_direct(block_size) else {
+        return Ok(());
+    };
     if direct == Direct::On {
-        return Err(Error::config(format!("{}: direct I/O is not possible: {why}", path.display())));
+        return Err(Error::config(format!(
+            "{}: direct I/O is not possible: {why}",
+            path.display()
+        )));
     }
-    info!("{}: through the page cache, without direct I/O: {why}", path.display());
+    info!(
+        "{}: through the page cache, without direct I/O: {why}",
+        path.display()
+    );
     Ok(())
 }
 
@@ -382,7 +436,10 @@ fn go_direct(path: &Path, raw: &mut RawFile, direct: Direct, block_size: u32) ->
 fn punches_holes(file: &File, bytes: u64) -> bool {
     const ASIDE: u64 = 1 << 20;
     let offset = bytes.next_multiple_of(ASIDE);
-    !matches!(fallocate(file, PUNCH, offset, ASIDE), Err(Errno::OPNOTSUPP | Errno::NOSYS))
+    !matches!(
+        fallocate(file, PUNCH, offset, ASIDE),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS)
+    )
 }
 
 /// A size in bytes that hosts are told to align to, 0 if it does not suit them.

@@ -10,7 +10,12 @@ use std::os::fd::AsFd;
 pub(super) fn discard(fd: impl AsFd, offset: u64, len: u64) -> Result<()> {
     // SAFETY: BLKDISCARD (linux/fs.h) reads two 64-bit integers, offset and length in bytes, and
     // touches no other memory of this process. On anything but a block device it fails.
-    unsafe { ioctl(fd, Setter::<{ opcode::none(0x12, 119) }, [u64; 2]>::new([offset, len])) }
+    unsafe {
+        ioctl(
+            fd,
+            Setter::<{ opcode::none(0x12, 119) }, [u64; 2]>::new([offset, len]),
+        )
+    }
 }
 
 /// What sysfs tells about a block device. Values that cannot be read are 0.
@@ -31,10 +36,13 @@ impl Limits {
         let dir = format!("/sys/dev/block/{}:{}", major(device), minor(device));
         let number = |file: &str| -> u64 {
             let text = fs::read_to_string(format!("{dir}/{file}"));
-            text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+            text.ok()
+                .and_then(|text| text.trim().parse().ok())
+                .unwrap_or(0)
         };
         // A partition has no queue of its own; its disk's is one folder up.
-        let queue = |file: &str| number(&format!("queue/{file}")).max(number(&format!("../queue/{file}")));
+        let queue =
+            |file: &str| number(&format!("queue/{file}")).max(number(&format!("../queue/{file}")));
         Self {
             read_only: number("ro") != 0,
             minimum_io: queue("minimum_io_size"),

@@ -1,0 +1,374 @@
+use super::*;
+use nvmf_proto::wire::Status;
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use tempfile::{NamedTempFile, TempDir};
+
+const MIB: u64 = 1 << 20;
+
+fn file_of(bytes: u64) -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().set_len(bytes).unwrap();
+    file
+}
+
+fn options(change: impl FnOnce(&mut FileOptions)) -> FileOptions {
+    let mut options = FileOptions::default();
+    change(&mut options);
+    options
+}
+
+fn open(path: impl AsRef<Path>) -> FileBackend {
+    FileBackend::open(path, &FileOptions::default()).unwrap()
+}
+
+/// The one line that says why it cannot be opened.
+fn refusal(path: impl AsRef<Path>, options: &FileOptions) -> String {
+    let path = path.as_ref();
+    let text = FileBackend::open(path, options).unwrap_err().to_string();
+    assert!(text.contains(path.to_str().unwrap()), "{text}");
+    assert!(!text.contains('\n'), "{text}");
+    text
+}
+
+fn pattern(len: usize, seed: usize) -> Vec<u8> {
+    (0..len)
+        .map(|i| u8::try_from((i * 7 + i / 512 + seed) % 251).unwrap())
+        .collect()
+}
+
+/// Reads, writes, zeroes and discards in all sizes and alignments; a `Vec` is the reference.
+fn behaves(dev: &FileBackend) {
+    let bytes = dev.info().bytes();
+    let block = usize::try_from(dev.info().block_size()).unwrap();
+    let mut want = pattern(usize::try_from(bytes).unwrap(), 0);
+    dev.write_at(0, &want, false).unwrap();
+    let mut put = |blocks: std::ops::Range<usize>, seed: usize, how: &dyn Fn(u64, &[u8])| {
+        let part = &mut want[blocks.start * block..blocks.end * block];
+        if seed == 0 {
+            part.fill(0);
+        } else {
+            part.copy_from_slice(&pattern(part.len(), seed));
+        }
+        how((blocks.start * block) as u64, part);
+        let mut got = vec![0xee; usize::try_from(bytes).unwrap()];
+        dev.read_at(0, &mut got).unwrap();
+        assert!(got == want, "{blocks:?} {seed}");
+    };
+    put(1..2, 1, &|at, data| dev.write_at(at, data, false).unwrap());
+    put(3..20, 2, &|at, data| dev.write_at(at, data, true).unwrap());
+    put(5..7, 0, &|at, data| {
+        dev.write_zeroes(at, data.len() as u64, false, false)
+            .unwrap()
+    });
+    put(16..40, 0, &|at, data| {
+        dev.write_zeroes(at, data.len() as u64, true, true).unwrap()
+    });
+    put(41..42, 0, &|at, data| {
+        dev.write_zeroes(at, data.len() as u64, true, false)
+            .unwrap()
+    });
+    put(50..90, 0, &|at, data| {
+        dev.raw.write_zero_bytes(at, data.len() as u64).unwrap()
+    });
+    if dev.info().dealloc_reads_zero {
+        put(90..120, 0, &|at, data| {
+            dev.deallocate(at, data.len() as u64).unwrap()
+        });
+    }
+    dev.flush().unwrap();
+    // Memory that direct I/O does not take.
+    let mut odd = vec![0; 3 * block + 1];
+    let data = pattern(3 * block, 5);
+    dev.write_at(0, &data, true).unwrap();
+    dev.read_at(0, &mut odd[1..]).unwrap();
+    assert_eq!(odd[1..], data);
+}
+
+#[test]
+fn a_file_behaves_directly_and_through_the_page_cache() {
+    for (direct, block) in [
+        (Direct::Auto, 512),
+        (Direct::Off, 512),
+        (Direct::Auto, 4096),
+        (Direct::Off, 65536),
+    ] {
+        let file = file_of(8 * MIB);
+        let options = options(|o| (o.direct, o.block_size) = (direct, Some(block)));
+        let dev = FileBackend::open(file.path(), &options).unwrap();
+        assert_eq!(dev.info().block_size(), block);
+        assert!(direct == Direct::Auto || !dev.is_direct());
+        behaves(&dev);
+    }
+}
+
+#[test]
+fn a_file_in_memory_behaves() {
+    let Ok(file) = NamedTempFile::new_in("/dev/shm") else {
+        return;
+    };
+    file.as_file().set_len(2 * MIB).unwrap();
+    behaves(&open(file.path()));
+}
+
+#[test]
+fn what_the_file_system_cannot_is_remembered_and_done_by_writing() {
+    let file = file_of(MIB);
+    let dev = open(file.path());
+    dev.punches.store(false, Ordering::Relaxed);
+    dev.zeroes.store(false, Ordering::Relaxed);
+    behaves(&dev);
+}
+
+#[test]
+fn info_tells_what_was_asked_for_and_found() {
+    let file = file_of(3 * MIB);
+    let ids = options(|o| (o.uuid, o.nguid, o.eui64) = ([1; 16], [2; 16], [3; 8]));
+    let info = FileBackend::open(file.path(), &ids).unwrap().info();
+    assert_eq!((info.block_size(), info.bytes()), (512, 3 * MIB));
+    assert_eq!(
+        (info.uuid, info.nguid, info.eui64),
+        ([1; 16], [2; 16], [3; 8])
+    );
+    assert!(info.volatile_cache && !info.read_only);
+    assert_eq!(
+        (info.caps.flush, info.caps.fua, info.caps.write_zeroes),
+        (Support::Native, Support::Native, Support::Native)
+    );
+    assert_eq!(
+        info.dealloc_reads_zero,
+        info.caps.deallocate == Support::Native
+    );
+    assert!(info.preferred_write.is_multiple_of(512));
+}
+
+#[test]
+fn a_hole_gives_memory_back() {
+    let file = file_of(4 * MIB);
+    let dev = open(file.path());
+    if dev.info().caps.deallocate != Support::Native {
+        return;
+    }
+    dev.write_at(0, &pattern(4 << 20, 1), true).unwrap();
+    let before = file.as_file().metadata().unwrap().blocks();
+    dev.deallocate(MIB, 2 * MIB).unwrap();
+    dev.flush().unwrap();
+    let after = file.as_file().metadata().unwrap();
+    assert!(
+        after.blocks() + 2048 <= before,
+        "{} {before}",
+        after.blocks()
+    );
+    assert_eq!(after.len(), 4 * MIB);
+}
+
+#[test]
+fn reading_past_a_truncated_end_fails_and_gives_no_garbage() {
+    for direct in [Direct::Auto, Direct::Off] {
+        let file = file_of(MIB);
+        let dev = FileBackend::open(file.path(), &options(|o| o.direct = direct)).unwrap();
+        file.as_file().set_len(MIB / 2 + 4096).unwrap();
+        let mut buf = vec![0; 8192];
+        dev.read_at(MIB / 2 - 4096, &mut buf).unwrap();
+        let err = dev.read_at(MIB / 2, &mut buf).unwrap_err();
+        assert!(err.to_string().contains("truncated"), "{err}");
+        assert_eq!(
+            err.status(super::super::Op::Read),
+            Status::UNRECOVERED_READ_ERROR
+        );
+        dev.read_at(MIB - 512, &mut buf[..512]).unwrap_err();
+    }
+}
+
+#[test]
+fn refresh_follows_the_size_and_tells_the_subsystem() {
+    let file = file_of(MIB);
+    let dev = open(file.path());
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    let notify: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    dev.subscribe(NsSink(Arc::downgrade(&notify)));
+    assert!(!dev.refresh().unwrap());
+    file.as_file().set_len(4 * MIB).unwrap();
+    assert_eq!(dev.info().bytes(), MIB);
+    assert!(dev.refresh().unwrap());
+    assert_eq!(
+        (dev.info().bytes(), told.load(Ordering::Relaxed)),
+        (4 * MIB, 1)
+    );
+    dev.write_at(4 * MIB - 512, &[9; 512], false).unwrap();
+    file.as_file().set_len(512).unwrap();
+    assert!(dev.refresh().unwrap());
+    assert_eq!((dev.info().blocks, told.load(Ordering::Relaxed)), (1, 2));
+    for bad in [0, 1000] {
+        file.as_file().set_len(bad).unwrap();
+        assert!(
+            dev.refresh()
+                .unwrap_err()
+                .to_string()
+                .contains("block size")
+        );
+        assert_eq!((dev.info().blocks, told.load(Ordering::Relaxed)), (1, 2));
+    }
+}
+
+#[test]
+fn the_same_file_is_known_by_any_name_and_served_once() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("disk");
+    File::create(&path).unwrap().set_len(MIB).unwrap();
+    let (hard, soft) = (dir.path().join("hard"), dir.path().join("soft"));
+    std::fs::hard_link(&path, &hard).unwrap();
+    symlink(&path, &soft).unwrap();
+    let dev = open(&path);
+    let read_only = options(|o| o.read_only = true);
+    for name in [&path, &hard, &soft] {
+        assert_eq!(FileId::of(name).unwrap(), dev.id());
+        assert!(refusal(name, &FileOptions::default()).contains("in use"));
+        assert!(refusal(name, &read_only).contains("in use"));
+    }
+    assert_ne!(FileId::of(file_of(MIB).path()).unwrap(), dev.id());
+    drop(dev);
+    let readers = [&path, &hard].map(|name| FileBackend::open(name, &read_only).unwrap());
+    assert!(refusal(&path, &FileOptions::default()).contains("in use"));
+    drop(readers);
+    open(&path);
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_in_one_line() {
+    let dir = TempDir::new().unwrap();
+    let default = FileOptions::default();
+    assert!(
+        refusal(dir.path(), &default).contains("is a directory; a regular file or a block device")
+    );
+    assert!(refusal("/dev/null", &default).contains("is a character device"));
+    assert!(refusal(dir.path().join("none"), &default).contains("No such file"));
+    let socket = dir.path().join("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    assert!(refusal(&socket, &default).contains("is a socket"));
+    let fifo = dir.path().join("fifo");
+    if Command::new("mkfifo")
+        .arg(&fifo)
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        assert!(refusal(&fifo, &default).contains("is a FIFO"));
+    }
+    assert!(refusal(file_of(0).path(), &default).contains("0 bytes"));
+    let odd = refusal(file_of(1000).path(), &default);
+    assert!(
+        odd.contains("1000 bytes") && odd.contains("block size, 512 bytes"),
+        "{odd}"
+    );
+    let blocks = options(|o| o.block_size = Some(4096));
+    assert!(refusal(file_of(4096 + 512).path(), &blocks).contains("4096 bytes"));
+    for size in [0, 256, 1000, 131_072] {
+        let odd = options(|o| o.block_size = Some(size));
+        assert!(refusal(file_of(MIB).path(), &odd).contains("a power of two from 512 to 65536"));
+    }
+}
+
+#[test]
+fn a_file_without_write_permission_is_served_read_only_or_not_at_all() {
+    let file = file_of(MIB);
+    file.as_file().write_all_at(b"kept", 0).unwrap();
+    file.as_file()
+        .set_permissions(std::fs::Permissions::from_mode(0o444))
+        .unwrap();
+    // Permissions do not stop root.
+    if File::options().write(true).open(file.path()).is_err() {
+        assert!(refusal(file.path(), &FileOptions::default()).contains("cannot be written"));
+    }
+    let dev = FileBackend::open(file.path(), &options(|o| o.read_only = true)).unwrap();
+    assert!(dev.info().read_only);
+    assert_eq!(dev.info().caps.deallocate, Support::None);
+    let mut buf = [0; 512];
+    dev.read_at(0, &mut buf).unwrap();
+    assert_eq!(&buf[..4], b"kept");
+    let err = dev.write_at(0, &buf, false).unwrap_err();
+    assert_eq!(
+        err.status(super::super::Op::Write { fua: false }),
+        Status::NAMESPACE_WRITE_PROTECTED.dnr()
+    );
+    dev.flush().unwrap();
+}
+
+/// A loop device over a file; detached when dropped.
+struct Loop {
+    node: String,
+    _file: NamedTempFile,
+}
+
+impl Loop {
+    /// `None` without the privilege or the tool: the test passes without having run.
+    fn new(bytes: u64, arguments: &[&str]) -> Option<Self> {
+        let file = file_of(bytes);
+        let mut command = Command::new("losetup");
+        let output = command
+            .args(["--find", "--show"])
+            .args(arguments)
+            .arg(file.path())
+            .output()
+            .ok()?;
+        let node = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        output
+            .status
+            .success()
+            .then_some(Self { node, _file: file })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup")
+            .args(["--detach", &self.node])
+            .status();
+    }
+}
+
+#[test]
+fn a_block_device_behaves() {
+    for direct in [Direct::Auto, Direct::Off] {
+        let Some(disk) = Loop::new(8 * MIB, &[]) else {
+            return;
+        };
+        let dev = FileBackend::open(&disk.node, &options(|o| o.direct = direct)).unwrap();
+        assert_eq!(dev.is_direct(), direct == Direct::Auto);
+        assert_eq!(
+            (dev.info().block_size(), dev.info().bytes()),
+            (512, 8 * MIB)
+        );
+        assert!(!dev.info().dealloc_reads_zero);
+        behaves(&dev);
+        dev.deallocate(MIB, MIB).unwrap();
+        assert!(matches!(dev.id(), FileId::Device { .. }));
+        assert!(refusal(&disk.node, &FileOptions::default()).contains("in use"));
+    }
+}
+
+#[test]
+fn a_block_device_sets_the_least_block_size() {
+    let Some(disk) = Loop::new(8 * MIB, &["--sector-size", "4096"]) else {
+        return;
+    };
+    assert_eq!(open(&disk.node).info().block_size(), 4096);
+    let small = options(|o| o.block_size = Some(512));
+    assert!(refusal(&disk.node, &small).contains("a power of two from 4096 to 65536"));
+    behaves(&open(&disk.node));
+}
+
+#[test]
+fn a_read_only_block_device_is_served_read_only_or_not_at_all() {
+    let Some(disk) = Loop::new(MIB, &["--read-only"]) else {
+        return;
+    };
+    assert!(refusal(&disk.node, &FileOptions::default()).contains("cannot be written"));
+    let dev = FileBackend::open(&disk.node, &options(|o| o.read_only = true)).unwrap();
+    dev.read_at(0, &mut [0; 512]).unwrap();
+}
