@@ -18,7 +18,7 @@ packages=(busybox-static nvme-cli fio e2fsprogs xfsprogs util-linux coreutils ba
 programs=(/usr/bin/{bash,base64,cat,cmp,date,dd,findmnt,flock,head,lsblk,mount,mountpoint,nproc,od,seq,sha256sum,sleep}
   /usr/bin/{socat,sort,stat,sync,timeout,tr,truncate,umount,wc}
   /usr/sbin/{blkdiscard,blockdev,fsck.ext4,losetup,mkfs.ext4,mkfs.xfs,nvme,xfs_repair})
-modules=(virtio_pci virtio_net nvme-tcp nvmet-tcp brd loop ext4 xfs configfs crc32c-intel crc32c_generic af_packet)
+modules=(virtio_pci virtio_net nvme-tcp nvmet-tcp loop ext4 xfs configfs crc32c-intel crc32c_generic af_packet)
 
 say() { echo "mkguest: $*"; }
 

@@ -1,0 +1,27 @@
+#!/bin/bash
+# Runs the parts of the suite that PARTS names, in the guest. Status 0 if no step failed.
+#
+# Environment, from interop/run: TARGET=nvmfd or nvmet, PARTS, CONTROL_PORT (nvmfd), LOOP (a loop device of the machine that
+# nvmfd may serve, or nothing).
+cd /suite || exit 1
+. ./lib.sh
+. "./target-$TARGET.sh"
+
+devices=(ram:320 file:main.img:320)
+[ -z "$LOOP" ] || devices+=(loop)
+step "target: starts" target_start main "${devices[@]}"
+
+for part in $PARTS; do . "./part-$part.sh"; done
+
+ends_well() {
+  local name
+  for name in $(cd /run/target && ls -- *.namespaces | sed 's/\.namespaces$//'); do
+    detach "$name"
+    wait_until 10 target_unburdened "$name"
+    target_stop "$name"
+    if target_log "$name" | grep -A 5 panicked; then fail "nvmfd panicked"; fi
+  done
+}
+step "target: has closed what it opened, logged no panic, exits 0" ends_well
+
+[ $failed = 0 ]
