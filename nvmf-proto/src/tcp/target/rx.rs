@@ -97,11 +97,7 @@ impl TcpTarget {
             Phase::Closed => return Need::Closed,
         }
         match self.rx.stage {
-            Stage::Header
-                if self.rx.parked && self.slots.is_full() && !self.slots.is_deadlocked() =>
-            {
-                Need::Wait(WaitFor::Slot)
-            }
+            Stage::Header if self.is_parked() => Need::Wait(WaitFor::Slot),
             Stage::Header => Need::Bytes { min: self.rx.min },
             Stage::Decision { slot, .. } => Need::Wait(WaitFor::Command(slot)),
             Stage::Payload(Payload { left: 0, .. }) => Need::Bytes { min: DIGEST_LEN },
@@ -129,6 +125,7 @@ impl TcpTarget {
     /// The host broke NVMe/TCP. A C2HTermReq is queued and `need` is `Drain`.
     pub fn parse(&mut self, staged: &[u8]) -> Result<Parsed, Violation> {
         match (self.phase, self.rx.stage) {
+            (Phase::Open, Stage::Header) if self.is_parked() => Ok(Parsed::NOTHING),
             (Phase::IcReq, _) | (Phase::Open, Stage::Header) => self.parse_pdu(staged),
             (Phase::Open, Stage::Payload(payload @ Payload { left: 0, .. })) => {
                 Ok(self.parse_data_digest(payload, staged))
@@ -166,6 +163,12 @@ impl TcpTarget {
             Stage::Header | Stage::Decision { .. } => return None,
         };
         self.end_of_data(slot)
+    }
+
+    /// A CapsuleCmd is next, and the stream stands still until a slot is free. In a deadlock it
+    /// does not: `parse` is to be called, so that it can say so.
+    fn is_parked(&self) -> bool {
+        self.rx.parked && self.slots.is_full() && !self.slots.is_deadlocked()
     }
 
     fn parse_data_digest(&mut self, payload: Payload, staged: &[u8]) -> Parsed {

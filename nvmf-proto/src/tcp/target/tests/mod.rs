@@ -257,66 +257,64 @@ impl Driver {
         events
     }
 
-    /// Works on what has come until there is an event or nothing more to do, moving at most
-    /// `most` bytes of payload at a time.
+    /// Works on what has come until there is an event or nothing more to do.
     fn step(&mut self, most: usize) -> Option<Event> {
         loop {
-            let event = match self.target.need() {
-                Need::Bytes { min } => {
-                    assert!((1..=255).contains(&min), "{min}");
-                    let before = self.target.need();
-                    match self.target.parse(&self.input) {
-                        Ok(parsed) => {
-                            self.input.drain(..parsed.used);
-                            if parsed.used == 0 && self.target.need() == before {
-                                return None;
-                            }
-                            parsed.event
-                        }
-                        Err(violation) => {
-                            assert_eq!(self.violation.replace(violation), None, "a second one");
-                            return None;
-                        }
-                    }
-                }
-                Need::Payload {
-                    slot,
-                    offset,
-                    len,
-                    crc,
-                } => {
-                    let n = self.input.len().min(len as usize).min(most);
-                    if n == 0 {
-                        return None;
-                    }
-                    let buffer = self.buffer(slot);
-                    let end = offset as usize + n;
-                    if buffer.len() < end {
-                        buffer.resize(end, 0);
-                    }
-                    let bytes: Vec<u8> = self.input.drain(..n).collect();
-                    self.buffer(slot)[offset as usize..end].copy_from_slice(&bytes);
-                    self.target
-                        .placed(n as u32, crc.map(|crc| crc32c(crc, &bytes)))
-                }
-                Need::Discard { len } => {
-                    let n = self.input.len().min(len as usize).min(most);
-                    if n == 0 {
-                        return None;
-                    }
-                    self.input.drain(..n);
-                    self.target.placed(n as u32, None)
-                }
-                Need::Drain => {
-                    self.input.clear();
-                    return None;
-                }
-                Need::Wait(_) | Need::Closed => return None,
-            };
-            if event.is_some() {
-                return event;
+            if let Some(event) = self.turn(most)? {
+                return Some(event);
             }
         }
+    }
+
+    /// Calls the machine once, with at most `most` bytes of payload, and says what happened;
+    /// nothing if there is nothing to call it for.
+    fn turn(&mut self, most: usize) -> Option<Option<Event>> {
+        let need = self.target.need();
+        match need {
+            Need::Bytes { min } => {
+                assert!((1..=255).contains(&min), "{min}");
+                match self.target.parse(&self.input) {
+                    Ok(parsed) => {
+                        self.input.drain(..parsed.used);
+                        let progress = parsed.used > 0 || self.target.need() != need;
+                        progress.then_some(parsed.event)
+                    }
+                    Err(violation) => {
+                        assert_eq!(self.violation.replace(violation), None, "a second one");
+                        None
+                    }
+                }
+            }
+            Need::Payload {
+                slot,
+                offset,
+                len,
+                crc,
+            } => {
+                let bytes = self.take(len, most)?;
+                let (start, end) = (offset as usize, offset as usize + bytes.len());
+                let buffer = self.buffer(slot);
+                buffer.resize(end.max(buffer.len()), 0);
+                buffer[start..end].copy_from_slice(&bytes);
+                let crc = crc.map(|crc| crc32c(crc, &bytes));
+                Some(self.target.placed(bytes.len() as u32, crc))
+            }
+            Need::Discard { len } => {
+                let n = self.take(len, most)?.len();
+                Some(self.target.placed(n as u32, None))
+            }
+            Need::Drain => {
+                self.input.clear();
+                None
+            }
+            Need::Wait(_) | Need::Closed => None,
+        }
+    }
+
+    /// The next bytes that have come, if any: at most `len`, at most `most`.
+    fn take(&mut self, len: u32, most: usize) -> Option<Vec<u8>> {
+        let n = self.input.len().min(len as usize).min(most);
+        (n > 0).then(|| self.input.drain(..n).collect())
     }
 
     /// The one command that `bytes` hold.
