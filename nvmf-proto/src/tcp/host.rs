@@ -271,7 +271,7 @@ impl TcpHost {
             Phase::Draining => (self.linger, CloseReason::LingerTimeout),
             Phase::Active | Phase::Closed => return None,
         };
-        if now < *self.deadline.get_or_insert(now.after(length)) {
+        if now < *self.deadline.get_or_insert_with(|| now.after(length)) {
             return None;
         }
         self.peer_closed();
