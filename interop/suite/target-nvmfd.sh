@@ -56,8 +56,8 @@ namespace_resize() {                                                    # NAME N
 
 # target_unburdened NAME: it holds no more file descriptors than when it started.
 target_unburdened() {
-  local now then
-  read -r now then <<<"$(control fds "$1")"
-  [ "$now" -le "$then" ]
+  local now at_start
+  read -r now at_start <<<"$(control fds "$1")"
+  [ "$now" -le "$at_start" ]
 }
 target_log() { control log "$1"; }
