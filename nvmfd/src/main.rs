@@ -1,1 +1,174 @@
-fn main() {}
+//! nvmfd: serves RAM disks, files and block devices to NVMe/TCP hosts.
+
+mod cli;
+mod control;
+mod devices;
+mod identity;
+mod listen;
+
+use cli::Cli;
+use devices::Devices;
+use identity::Machine;
+use listen::{Listeners, reachable};
+use log::{LevelFilter, info, warn};
+use nvmf_target::{SubsystemConfig, Target};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+use signal_hook::iterator::{Handle, Signals};
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How long what is in flight may take to finish when the daemon ends.
+const SHUTDOWN_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why the daemon does not run, or an operator's command was not done: one line.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// What was asked for makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// It makes sense, but cannot be had.
+    #[error("{0}")]
+    Environment(String),
+}
+
+impl From<nvmf_target::Error> for Failure {
+    fn from(err: nvmf_target::Error) -> Self {
+        Self::Environment(err.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    let failure = match Cli::read().map(|cli| run(&cli)) {
+        Ok(Ok(status)) => return status,
+        Ok(Err(failure)) | Err(Some(failure)) => failure,
+        Err(None) => return ExitCode::SUCCESS,
+    };
+    eprintln!("nvmfd: {failure}");
+    match failure {
+        Failure::Environment(_) => ExitCode::FAILURE,
+        Failure::Usage(_) => ExitCode::from(2),
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode, Failure> {
+    let level = if cli.debug {
+        LevelFilter::Debug
+    } else {
+        LevelFilter::Info
+    };
+    env_logger::Builder::new()
+        .filter_level(level)
+        .parse_default_env()
+        .init();
+    let machine = Machine::of(Path::new("/"));
+    let nqn = cli.nqn.clone().unwrap_or_else(|| machine.nqn());
+
+    let mut devices = Devices::new(cli, machine, &nqn);
+    for (nsid, device) in (1..).zip(&cli.devices) {
+        devices.open(nsid, device)?;
+    }
+    let listeners = Listeners::bind(cli)?;
+    let (stopping, signals) = catch_signals()
+        .map_err(|err| Failure::Environment(format!("signals cannot be caught: {err}")))?;
+
+    let target = Target::new(cli.target_config())?;
+    let mut subsystem = SubsystemConfig::new(&nqn);
+    subsystem.serial = machine.serial(&nqn);
+    target.add_subsystem(subsystem)?;
+    devices.add_to(&target)?;
+    print(&banner(&nqn, &devices, &listeners))?;
+    listeners.serve(&target)?;
+    print("nvmfd: serving\n")?;
+
+    if cli.stdin_control {
+        control_by_stdin(devices, target.clone(), signals.handle())?;
+    }
+    wait(signals);
+    stopping.store(true, Ordering::Relaxed);
+    if target.shutdown(SHUTDOWN_WITHIN) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(Failure::Environment(format!(
+        "not all that was in flight has finished within {} s",
+        SHUTDOWN_WITHIN.as_secs()
+    )))
+}
+
+/// Signals are caught from here on. Once the flag is set, SIGINT and SIGTERM end the process at
+/// once; the first of them sets it.
+fn catch_signals() -> io::Result<(Arc<AtomicBool>, Signals)> {
+    let stopping = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first signal must not meet the flag that it sets.
+        flag::register_conditional_shutdown(signal, 1, Arc::clone(&stopping))?;
+        flag::register(signal, Arc::clone(&stopping))?;
+    }
+    Ok((stopping, Signals::new([SIGINT, SIGTERM, SIGHUP])?))
+}
+
+/// Returns when the daemon is to end.
+fn wait(mut signals: Signals) {
+    for signal in signals.forever() {
+        if signal != SIGHUP {
+            info!("shutting down");
+            return;
+        }
+        info!("SIGHUP is ignored: there is nothing to read again");
+    }
+}
+
+/// Starts the thread that reads commands; `quit` closes `signals`.
+fn control_by_stdin(mut devices: Devices, target: Target, signals: Handle) -> Result<(), Failure> {
+    let serve =
+        move || match control::serve(io::stdin().lock(), io::stdout(), &mut devices, &target) {
+            Ok(true) => signals.close(),
+            Ok(false) => info!("end of standard input: no more commands"),
+            Err(err) => warn!("no more commands: {err}"),
+        };
+    std::thread::Builder::new()
+        .name("nvmfd-control".to_owned())
+        .spawn(serve)
+        .map(drop)
+        .map_err(|err| Failure::Environment(format!("no thread for commands: {err}")))
+}
+
+/// What is printed at the start: what is served, where, and how a host gets it.
+fn banner(nqn: &str, devices: &Devices, listeners: &Listeners) -> String {
+    let (io, discovery) = listeners.addresses();
+    let mut text = format!("nvmfd {}: subsystem {nqn}\n", env!("CARGO_PKG_VERSION"));
+    for line in devices.describe_all() {
+        text += &format!("{line}\n");
+    }
+    for address in &io {
+        text += &format!("listening on {address} for I/O and discovery\n");
+    }
+    for address in &discovery {
+        text += &format!("listening on {address} for discovery\n");
+    }
+    let command = |what: &str, listener| {
+        format!(
+            "nvme {what} -t tcp -a {} -s {}",
+            reachable(listener),
+            listener.port()
+        )
+    };
+    if let Some(&listener) = discovery.first().or_else(|| io.first()) {
+        text += &format!("{}\n", command("discover", listener));
+    }
+    if let Some(&listener) = io.first() {
+        text += &format!("{} -n {nqn}\n", command("connect", listener));
+    }
+    text
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|err| Failure::Environment(format!("standard output: {err}")))
+}

@@ -1,0 +1,205 @@
+//! The namespaces: what the command line or the operator names, opened.
+
+use crate::Failure;
+use crate::cli::{Cli, Device};
+use crate::identity::Machine;
+use nvmf_target::Target;
+use nvmf_target::ns::{
+    FileBackend, FileId, FileOptions, Inline, Namespace, RamDisk, Threaded, WorkerPool,
+};
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// What all namespaces have in common, and those that there are.
+pub(crate) struct Devices {
+    machine: Machine,
+    nqn: String,
+    block_size: Option<u32>,
+    options: FileOptions,
+    pool: Arc<WorkerPool>,
+    /// RAM disks ever made: the next one's identity is its number.
+    ram_disks: u32,
+    open: BTreeMap<u32, Open>,
+}
+
+/// An opened device.
+struct Open {
+    /// As the operator wrote it.
+    name: String,
+    namespace: Arc<dyn Namespace>,
+    /// For what only files and block devices have.
+    file: Option<Arc<FileBackend>>,
+}
+
+impl Devices {
+    /// None yet, for a subsystem `nqn` with the options of the command line.
+    pub(crate) fn new(cli: &Cli, machine: Machine, nqn: &str) -> Self {
+        let mut options = FileOptions::default();
+        options.block_size = cli.block_size;
+        options.read_only = cli.read_only;
+        options.direct = cli.direct.into();
+        Self {
+            machine,
+            nqn: nqn.to_owned(),
+            block_size: cli.block_size,
+            options,
+            pool: Arc::new(WorkerPool::new(cli.io_threads as usize)),
+            ram_disks: 0,
+            open: BTreeMap::new(),
+        }
+    }
+
+    /// Opens a device to be namespace `nsid`.
+    ///
+    /// # Errors
+    /// If the NSID is taken, the device is served already, or it cannot be opened.
+    pub(crate) fn open(&mut self, nsid: u32, device: &Device) -> Result<(), Failure> {
+        let open = self.open_new(nsid, device)?;
+        self.open.insert(nsid, open);
+        Ok(())
+    }
+
+    fn open_new(&mut self, nsid: u32, device: &Device) -> Result<Open, Failure> {
+        if let Some(other) = self.open.get(&nsid) {
+            return Err(Failure::Usage(format!(
+                "namespace {nsid} is there already: {}",
+                other.name
+            )));
+        }
+        match device {
+            Device::RamDisk { bytes } => self.open_ram_disk(*bytes),
+            Device::File(path) => self.open_file(path),
+        }
+    }
+
+    fn open_ram_disk(&mut self, bytes: u64) -> Result<Open, Failure> {
+        let name = format!("ramdisk:{bytes}");
+        let disk = RamDisk::new(bytes, self.block_size.unwrap_or(512))
+            .map_err(|err| Failure::Usage(format!("{name}: {err}")))?;
+        self.ram_disks += 1;
+        let ids = self
+            .machine
+            .namespace(&self.nqn, format!("ramdisk:{}", self.ram_disks).as_bytes());
+        let read_only = self.options.read_only;
+        let disk = disk.with_info(|info| {
+            info.with_uuid(ids.uuid)
+                .with_ids(ids.nguid, ids.eui64)
+                .with_read_only(read_only)
+        });
+        Ok(Open {
+            name,
+            namespace: Arc::new(Inline::new(disk)),
+            file: None,
+        })
+    }
+
+    fn open_file(&self, path: &Path) -> Result<Open, Failure> {
+        let name = path.display().to_string();
+        // Before it is opened: the lock on the first would say only that it is in use.
+        let id = FileId::of(path)?;
+        let same = |open: &&Open| open.file.as_ref().is_some_and(|file| file.id() == id);
+        if let Some(other) = self.open.values().find(same) {
+            let what = if other.name == name {
+                "twice".to_owned()
+            } else {
+                format!("as {} too", other.name)
+            };
+            return Err(Failure::Usage(format!(
+                "{name} is named {what}; it can be one namespace only"
+            )));
+        }
+        let place = path
+            .canonicalize()
+            .map_err(|err| Failure::Environment(format!("{name}: {err}")))?;
+        let place = [b"file:", place.as_os_str().as_bytes()].concat();
+        let ids = self.machine.namespace(&self.nqn, &place);
+        let mut options = self.options.clone();
+        (options.uuid, options.nguid, options.eui64) = (ids.uuid, ids.nguid, ids.eui64);
+        let file = Arc::new(FileBackend::open(path, &options)?);
+        let namespace = Arc::new(Threaded::with_pool(Arc::clone(&file), &self.pool));
+        Ok(Open {
+            name,
+            namespace,
+            file: Some(file),
+        })
+    }
+
+    /// Shows all opened devices to hosts.
+    ///
+    /// # Errors
+    /// The target's.
+    pub(crate) fn add_to(&self, target: &Target) -> Result<(), Failure> {
+        for (&nsid, open) in &self.open {
+            target.add_namespace(&self.nqn, nsid, Arc::clone(&open.namespace))?;
+        }
+        Ok(())
+    }
+
+    /// Opens a device and shows it to hosts; returns a line about it.
+    ///
+    /// # Errors
+    /// As [`Devices::open`], or the target's; nothing has changed then.
+    pub(crate) fn add(
+        &mut self,
+        target: &Target,
+        nsid: u32,
+        device: &Device,
+    ) -> Result<String, Failure> {
+        let open = self.open_new(nsid, device)?;
+        target.add_namespace(&self.nqn, nsid, Arc::clone(&open.namespace))?;
+        let text = open.describe(nsid);
+        self.open.insert(nsid, open);
+        Ok(text)
+    }
+
+    /// Takes a namespace from hosts and closes its device when the last request is done.
+    ///
+    /// # Errors
+    /// If there is none of that NSID.
+    pub(crate) fn remove(&mut self, target: &Target, nsid: u32) -> Result<(), Failure> {
+        self.open.remove(&nsid).ok_or_else(|| none_of(nsid))?;
+        Ok(target.remove_namespace(&self.nqn, nsid)?)
+    }
+
+    /// Looks at the size of a file or block device again; hosts are told of a change. Returns a
+    /// line about the namespace.
+    ///
+    /// # Errors
+    /// If there is none of that NSID, it is a RAM disk, or the new size is not possible.
+    pub(crate) fn resize(&self, nsid: u32) -> Result<String, Failure> {
+        let open = self.open.get(&nsid).ok_or_else(|| none_of(nsid))?;
+        let Some(file) = &open.file else {
+            return Err(Failure::Usage(format!(
+                "namespace {nsid} is a RAM disk, whose size is fixed"
+            )));
+        };
+        file.refresh()?;
+        Ok(open.describe(nsid))
+    }
+
+    /// One line about each namespace, by NSID.
+    pub(crate) fn describe_all(&self) -> impl Iterator<Item = String> {
+        self.open.iter().map(|(nsid, open)| open.describe(*nsid))
+    }
+}
+
+impl Open {
+    fn describe(&self, nsid: u32) -> String {
+        let info = self.namespace.info();
+        format!(
+            "namespace {nsid}: {}, {} bytes, block size {}, uuid {}{}",
+            self.name,
+            info.bytes(),
+            info.block_size(),
+            Uuid::from_bytes(info.uuid),
+            if info.read_only { ", read-only" } else { "" },
+        )
+    }
+}
+
+fn none_of(nsid: u32) -> Failure {
+    Failure::Usage(format!("there is no namespace {nsid}"))
+}

@@ -1,0 +1,178 @@
+//! Sockets: bound before anything is served.
+
+use crate::Failure;
+use crate::cli::{Cli, DiscoveryPort, TransportName};
+use nvmf_target::transport::TcpTransport;
+use nvmf_target::{Error, Role, Target};
+use rustix::io::Errno;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+/// Bound sockets, not yet served.
+pub(crate) struct Listeners {
+    io: Vec<TcpTransport>,
+    discovery: Vec<TcpTransport>,
+}
+
+impl Listeners {
+    /// Binds everything that the command line asks for.
+    ///
+    /// # Errors
+    /// If one address cannot be bound.
+    pub(crate) fn bind(cli: &Cli) -> Result<Self, Failure> {
+        match cli.transport {
+            TransportName::Tcp => {}
+        }
+        let io = bind_all(&cli.bind, cli.port, "--port")?;
+        let discovery = match cli.discovery_port {
+            // The I/O port serves discovery as well.
+            DiscoveryPort::None => Vec::new(),
+            DiscoveryPort::Port(port) if port != 0 && port == cli.port => Vec::new(),
+            DiscoveryPort::Port(port) => bind_all(&cli.bind, port, "--discovery-port")?,
+        };
+        Ok(Self { io, discovery })
+    }
+
+    /// The addresses of the I/O port and of the discovery port; none of the latter if the I/O
+    /// port is all there is.
+    pub(crate) fn addresses(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+        let all = |of: &[TcpTransport]| of.iter().map(TcpTransport::local_addr).collect();
+        (all(&self.io), all(&self.discovery))
+    }
+
+    /// Begins to serve.
+    ///
+    /// # Errors
+    /// The target's.
+    pub(crate) fn serve(self, target: &Target) -> Result<(), Failure> {
+        let serve = |of: Vec<TcpTransport>, role| {
+            of.into_iter()
+                .try_for_each(|socket| target.listen_on(Box::new(socket), role))
+        };
+        serve(self.io, Role::Io)?;
+        Ok(serve(self.discovery, Role::Discovery)?)
+    }
+}
+
+fn bind_all(ips: &[IpAddr], port: u16, option: &str) -> Result<Vec<TcpTransport>, Failure> {
+    let wildcards = [
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    ];
+    let all = ips.is_empty();
+    let mut bound: Vec<TcpTransport> = Vec::new();
+    let mut missing = None;
+    for &ip in if all { &wildcards[..] } else { ips } {
+        // Where any port will do, the same one for all addresses, if it is free.
+        let first = bound.first().map(|first| first.local_addr().port());
+        let same = first
+            .filter(|_| port == 0)
+            .and_then(|port| bind(ip, port).ok());
+        match same.map_or_else(|| bind(ip, port), Ok) {
+            Ok(socket) => bound.push(socket),
+            // A machine without the one or the other version of IP.
+            Err(err) if all && is_unsupported(&err) => missing = Some(err),
+            Err(err) if errno(&err) == Some(Errno::ADDRINUSE) => {
+                return Err(Failure::Environment(format!(
+                    "{err}; {option} takes another port"
+                )));
+            }
+            Err(err) => return Err(err.into()),
+        }
+    }
+    match missing {
+        Some(err) if bound.is_empty() => Err(err.into()),
+        _ => Ok(bound),
+    }
+}
+
+fn bind(ip: IpAddr, port: u16) -> Result<TcpTransport, Error> {
+    TcpTransport::bind(SocketAddr::new(ip, port))
+}
+
+fn errno(err: &Error) -> Option<Errno> {
+    match err {
+        Error::Io { source, .. } => Errno::from_io_error(source),
+        _ => None,
+    }
+}
+
+fn is_unsupported(err: &Error) -> bool {
+    matches!(
+        errno(err),
+        Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL | Errno::PROTONOSUPPORT)
+    )
+}
+
+/// An address by which a host can reach a listener: a wildcard one is replaced by the address of
+/// the machine's default route, or the loopback address if there is none.
+pub(crate) fn reachable(listener: SocketAddr) -> IpAddr {
+    let (peer, loopback): (SocketAddr, IpAddr) = match listener.ip() {
+        ip if !ip.is_unspecified() => return ip,
+        // Documentation addresses (RFC 5737, RFC 3849): nothing is sent, the kernel only picks
+        // the source address.
+        IpAddr::V4(_) => (
+            (Ipv4Addr::new(192, 0, 2, 1), 9).into(),
+            Ipv4Addr::LOCALHOST.into(),
+        ),
+        IpAddr::V6(_) => {
+            let peer = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+            ((peer, 9).into(), Ipv6Addr::LOCALHOST.into())
+        }
+    };
+    let source = || {
+        let socket = UdpSocket::bind((listener.ip(), 0))?;
+        socket.connect(peer)?;
+        socket.local_addr()
+    };
+    source().map_or(loopback, |addr| addr.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_port_is_the_same_for_all_addresses() {
+        let bound = bind_all(&[], 0, "-p").unwrap();
+        let ports: Vec<u16> = bound
+            .iter()
+            .map(|socket| socket.local_addr().port())
+            .collect();
+        assert!(!ports.is_empty() && ports.iter().all(|&port| port != 0 && port == ports[0]));
+    }
+
+    #[test]
+    fn a_port_in_use_is_named_with_the_option() {
+        let local = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
+        let first = bind_all(&local, 0, "-p").unwrap();
+        let taken = first[0].local_addr();
+        let text = bind_all(&local, taken.port(), "--port")
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            text.contains(&taken.to_string()) && text.contains("--port"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_foreign_address_is_an_error() {
+        let text = bind_all(&["192.0.2.7".parse().unwrap()], 0, "-p")
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(text.contains("192.0.2.7"), "{text}");
+    }
+
+    #[test]
+    fn reachable_addresses_are_no_wildcards() {
+        let local: SocketAddr = "127.0.0.1:4420".parse().unwrap();
+        assert_eq!(reachable(local), local.ip());
+        for wildcard in ["0.0.0.0:4420", "[::]:4420"] {
+            let wildcard: SocketAddr = wildcard.parse().unwrap();
+            let ip = reachable(wildcard);
+            assert!(!ip.is_unspecified() && ip.is_ipv4() == wildcard.is_ipv4());
+        }
+    }
+}
