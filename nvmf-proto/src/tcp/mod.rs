@@ -39,7 +39,7 @@ impl Time {
 }
 
 /// One command in a machine's table: an index, and a generation that tells a slot's users apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Slot {
     index: u16,
     generation: u16,

@@ -121,3 +121,9 @@ pub(crate) fn connect(
     };
     Ok(Association { controller, qid: command.qid, entries, flow_control, stats })
 }
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        Self::status(status)
+    }
+}

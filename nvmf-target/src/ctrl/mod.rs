@@ -51,6 +51,8 @@ pub(crate) struct Core {
     pub(crate) listeners: RwLock<Vec<Arc<Listener>>>,
     /// GENCTR of the discovery log.
     genctr: AtomicU64,
+    /// The uid of the next namespace to be attached.
+    next_uid: AtomicU64,
     /// Connections that exist, accepted but not yet gone.
     pub(crate) connections: AtomicUsize,
 }
@@ -64,6 +66,7 @@ impl Core {
             listeners: RwLock::default(),
             // A host that kept 0 from an empty log must see a change.
             genctr: AtomicU64::new(1),
+            next_uid: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
         })
     }
@@ -102,6 +105,10 @@ impl Core {
         };
         self.discovery_changed();
         listener
+    }
+
+    pub(crate) fn new_uid(&self) -> u64 {
+        self.next_uid.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(crate) fn genctr(&self) -> u64 {

@@ -27,7 +27,6 @@ pub(crate) struct Subsystem {
     table: Mutex<Arc<NsTable>>,
     /// Moves with every change of `table`: what I/O queues compare before each command.
     generation: AtomicU64,
-    next_uid: AtomicU64,
     controllers: Mutex<Controllers>,
 }
 
@@ -58,7 +57,6 @@ impl Subsystem {
             max_namespaces,
             table: Mutex::default(),
             generation: AtomicU64::new(0),
-            next_uid: AtomicU64::new(0),
             controllers: Mutex::new(Controllers { live: BTreeMap::new(), next: 1 }),
         })
     }
@@ -80,6 +78,7 @@ impl Subsystem {
     pub(crate) fn add_namespace(
         self: &Arc<Self>,
         nsid: u32,
+        uid: u64,
         namespace: Arc<dyn Namespace>,
     ) -> Result<(), Error> {
         if nsid == 0 || nsid > self.max_namespaces {
@@ -88,7 +87,6 @@ impl Subsystem {
                 self.max_namespaces, self.nqn
             )));
         }
-        let uid = self.next_uid.fetch_add(1, Ordering::Relaxed);
         let info = self.checked_info(nsid, &*namespace)?;
         let weak: Weak<Self> = Arc::downgrade(self);
         let notify: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {

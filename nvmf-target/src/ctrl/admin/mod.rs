@@ -4,6 +4,9 @@ use super::{Controller, Core, Listener};
 use nvmf_proto::wire::{Sqe, Status};
 use std::net::IpAddr;
 
+/// AERL: Asynchronous Event Requests outstanding at a time, 0's based.
+pub(crate) const AERL: u8 = 3;
+
 /// What an admin command is carried out with.
 #[derive(Debug)]
 pub(crate) struct AdminCx<'a> {

@@ -1,0 +1,207 @@
+//! The admin queue: Connect, properties, events, and the way to the other admin commands.
+
+use super::{Conn, IoQueue, Queue};
+use crate::ctrl::admin::{self, AERL, AdminCx, Transfer};
+use crate::ctrl::connect::{self, Association, CONNECT_DATA_LEN, Refusal};
+use crate::ctrl::{ConnRef, Controller, QueueStats};
+use crate::reactor::Cx;
+use log::{debug, info};
+use nvmf_proto::tcp::Slot;
+use nvmf_proto::tcp::target::{Done, QueueConfig};
+use nvmf_proto::wire::fabrics::{
+    AuthReq, ConnectCommand, ConnectData, ConnectResponse, FabricsType, InvalidParameter,
+    PropertyGet, PropertySet,
+};
+use nvmf_proto::wire::pdu::ADMIN_IN_CAPSULE_MAX;
+use nvmf_proto::wire::{AdminOpcode, Sqe, Status};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Result of an Abort that has not aborted anything: CQE dword 0, bit 0.
+const NOT_ABORTED: u64 = 1;
+
+#[derive(Debug)]
+pub(super) struct AdminQueue {
+    pub(super) controller: Arc<Controller>,
+    pub(super) stats: Arc<QueueStats>,
+    /// Asynchronous Event Requests that wait for an event.
+    requests: VecDeque<Slot>,
+}
+
+/// An admin or Fabrics command that has passed its checks.
+#[derive(Debug)]
+pub(super) enum AdminPlan {
+    /// With the length of its data.
+    Connect(ConnectCommand, u32),
+    PropertyGet(PropertyGet),
+    PropertySet(PropertySet),
+    EventRequest,
+    KeepAlive,
+    Abort,
+    /// One that `ctrl::admin` carries out.
+    Command(Transfer),
+}
+
+impl Conn {
+    /// Checks a command on an admin queue, or on a connection that is no queue yet.
+    pub(super) fn plan_admin(&self, cx: &Cx, sqe: &Sqe) -> Result<AdminPlan, Refusal> {
+        let Queue::Admin(queue) = &self.queue else { return plan_connect(sqe) };
+        let opcode = AdminOpcode(sqe.opcode());
+        if opcode == AdminOpcode::FABRICS {
+            return match FabricsType::of(sqe) {
+                FabricsType::PROPERTY_GET => Ok(AdminPlan::PropertyGet(PropertyGet::decode(sqe))),
+                FabricsType::PROPERTY_SET => Ok(AdminPlan::PropertySet(PropertySet::decode(sqe))),
+                FabricsType::CONNECT => Err(Status::COMMAND_SEQUENCE_ERROR.dnr().into()),
+                // Disconnect deletes I/O queues only.
+                FabricsType::DISCONNECT => Err(Status::INVALID_QUEUE_TYPE.dnr().into()),
+                _ => Err(Status::INVALID_OPCODE.dnr().into()),
+            };
+        }
+        if !queue.controller.enabled() {
+            return Err(Status::COMMAND_SEQUENCE_ERROR.dnr().into());
+        }
+        match opcode {
+            AdminOpcode::KEEP_ALIVE => Ok(AdminPlan::KeepAlive),
+            AdminOpcode::ABORT => Ok(AdminPlan::Abort),
+            AdminOpcode::ASYNC_EVENT_REQUEST => {
+                if queue.requests.len() > usize::from(AERL) {
+                    return Err(Status::AER_LIMIT_EXCEEDED.dnr().into());
+                }
+                Ok(AdminPlan::EventRequest)
+            }
+            _ => Ok(AdminPlan::Command(admin::transfer(&self.admin_cx(cx, queue), sqe)?)),
+        }
+    }
+
+    fn admin_cx<'a>(&'a self, cx: &'a Cx, queue: &'a AdminQueue) -> AdminCx<'a> {
+        AdminCx {
+            core: &cx.core,
+            controller: &queue.controller,
+            listener: &self.listener,
+            local_ip: self.stream.as_ref().and_then(|s| s.local_ip()),
+        }
+    }
+
+    pub(super) fn execute_admin(&mut self, cx: &mut Cx, slot: Slot, plan: &AdminPlan) {
+        if let AdminPlan::Connect(command, _) = plan {
+            return self.connect(cx, slot, command);
+        }
+        let Queue::Admin(queue) = &mut self.queue else { return };
+        let controller = &queue.controller;
+        let outcome = match plan {
+            AdminPlan::PropertyGet(get) => controller.property_get(&cx.core.config, get),
+            AdminPlan::PropertySet(set) => {
+                let was_enabled = controller.enabled();
+                let result = controller.property_set(set).map(|()| 0);
+                if was_enabled && !controller.enabled() {
+                    self.drop_event_requests(cx);
+                }
+                result
+            }
+            AdminPlan::KeepAlive if controller.kato_ms() == 0 => {
+                Err(Status::KEEP_ALIVE_TIMEOUT_INVALID.dnr())
+            }
+            AdminPlan::KeepAlive => Ok(0),
+            AdminPlan::Abort => Ok(NOT_ABORTED),
+            AdminPlan::EventRequest => {
+                queue.requests.push_back(slot);
+                return self.deliver_events(cx);
+            }
+            AdminPlan::Command(transfer) => return self.admin_command(cx, slot, *transfer),
+            AdminPlan::Connect(..) => return,
+        };
+        match outcome {
+            Ok(result) => self.complete(cx, slot, Status::SUCCESS, result),
+            Err(status) => self.complete(cx, slot, status, 0),
+        }
+    }
+
+    fn admin_command(&mut self, cx: &mut Cx, slot: Slot, transfer: Transfer) {
+        let command = self.command(slot);
+        let (sqe, mut buf) = (command.sqe, std::mem::take(&mut command.buf));
+        let Queue::Admin(queue) = &self.queue else { return };
+        let reply = admin::execute(&self.admin_cx(cx, queue), &sqe, &mut buf);
+        self.command(slot).buf = buf;
+        let data_len = match transfer {
+            Transfer::ToHost(len) if reply.status.is_success() => len,
+            _ => 0,
+        };
+        self.respond(cx, slot, Done { status: reply.status, result: reply.result, data_len });
+        // A new Keep Alive Timeout takes effect at once.
+        self.arm(cx);
+    }
+
+    /// Answers Asynchronous Event Requests while there are events.
+    pub(super) fn deliver_events(&mut self, cx: &mut Cx) {
+        while let Queue::Admin(queue) = &mut self.queue
+            && self.stream.is_some()
+            && !queue.requests.is_empty()
+            && let Some(event) = queue.controller.next_event()
+            && let Some(slot) = queue.requests.pop_front()
+        {
+            self.complete(cx, slot, Status::SUCCESS, event.dw0().into());
+        }
+    }
+
+    /// The controller was reset or shut down: no event will come for what is outstanding.
+    fn drop_event_requests(&mut self, cx: &mut Cx) {
+        while let Queue::Admin(queue) = &mut self.queue
+            && let Some(slot) = queue.requests.pop_front()
+        {
+            self.complete(cx, slot, Status::ABORTED_SQ_DELETION, 0);
+        }
+    }
+
+    fn connect(&mut self, cx: &mut Cx, slot: Slot, command: &ConnectCommand) {
+        let Some(data) = self.command(slot).buf.first_chunk().map(ConnectData::decode) else { return };
+        let conn = ConnRef { mailbox: Arc::clone(&cx.mailbox), id: self.id };
+        match connect::connect(&cx.core, &self.listener, command, &data, conn, cx.now) {
+            Ok(association) => self.associate(cx, slot, association),
+            Err(refusal) => {
+                info!(
+                    "{}: Connect of {} to {} queue {} refused: {} (dword 0 {:#x})",
+                    self.peer,
+                    nvmf_proto::wire::nqn::Escaped(&data.hostnqn),
+                    nvmf_proto::wire::nqn::Escaped(&data.subnqn),
+                    command.qid,
+                    refusal.status,
+                    refusal.dw0
+                );
+                self.complete(cx, slot, refusal.status, refusal.dw0.into());
+            }
+        }
+    }
+
+    /// The connection becomes a queue.
+    fn associate(&mut self, cx: &mut Cx, slot: Slot, association: Association) {
+        let Association { controller, qid, entries, flow_control, stats } = association;
+        debug!("{}: queue {qid} of controller {}, {entries} entries", self.peer, controller.cntlid);
+        let in_capsule = if qid == 0 { ADMIN_IN_CAPSULE_MAX } else { cx.core.config.in_capsule };
+        self.tcp.open_queue(&QueueConfig { entries, flow_control, in_capsule });
+        self.commands.resize_with(self.tcp.slots(), super::Command::default);
+        let authreq = AuthReq::empty();
+        let response = ConnectResponse { cntlid: controller.cntlid, authreq };
+        self.queue = if qid == 0 {
+            Queue::Admin(AdminQueue { controller, stats, requests: VecDeque::new() })
+        } else {
+            let table = controller.subsystem.table();
+            Queue::Io(IoQueue { controller, qid, stats, table, generation: 0 })
+        };
+        self.complete(cx, slot, Status::SUCCESS, response.dw0().into());
+        self.arm(cx);
+    }
+}
+
+/// The only command that a connection takes before it is a queue.
+fn plan_connect(sqe: &Sqe) -> Result<AdminPlan, Refusal> {
+    if sqe.opcode() != AdminOpcode::FABRICS.0 || FabricsType::of(sqe) != FabricsType::CONNECT {
+        return Err(Status::COMMAND_SEQUENCE_ERROR.dnr().into());
+    }
+    let command = ConnectCommand::decode(sqe);
+    connect::check_command(&command)?;
+    let len = sqe.sgl().length;
+    if !(CONNECT_DATA_LEN..=ADMIN_IN_CAPSULE_MAX).contains(&len) {
+        return Err(InvalidParameter::Command(ConnectCommand::SGL1).into());
+    }
+    Ok(AdminPlan::Connect(command, len))
+}

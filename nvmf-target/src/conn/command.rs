@@ -1,0 +1,236 @@
+//! A command from its arrival to its execution: checks, data pointer, buffer.
+
+use super::admin::AdminPlan;
+use super::io::IoPlan;
+use super::{Conn, Fed, Queue};
+use crate::ctrl::admin::Transfer;
+use crate::reactor::Cx;
+use nvmf_proto::tcp::Slot;
+use nvmf_proto::tcp::target::Done;
+use nvmf_proto::wire::sqe::Fuse;
+use nvmf_proto::wire::{AdminOpcode, SglDescriptor, Sqe, Status};
+
+impl Conn {
+    pub(super) fn on_command(
+        &mut self,
+        cx: &mut Cx,
+        slot: Slot,
+        sqe: &Sqe,
+        in_capsule: u32,
+        cid_conflict: bool,
+    ) {
+        self.note_activity(cx);
+        let command = self.command(slot);
+        command.sqe = *sqe;
+        command.status = None;
+        if cid_conflict {
+            self.complete(cx, slot, Status::COMMAND_ID_CONFLICT.dnr(), 0);
+            return;
+        }
+        let transfer = match self.admit(cx, sqe) {
+            Ok(transfer) => transfer,
+            Err((status, dw0)) => return self.complete(cx, slot, status, dw0),
+        };
+        if let Err(status) = check_pointer(sqe, transfer, in_capsule) {
+            return self.complete(cx, slot, status, 0);
+        }
+        match transfer {
+            Transfer::None => self.execute(cx, slot),
+            Transfer::ToHost(len) | Transfer::FromHost(len) => {
+                if self.waiting.is_empty() && self.has_quota(len) && self.take_buffer(cx, slot, len) {
+                    self.with_buffer(cx, slot, transfer);
+                } else {
+                    if self.waiting.is_empty() {
+                        cx.starved.push_back(self.id);
+                    }
+                    self.waiting.push_back((slot, len));
+                }
+            }
+        }
+    }
+
+    /// Every command keeps the controller alive, on whatever queue.
+    fn note_activity(&self, cx: &Cx) {
+        match &self.queue {
+            Queue::None => {}
+            Queue::Admin(queue) => queue.stats.active(cx.now),
+            Queue::Io(queue) => queue.stats.active(cx.now),
+        }
+    }
+
+    /// Whether a command may run at all, and what data it moves; else its status and dword 0.
+    fn admit(&mut self, cx: &Cx, sqe: &Sqe) -> Result<Transfer, (Status, u64)> {
+        // NVMe Base 2.1, Submission Queue Entry: byte 1 of a Fabrics command is reserved but for
+        // what is here checked for all others.
+        if sqe.opcode() != AdminOpcode::FABRICS.0 && (sqe.psdt() == 0 || sqe.fuse() != Fuse::None) {
+            return Err((Status::INVALID_FIELD.dnr(), 0));
+        }
+        match &mut self.queue {
+            Queue::Io(queue) => {
+                queue.controller.subsystem.refresh(&mut queue.table, &mut queue.generation);
+                match IoPlan::new(sqe, &queue.table, cx.core.config.max_transfer) {
+                    Ok(plan) => Ok(plan.transfer()),
+                    Err(status) => Err((status, 0)),
+                }
+            }
+            Queue::Admin(_) | Queue::None => {
+                self.plan_admin(cx, sqe).map(|plan| plan.transfer()).map_err(|r| (r.status, r.dw0.into()))
+            }
+        }
+    }
+
+    fn has_quota(&self, len: u32) -> bool {
+        self.held == 0 || self.held + len as usize <= self.quota
+    }
+
+    /// The command has its buffer: host data comes next, or execution.
+    fn with_buffer(&mut self, cx: &mut Cx, slot: Slot, transfer: Transfer) {
+        match transfer {
+            Transfer::FromHost(len) => {
+                self.tcp.receive(slot, len);
+                // An R2T may have been queued by that.
+                self.mark_dirty(cx);
+            }
+            Transfer::ToHost(_) | Transfer::None => self.execute(cx, slot),
+        }
+    }
+
+    /// Gives the command that has waited longest its buffer, if there is one.
+    pub(crate) fn feed_one(&mut self, cx: &mut Cx) -> Fed {
+        let Some(&(slot, len)) = self.waiting.front() else { return Fed::Satisfied };
+        if !self.has_quota(len) {
+            return Fed::Quota;
+        }
+        if !self.take_buffer(cx, slot, len) {
+            return Fed::Empty;
+        }
+        self.waiting.pop_front();
+        let sqe = self.command(slot).sqe;
+        match self.admit(cx, &sqe) {
+            Ok(transfer) => self.with_buffer(cx, slot, transfer),
+            Err((status, dw0)) => self.complete(cx, slot, status, dw0),
+        }
+        self.resume(cx);
+        if self.waiting.is_empty() { Fed::Satisfied } else { Fed::More }
+    }
+
+    /// All data of a command has come.
+    pub(super) fn on_received(&mut self, cx: &mut Cx, slot: Slot, digest_ok: bool) {
+        if digest_ok {
+            self.execute(cx, slot);
+        } else {
+            // NVMe/TCP 1.1 §3.3.1.1: a data digest error is not fatal to the connection.
+            self.complete(cx, slot, Status::TRANSIENT_TRANSPORT_ERROR, 0);
+        }
+    }
+
+    fn execute(&mut self, cx: &mut Cx, slot: Slot) {
+        let sqe = self.command(slot).sqe;
+        match &mut self.queue {
+            Queue::Io(queue) => {
+                // The namespace may have changed while the data was on its way.
+                queue.controller.subsystem.refresh(&mut queue.table, &mut queue.generation);
+                match IoPlan::new(&sqe, &queue.table, cx.core.config.max_transfer) {
+                    Ok(plan) => self.execute_io(cx, slot, &plan),
+                    Err(status) => self.complete(cx, slot, status, 0),
+                }
+            }
+            Queue::Admin(_) | Queue::None => match self.plan_admin(cx, &sqe) {
+                Ok(plan) => self.execute_admin(cx, slot, &plan),
+                Err(refusal) => self.complete(cx, slot, refusal.status, refusal.dw0.into()),
+            },
+        }
+    }
+
+    /// Ends a command without data.
+    pub(super) fn complete(&mut self, cx: &mut Cx, slot: Slot, status: Status, result: u64) {
+        self.respond(cx, slot, Done { status, result, data_len: 0 });
+    }
+
+    pub(super) fn respond(&mut self, cx: &mut Cx, slot: Slot, done: Done) {
+        if done.data_len == 0 {
+            let buf = std::mem::take(&mut self.command(slot).buf);
+            self.give_buffer(cx, buf);
+        }
+        self.tcp.complete(slot, done);
+        self.mark_dirty(cx);
+        self.resume(cx);
+    }
+}
+
+impl AdminPlan {
+    const fn transfer(&self) -> Transfer {
+        match self {
+            Self::Connect(_, len) => Transfer::FromHost(*len),
+            Self::Command(transfer) => *transfer,
+            _ => Transfer::None,
+        }
+    }
+}
+
+/// Checks the data pointer against what the command moves and what came in the capsule
+/// (NVMe/TCP 1.1 §3.3.2: one SGL descriptor, in the capsule or transport).
+fn check_pointer(sqe: &Sqe, transfer: Transfer, in_capsule: u32) -> Result<(), Status> {
+    let sgl = sqe.sgl();
+    match (transfer, sgl.kind) {
+        (Transfer::None, _) if in_capsule == 0 => Ok(()),
+        (Transfer::None | Transfer::ToHost(_), SglDescriptor::IN_CAPSULE) => {
+            Err(Status::INVALID_FIELD.dnr())
+        }
+        // A host may offer more room than there is data (SGLS).
+        (Transfer::ToHost(len), SglDescriptor::TRANSPORT) if in_capsule == 0 => {
+            if sgl.length >= len { Ok(()) } else { Err(Status::DATA_SGL_LENGTH_INVALID.dnr()) }
+        }
+        (Transfer::FromHost(_), SglDescriptor::IN_CAPSULE) if sgl.address != 0 => {
+            Err(Status::SGL_OFFSET_INVALID.dnr())
+        }
+        (Transfer::FromHost(len), SglDescriptor::IN_CAPSULE) => {
+            let fits = sgl.length == len && in_capsule == len;
+            if fits { Ok(()) } else { Err(Status::DATA_SGL_LENGTH_INVALID.dnr()) }
+        }
+        (Transfer::FromHost(len), SglDescriptor::TRANSPORT) if in_capsule == 0 => {
+            if sgl.length == len { Ok(()) } else { Err(Status::DATA_SGL_LENGTH_INVALID.dnr()) }
+        }
+        // Data in the capsule of a command whose descriptor says otherwise.
+        (_, SglDescriptor::TRANSPORT) | (Transfer::None, _) => Err(Status::INVALID_FIELD.dnr()),
+        _ => Err(Status::SGL_TYPE_INVALID.dnr()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_pointers() {
+        use Transfer::{FromHost, None, ToHost};
+        let (ic, tr) = (SglDescriptor::in_capsule, SglDescriptor::transport);
+        let skewed = SglDescriptor { address: 8, ..ic(512) };
+        let keyed = SglDescriptor { kind: 0x40, ..tr(512) };
+        let cases: &[(Transfer, SglDescriptor, u32, Result<(), Status>)] = &[
+            (None, keyed, 0, Ok(())),
+            (None, ic(512), 512, Err(Status::INVALID_FIELD)),
+            (None, tr(512), 512, Err(Status::INVALID_FIELD)),
+            (ToHost(512), tr(512), 0, Ok(())),
+            (ToHost(512), tr(4096), 0, Ok(())),
+            (ToHost(512), tr(511), 0, Err(Status::DATA_SGL_LENGTH_INVALID)),
+            (ToHost(512), tr(512), 512, Err(Status::INVALID_FIELD)),
+            (ToHost(512), ic(512), 0, Err(Status::INVALID_FIELD)),
+            (ToHost(512), keyed, 0, Err(Status::SGL_TYPE_INVALID)),
+            (FromHost(512), ic(512), 512, Ok(())),
+            (FromHost(512), tr(512), 0, Ok(())),
+            (FromHost(512), skewed, 512, Err(Status::SGL_OFFSET_INVALID)),
+            (FromHost(512), ic(512), 511, Err(Status::DATA_SGL_LENGTH_INVALID)),
+            (FromHost(512), ic(511), 511, Err(Status::DATA_SGL_LENGTH_INVALID)),
+            (FromHost(512), tr(513), 0, Err(Status::DATA_SGL_LENGTH_INVALID)),
+            (FromHost(512), tr(512), 512, Err(Status::INVALID_FIELD)),
+            (FromHost(512), keyed, 0, Err(Status::SGL_TYPE_INVALID)),
+        ];
+        for &(transfer, sgl, in_capsule, want) in cases {
+            let mut sqe = Sqe::default();
+            sqe.set_sgl(sgl);
+            let got = check_pointer(&sqe, transfer, in_capsule);
+            assert_eq!(got, want.map_err(Status::dnr), "{transfer:?} {sgl:?} {in_capsule}");
+        }
+    }
+}

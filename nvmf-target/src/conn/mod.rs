@@ -1,0 +1,336 @@
+//! One connection: the NVMe/TCP machine, its stream, and the queue that it carries.
+//!
+//! The path of a command through these files: [`rx`](self) reads and parses, `command` checks and
+//! finds a buffer, `io` or `admin` carries out, `tx` answers.
+
+mod admin;
+mod command;
+mod io;
+mod rx;
+mod tx;
+
+use crate::buf::IoBuf;
+use crate::ctrl::{Controller, Listener, NsTable, QueueStats};
+use crate::ns::Completion;
+use crate::reactor::Cx;
+use crate::transport::Stream;
+use admin::AdminQueue;
+use io::After;
+use log::{debug, info, warn};
+use nvmf_proto::tcp::target::{CloseReason, Config, Event, TcpTarget};
+use nvmf_proto::tcp::{Need, Slot, Time, TxList};
+use nvmf_proto::wire::{Sqe, Status};
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+/// The part of a reactor's buffers that one connection may hold.
+const QUOTA_DIVISOR: usize = 4;
+
+/// How a turn of giving buffers to waiting commands went for one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fed {
+    /// None of its commands waits any more.
+    Satisfied,
+    /// One got its buffer; others still wait.
+    More,
+    /// It holds as much as it may.
+    Quota,
+    /// The pool has nothing for it.
+    Empty,
+}
+
+/// What the connection is, as far as NVMe goes.
+#[derive(Debug)]
+enum Queue {
+    /// Its Connect has not been accepted yet.
+    None,
+    Admin(AdminQueue),
+    Io(IoQueue),
+}
+
+#[derive(Debug)]
+struct IoQueue {
+    controller: Arc<Controller>,
+    qid: u16,
+    stats: Arc<QueueStats>,
+    table: Arc<NsTable>,
+    generation: u64,
+}
+
+/// One command that is being worked on.
+#[derive(Debug, Default)]
+struct Command {
+    sqe: Sqe,
+    buf: IoBuf,
+    /// What follows when the backend has done its part.
+    after: After,
+    /// Requests that are in a backend.
+    parts: u32,
+    /// The first failure of its parts.
+    status: Option<Status>,
+}
+
+pub(crate) struct Conn {
+    id: u64,
+    /// `None` once closed.
+    stream: Option<Box<dyn Stream>>,
+    listener: Arc<Listener>,
+    peer: String,
+    tcp: TcpTarget,
+    queue: Queue,
+    /// By [`Slot::index`].
+    commands: Vec<Command>,
+    /// Bytes that came but cannot be parsed yet.
+    carry: Vec<u8>,
+    /// What is being sent; kept while the stream takes no more.
+    list: Option<Box<TxList>>,
+    readable: bool,
+    writable: bool,
+    /// Reading stopped because the machine waits for a slot or a buffer.
+    stalled: bool,
+    /// In `Cx::dirty`.
+    dirty: bool,
+    /// Commands that wait for a buffer of this many bytes.
+    waiting: VecDeque<(Slot, u32)>,
+    /// Bytes of buffers that its commands hold.
+    held: usize,
+    quota: usize,
+    /// Its requests in backends.
+    in_flight: usize,
+    timer: Option<Time>,
+    /// Close as soon as everything has been sent.
+    closing: bool,
+}
+
+impl Conn {
+    pub(crate) fn new(id: u64, stream: Box<dyn Stream>, listener: Arc<Listener>, cx: &Cx) -> Self {
+        let config = &cx.core.config;
+        let timeout = u64::try_from(config.connect_timeout.as_nanos()).unwrap_or(u64::MAX);
+        let tcp = TcpTarget::new(&Config {
+            header_digest: config.header_digest,
+            data_digest: config.data_digest,
+            maxh2cdata: config.maxh2cdata,
+            ic_timeout: timeout,
+            connect_timeout: timeout,
+            ..Config::default()
+        });
+        let quota = (cx.pool.total_bytes() / QUOTA_DIVISOR).max(config.max_transfer as usize);
+        Self {
+            id,
+            peer: stream.peer(),
+            stream: Some(stream),
+            listener,
+            queue: Queue::None,
+            commands: std::iter::repeat_with(Command::default).take(tcp.slots()).collect(),
+            tcp,
+            carry: Vec::new(),
+            list: None,
+            readable: false,
+            writable: true,
+            stalled: false,
+            dirty: false,
+            waiting: VecDeque::new(),
+            held: 0,
+            quota,
+            in_flight: 0,
+            timer: None,
+            closing: false,
+        }
+    }
+
+    pub(crate) const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The stream's descriptor. Called once, before anything could close it.
+    pub(crate) fn readiness(&self) -> BorrowedFd<'_> {
+        match &self.stream {
+            Some(stream) => stream.readiness(),
+            None => unreachable!("a connection is watched before it can be closed"),
+        }
+    }
+
+    /// The poller has reported something.
+    pub(crate) const fn set_ready(&mut self) {
+        self.readable = true;
+        self.writable = true;
+    }
+
+    pub(crate) fn on_ready(&mut self, cx: &mut Cx) {
+        if self.list.is_some() || self.tcp.has_transmit() {
+            self.mark_dirty(cx);
+        }
+        self.receive(cx);
+    }
+
+    fn mark_dirty(&mut self, cx: &mut Cx) {
+        if !self.dirty {
+            self.dirty = true;
+            cx.dirty.push(self.id);
+        }
+    }
+
+    fn on_event(&mut self, cx: &mut Cx, event: Event) {
+        match event {
+            Event::Command { slot, sqe, in_capsule, cid_conflict } => {
+                self.on_command(cx, slot, &sqe, in_capsule, cid_conflict);
+            }
+            Event::Received { slot, digest_ok } => self.on_received(cx, slot, digest_ok),
+            Event::Ready(_) => {
+                self.mark_dirty(cx);
+                self.arm(cx);
+            }
+            Event::Terminated(term) => {
+                warn!("{}: the host ended the connection: {} (FEI {:#x})", self.peer, term.fes, term.fei);
+            }
+            Event::Closed(reason) => self.on_deadline(cx, reason),
+        }
+    }
+
+    fn on_deadline(&mut self, cx: &mut Cx, reason: CloseReason) {
+        let why = match reason {
+            CloseReason::IcReqTimeout => "no ICReq in time",
+            CloseReason::ConnectTimeout => "no Connect in time",
+            CloseReason::LingerTimeout => "the host did not close after a TermReq",
+        };
+        self.close(cx, why);
+    }
+
+    /// The command that a slot stands for.
+    fn command(&mut self, slot: Slot) -> &mut Command {
+        &mut self.commands[slot.index()]
+    }
+
+    fn take_buffer(&mut self, cx: &mut Cx, slot: Slot, len: u32) -> bool {
+        let Some(buf) = cx.pool.take(len as usize) else { return false };
+        self.held += buf.len();
+        self.command(slot).buf = buf;
+        true
+    }
+
+    fn give_buffer(&mut self, cx: &mut Cx, buf: IoBuf) {
+        self.held -= buf.len();
+        cx.pool.give(buf);
+    }
+
+    /// A backend has finished a request of this connection.
+    pub(crate) fn on_completion(&mut self, cx: &mut Cx, completion: &mut Completion) {
+        self.in_flight -= 1;
+        let slot = completion.route().slot;
+        let (buf, status) = (completion.take_buf(), completion.status());
+        if self.stream.is_none() {
+            self.give_buffer(cx, buf);
+            return;
+        }
+        self.on_io_done(cx, slot, completion.op(), buf, status);
+    }
+
+    /// The controller has something for its admin queue.
+    pub(crate) fn on_notify(&mut self, cx: &mut Cx) {
+        self.deliver_events(cx);
+        self.arm(cx);
+    }
+
+    /// Sets the timer to the next deadline, if it is earlier than the one set.
+    pub(crate) fn arm(&mut self, cx: &mut Cx) {
+        let keep_alive = match &self.queue {
+            Queue::Admin(admin) => admin.controller.keep_alive_deadline(),
+            Queue::None | Queue::Io(_) => None,
+        };
+        let next = self.tcp.poll_timeout().into_iter().chain(keep_alive).min();
+        if let Some(at) = next
+            && self.stream.is_some()
+            && self.timer.is_none_or(|set| at < set)
+        {
+            self.timer = Some(at);
+            cx.set_timer(at, self.id);
+        }
+    }
+
+    pub(crate) fn on_timer(&mut self, cx: &mut Cx) {
+        if self.timer.is_none_or(|at| at > cx.now) {
+            return;
+        }
+        self.timer = None;
+        if self.tcp.poll_timeout().is_some_and(|at| at <= cx.now)
+            && let Some(event) = self.tcp.handle_timeout(cx.now)
+        {
+            self.on_event(cx, event);
+        }
+        if let Queue::Admin(admin) = &self.queue
+            && let Some(deadline) = admin.controller.keep_alive_deadline()
+            && deadline <= cx.now
+            && self.stream.is_some()
+        {
+            let controller = Arc::clone(&admin.controller);
+            warn!(
+                "controller {} of {}: Keep Alive Timeout of {} ms, {} was silent",
+                controller.cntlid,
+                controller.subsystem.nqn,
+                controller.kato_ms(),
+                controller.hostnqn
+            );
+            controller.fail();
+        }
+        self.arm(cx);
+    }
+
+    /// While the target shuts down: ends the connection when it has nothing in hand.
+    pub(crate) fn close_if_idle(&mut self, cx: &mut Cx) {
+        if self.in_flight == 0 && self.list.is_none() && !self.tcp.has_transmit() {
+            self.close(cx, "the target shuts down");
+        }
+    }
+
+    /// Ends the connection. What is in backends is waited for (see [`Conn::is_over`]); everything
+    /// else is given back now.
+    pub(crate) fn close(&mut self, cx: &mut Cx, why: &str) {
+        let Some(stream) = self.stream.take() else { return };
+        cx.poller.remove(stream.readiness());
+        drop(stream);
+        self.tcp.peer_closed();
+        match &self.queue {
+            Queue::None => debug!("{}: closed: {why}", self.peer),
+            Queue::Admin(admin) => {
+                let controller = &admin.controller;
+                info!(
+                    "controller {} of {} closed by {}: {why}",
+                    controller.cntlid, controller.subsystem.nqn, controller.hostnqn
+                );
+                controller.end();
+            }
+            Queue::Io(queue) => {
+                debug!("{}: queue {} closed: {why}", self.peer, queue.qid);
+            }
+        }
+        self.waiting.clear();
+        self.carry = Vec::new();
+        if let Some(list) = self.list.take() {
+            cx.give_list(list);
+        }
+        for index in 0..self.commands.len() {
+            let buf = std::mem::take(&mut self.commands[index].buf);
+            self.give_buffer(cx, buf);
+        }
+    }
+
+    /// Closed, and none of its requests is in a backend.
+    pub(crate) const fn is_over(&self) -> bool {
+        self.stream.is_none() && self.in_flight == 0
+    }
+
+    /// The last words of a connection that is over: its controller learns of it.
+    pub(crate) fn finish(&mut self) {
+        match std::mem::replace(&mut self.queue, Queue::None) {
+            Queue::None => {}
+            Queue::Admin(admin) => admin.controller.admin_gone(),
+            Queue::Io(queue) => queue.controller.queue_gone(queue.qid),
+        }
+    }
+
+    /// Whether the machine has anything more to do with the stream's input.
+    fn at_end(&self) -> bool {
+        self.tcp.need() == Need::Closed
+    }
+}

@@ -1,0 +1,207 @@
+//! Receiving: one read brings many PDUs; payload goes to its buffer, large payload directly.
+
+use super::Conn;
+use crate::reactor::Cx;
+use log::warn;
+use nvmf_proto::tcp::{Need, crc32c};
+use std::io::{self, IoSliceMut};
+
+/// Payload that is still missing is read straight into its buffer from this size on; below it, a
+/// copy out of the stage is cheaper than the system call.
+const DIRECT_MIN: usize = 4096;
+/// Bytes that one connection may receive in a turn before the others have theirs.
+const TURN_BUDGET: usize = 512 << 10;
+
+/// Where a read may put bytes.
+struct Target {
+    slot: nvmf_proto::tcp::Slot,
+    offset: usize,
+    len: usize,
+}
+
+impl Conn {
+    /// Reads and parses until the stream or this turn's budget is used up, or the machine has to
+    /// wait for something else.
+    pub(super) fn receive(&mut self, cx: &mut Cx) {
+        let mut budget = TURN_BUDGET;
+        if !self.carry.is_empty() {
+            let carry = std::mem::take(&mut self.carry);
+            let used = self.feed(cx, &carry);
+            self.keep(carry, used);
+        }
+        while self.readable && self.stream.is_some() && !self.closing {
+            let direct = match self.tcp.need() {
+                Need::Wait(_) => {
+                    self.stalled = true;
+                    return;
+                }
+                Need::Closed => break,
+                // In a shutdown the commands that are here are finished, and no more are taken.
+                Need::Bytes { .. } if cx.draining => return,
+                Need::Payload { slot, offset, len, .. } if len as usize >= DIRECT_MIN => {
+                    Some(Target { slot, offset: offset as usize, len: len as usize })
+                }
+                Need::Bytes { .. } | Need::Payload { .. } | Need::Discard { .. } | Need::Drain => None,
+            };
+            let mut stage = std::mem::take(&mut cx.stage);
+            let more = match self.read(&mut stage, direct.as_ref()) {
+                Ok(n) => {
+                    budget = budget.saturating_sub(n);
+                    self.take_in(cx, &stage, direct.as_ref(), n);
+                    n > 0 && budget > 0
+                }
+                Err(err) => {
+                    self.on_read_error(cx, &err);
+                    false
+                }
+            };
+            cx.stage = stage;
+            if !more {
+                break;
+            }
+        }
+        if self.at_end() && self.stream.is_some() {
+            self.close(cx, "the host closed the connection");
+        } else if self.readable && self.stream.is_some() && budget == 0 {
+            cx.ready.push(self.id);
+        }
+    }
+
+    /// Goes on reading in the next turn if what the machine waited for has come.
+    pub(super) fn resume(&mut self, cx: &mut Cx) {
+        if self.stalled && self.stream.is_some() && !matches!(self.tcp.need(), Need::Wait(_)) {
+            self.stalled = false;
+            cx.ready.push(self.id);
+        }
+    }
+
+    /// One read: behind what was carried over, or with the payload's buffer in front.
+    fn read(&mut self, stage: &mut [u8], direct: Option<&Target>) -> io::Result<usize> {
+        let Some(stream) = &mut self.stream else { return Ok(0) };
+        let mut asked = 0;
+        let result = if let Some(&Target { slot, offset, len }) = direct {
+            let buf = &mut self.commands[slot.index()].buf;
+            let bufs = &mut [
+                IoSliceMut::new(&mut buf[offset..offset + len]),
+                IoSliceMut::new(stage),
+            ];
+            asked += bufs[0].len() + bufs[1].len();
+            stream.readv(bufs)
+        } else {
+            let (carried, free) = stage.split_at_mut(self.carry.len());
+            carried.copy_from_slice(&self.carry);
+            asked += free.len();
+            stream.readv(&mut [IoSliceMut::new(free)])
+        };
+        if let Ok(n) = result {
+            // Less than asked for means that nothing is left: the next bytes make a new event.
+            // The end of the stream is always asked for once more, by an event of its own.
+            self.readable = n == asked || stream.has_buffered();
+            if n == 0 {
+                self.tcp.peer_closed();
+            }
+        }
+        result
+    }
+
+    fn on_read_error(&mut self, cx: &mut Cx, err: &io::Error) {
+        match err.kind() {
+            io::ErrorKind::WouldBlock => self.readable = false,
+            io::ErrorKind::Interrupted => cx.ready.push(self.id),
+            _ => self.close(cx, &err.to_string()),
+        }
+    }
+
+    /// Parses `n` bytes that a read has brought.
+    fn take_in(&mut self, cx: &mut Cx, stage: &[u8], direct: Option<&Target>, n: usize) {
+        if let Some(target) = direct {
+            let placed = n.min(target.len);
+            self.placed(cx, target.slot, target.offset, placed);
+            let used = self.feed(cx, &stage[..n - placed]);
+            self.carry.extend_from_slice(&stage[used..n - placed]);
+        } else {
+            let end = self.carry.len() + n;
+            self.carry.clear();
+            let used = self.feed(cx, &stage[..end]);
+            self.carry.extend_from_slice(&stage[used..end]);
+        }
+    }
+
+    /// Keeps what `feed` has left of earlier leftovers.
+    fn keep(&mut self, mut carry: Vec<u8>, used: usize) {
+        carry.drain(..used);
+        self.carry = carry;
+    }
+
+    /// Payload has arrived in its buffer.
+    fn placed(&mut self, cx: &mut Cx, slot: nvmf_proto::tcp::Slot, offset: usize, n: usize) {
+        let Need::Payload { crc, .. } = self.tcp.need() else { return };
+        let bytes = &self.commands[slot.index()].buf[offset..offset + n];
+        let crc = crc.map(|crc| crc32c(crc, bytes));
+        #[expect(clippy::cast_possible_truncation, reason = "at most what `need` asked for, a u32")]
+        if let Some(event) = self.tcp.placed(n as u32, crc) {
+            self.on_event(cx, event);
+        }
+    }
+
+    /// Takes as much of `bytes` as the machine can use now; returns how much that was.
+    fn feed(&mut self, cx: &mut Cx, bytes: &[u8]) -> usize {
+        let mut used = 0;
+        while self.stream.is_some() {
+            let rest = &bytes[used..];
+            match self.tcp.need() {
+                Need::Bytes { min } => {
+                    if rest.len() < min {
+                        break;
+                    }
+                    match self.tcp.parse(rest) {
+                        Ok(parsed) => {
+                            used += parsed.used;
+                            if let Some(event) = parsed.event {
+                                self.on_event(cx, event);
+                            }
+                            if parsed.used == 0 && parsed.event.is_none() {
+                                // It needs more than it said at first, for a longer header.
+                                if matches!(self.tcp.need(), Need::Bytes { min } if rest.len() < min) {
+                                    break;
+                                }
+                            }
+                        }
+                        Err(violation) => {
+                            warn!("{}: {violation}; the connection ends", self.peer);
+                            self.mark_dirty(cx);
+                            self.arm(cx);
+                        }
+                    }
+                }
+                Need::Payload { slot, offset, len, .. } => {
+                    let n = rest.len().min(len as usize);
+                    if n == 0 {
+                        break;
+                    }
+                    let offset = offset as usize;
+                    self.commands[slot.index()].buf[offset..offset + n].copy_from_slice(&rest[..n]);
+                    used += n;
+                    self.placed(cx, slot, offset, n);
+                }
+                Need::Discard { len } => {
+                    let n = rest.len().min(len as usize);
+                    if n == 0 {
+                        break;
+                    }
+                    used += n;
+                    #[expect(clippy::cast_possible_truncation, reason = "at most `len`, a u32")]
+                    if let Some(event) = self.tcp.placed(n as u32, None) {
+                        self.on_event(cx, event);
+                    }
+                }
+                Need::Wait(_) => {
+                    self.stalled = true;
+                    break;
+                }
+                Need::Drain | Need::Closed => return bytes.len(),
+            }
+        }
+        used
+    }
+}

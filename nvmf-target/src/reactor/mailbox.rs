@@ -1,0 +1,81 @@
+//! What other threads send to a reactor.
+
+use crate::ctrl::Listener;
+use crate::ns::Port;
+use crate::transport::Stream;
+use crate::wake::Waker;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub(crate) enum Message {
+    /// A new connection.
+    Accept(Box<dyn Stream>, Arc<Listener>),
+    /// End this connection.
+    Stop(u64),
+    /// The controller of this admin queue has something for it.
+    Notify(u64),
+    /// The namespace with this uid of this subsystem is detached: drop its lane.
+    Detached(u64),
+    /// Take no new commands; end when nothing is in flight any more.
+    Drain,
+    /// End now.
+    Quit,
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Accept(..) => "Accept",
+            Self::Stop(_) => "Stop",
+            Self::Notify(_) => "Notify",
+            Self::Detached(_) => "Detached",
+            Self::Drain => "Drain",
+            Self::Quit => "Quit",
+        })
+    }
+}
+
+/// The way to reach a reactor, and what it lets others read.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    messages: Mutex<Vec<Message>>,
+    any: AtomicBool,
+    pub(crate) waker: Waker,
+    pub(crate) port: Arc<Port>,
+    /// Connections that the reactor has, for placing the next one.
+    pub(crate) connections: AtomicUsize,
+    /// Bytes of buffers that are lent out.
+    pub(crate) buffers_lent: AtomicUsize,
+    /// Requests that are in backends.
+    pub(crate) in_flight: AtomicUsize,
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> io::Result<Arc<Self>> {
+        let waker = Waker::new()?;
+        Ok(Arc::new(Self {
+            messages: Mutex::default(),
+            any: AtomicBool::new(false),
+            port: Port::new(waker.clone()),
+            waker,
+            connections: AtomicUsize::new(0),
+            buffers_lent: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+        }))
+    }
+
+    pub(crate) fn send(&self, message: Message) {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+        self.any.store(true, Ordering::SeqCst);
+        self.waker.wake();
+    }
+
+    /// Takes all messages, in the order of their sending. For the reactor only.
+    pub(crate) fn take(&self, into: &mut Vec<Message>) {
+        if self.any.load(Ordering::SeqCst) && self.any.swap(false, Ordering::SeqCst) {
+            into.append(&mut self.messages.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}

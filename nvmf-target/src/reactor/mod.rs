@@ -1,0 +1,510 @@
+//! A reactor: one thread with its connections, its lanes and its buffers.
+//!
+//! A turn of the loop: learn what is ready, read and parse it, submit to the lanes as one batch,
+//! take completions, and answer each connection with one gather write. Nothing in a turn blocks.
+
+mod accept;
+mod lanes;
+mod mailbox;
+mod poller;
+
+pub(crate) use accept::{AcceptorHandle, spawn_acceptor};
+pub(crate) use lanes::Lanes;
+pub(crate) use mailbox::{Mailbox, Message};
+pub(crate) use poller::Poller;
+
+use crate::Error;
+use crate::buf::{BufPool, IoBuf};
+use crate::conn::Conn;
+use crate::ctrl::Core;
+use crate::ns::{Completion, LbaRange, Op, Port, RequestPool, Route};
+use crate::transport::Stream;
+use lanes::LANE_TOKEN;
+use log::{debug, error};
+use nvmf_proto::tcp::{Slot, Time, TxList};
+use rustix::time::{ClockId, clock_gettime};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Poller token of the mailbox.
+const MAILBOX_TOKEN: u64 = u64::MAX;
+/// `Route::conn` of requests that the reactor makes for itself.
+const NO_CONN: u64 = u64::MAX;
+/// What one read may bring: see `conn::rx`.
+const STAGE: usize = 128 << 10;
+/// Headers and runs of one gather write.
+const TX_HEADS: usize = 16 << 10;
+const TX_SEGS: usize = 256;
+/// Completions that one poll of a lane makes.
+const LANE_BUDGET: u32 = 256;
+
+/// Nanoseconds of the monotonic clock, the same for all threads.
+pub(crate) fn now() -> Time {
+    let t = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(t.tv_sec).unwrap_or(0);
+    Time(seconds * 1_000_000_000 + u64::try_from(t.tv_nsec).unwrap_or(0))
+}
+
+/// What a reactor's connections share.
+pub(crate) struct Cx {
+    pub(crate) core: Arc<Core>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) poller: Poller,
+    pub(crate) pool: BufPool,
+    pub(crate) requests: RequestPool,
+    pub(crate) lanes: Lanes,
+    /// Where reads go before it is known what they bring.
+    pub(crate) stage: Box<[u8]>,
+    /// The time of this turn.
+    pub(crate) now: Time,
+    /// Connections with something to send.
+    pub(crate) dirty: Vec<u64>,
+    /// Connections with commands that wait for a buffer, in the order of their waiting.
+    pub(crate) starved: VecDeque<u64>,
+    /// Connections that have used up their share of this turn and go on in the next.
+    pub(crate) ready: Vec<u64>,
+    timers: BinaryHeap<Reverse<(Time, u64)>>,
+    spare_lists: Vec<Box<TxList>>,
+    /// Requests in backends.
+    pub(crate) in_flight: usize,
+    /// No new commands are taken: the target is shutting down.
+    pub(crate) draining: bool,
+}
+
+impl Cx {
+    /// An empty list for a connection that has something to send.
+    pub(crate) fn take_list(&mut self) -> Box<TxList> {
+        self.spare_lists.pop().unwrap_or_else(|| Box::new(TxList::new(TX_HEADS, TX_SEGS)))
+    }
+
+    /// Takes an emptied list back.
+    pub(crate) fn give_list(&mut self, mut list: Box<TxList>) {
+        list.clear();
+        self.spare_lists.push(list);
+    }
+
+    /// Calls `Conn::on_timer` at `at` or soon after.
+    pub(crate) fn set_timer(&mut self, at: Time, conn: u64) {
+        self.timers.push(Reverse((at, conn)));
+    }
+}
+
+/// How far a shutdown has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// Connections finish what they have.
+    Draining,
+    /// Backends flush.
+    Flushing,
+    Done,
+}
+
+struct Reactor {
+    cx: Cx,
+    conns: Conns,
+    phase: Phase,
+    completions: Vec<Completion>,
+    messages: Vec<Message>,
+    /// The connections to look at in this turn.
+    ready: Vec<u64>,
+    /// When the last turn that found work ended.
+    last_work: Time,
+    busy_poll: u64,
+}
+
+/// The connections of a reactor, by index and generation.
+#[derive(Default)]
+struct Conns {
+    slots: Vec<(u32, Option<Box<Conn>>)>,
+    free: Vec<u32>,
+    count: usize,
+}
+
+impl Conns {
+    /// Bit 63 stays clear, for lane tokens.
+    fn next_id(&self) -> u64 {
+        let index = self.free.last().map_or(self.slots.len(), |&i| i as usize);
+        let generation = self.slots.get(index).map_or(0, |slot| slot.0);
+        u64::from(generation & 0x7fff_fffe) << 32 | index as u64
+    }
+
+    fn insert(&mut self, conn: Box<Conn>) {
+        match self.free.pop() {
+            Some(index) => self.slots[index as usize].1 = Some(conn),
+            None => self.slots.push((0, Some(conn))),
+        }
+        self.count += 1;
+    }
+
+    fn get(&mut self, id: u64) -> Option<&mut Conn> {
+        let conn = self.slots.get_mut((id & 0xffff_ffff) as usize)?.1.as_deref_mut()?;
+        (conn.id() == id).then_some(conn)
+    }
+
+    fn remove(&mut self, id: u64) {
+        let index = id & 0xffff_ffff;
+        if self.get(id).is_some()
+            && let Some(slot) = self.slots.get_mut(index as usize)
+        {
+            slot.0 = slot.0.wrapping_add(2);
+            slot.1 = None;
+            self.free.extend(u32::try_from(index));
+            self.count -= 1;
+        }
+    }
+
+    fn ids(&self) -> Vec<u64> {
+        self.slots.iter().filter_map(|(_, conn)| conn.as_ref().map(|c| c.id())).collect()
+    }
+}
+
+/// Starts a reactor's thread.
+pub(crate) fn spawn(
+    core: &Arc<Core>,
+    index: usize,
+    mailbox: &Arc<Mailbox>,
+) -> Result<JoinHandle<()>, Error> {
+    let config = &core.config;
+    let failed = |err| Error::io(format!("cannot start reactor {index}"), err);
+    let bytes = config.buffer_bytes / config.reactors;
+    let max = config.max_transfer.max(config.in_capsule) as usize;
+    let pool = BufPool::new(bytes, max, mailbox.waker.clone()).map_err(failed)?;
+    let poller = Poller::new().map_err(failed)?;
+    poller.add_level(&mailbox.waker, MAILBOX_TOKEN).map_err(failed)?;
+    let (core, mailbox) = (Arc::clone(core), Arc::clone(mailbox));
+    let busy_poll = u64::try_from(config.busy_poll.as_nanos()).unwrap_or(u64::MAX);
+    let run = move || {
+        let mut reactor = Reactor {
+            cx: Cx {
+                requests: RequestPool::new(Arc::clone(&mailbox.port)),
+                core,
+                mailbox,
+                poller,
+                pool,
+                lanes: Lanes::new(index),
+                stage: vec![0; STAGE].into_boxed_slice(),
+                now: now(),
+                dirty: Vec::new(),
+                starved: VecDeque::new(),
+                ready: Vec::new(),
+                timers: BinaryHeap::new(),
+                spare_lists: Vec::new(),
+                in_flight: 0,
+                draining: false,
+            },
+            conns: Conns::default(),
+            phase: Phase::Running,
+            completions: Vec::new(),
+            messages: Vec::new(),
+            ready: Vec::new(),
+            last_work: Time(0),
+            busy_poll,
+        };
+        reactor.cx.mailbox.port.bind_to_thread();
+        while reactor.phase != Phase::Done {
+            reactor.turn();
+        }
+        drop(reactor);
+        Port::unbind_from_thread();
+    };
+    std::thread::Builder::new().name(format!("nvmf-reactor-{index}")).spawn(run).map_err(failed)
+}
+
+impl Reactor {
+    fn turn(&mut self) {
+        self.wait();
+        let mut worked = self.messages();
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.append(&mut self.cx.ready);
+        for id in ready.drain(..) {
+            worked = true;
+            if let Some(conn) = self.conns.get(id) {
+                conn.on_ready(&mut self.cx);
+            }
+            self.bury(id);
+        }
+        self.ready = ready;
+        self.cx.lanes.commit();
+        worked |= self.completions();
+        worked |= self.cx.pool.reclaim();
+        self.flush();
+        if self.feed_starved() {
+            worked = true;
+            self.cx.lanes.commit();
+            self.completions();
+            self.flush();
+        }
+        self.timers();
+        self.advance_shutdown();
+        self.publish();
+        if worked {
+            self.last_work = now();
+        }
+    }
+
+    /// Waits for readiness: not at all while there is work or within the spin, else until the next
+    /// timer.
+    fn wait(&mut self) {
+        let spinning = self.busy_poll > 0
+            && self.cx.now.0.saturating_sub(self.last_work.0) < self.busy_poll;
+        let idle = self.cx.ready.is_empty() && !spinning;
+        let timeout = if idle && self.cx.mailbox.waker.prepare_sleep() {
+            let next = self.cx.timers.peek().map(|Reverse((at, _))| *at);
+            next.map(|at| Duration::from_nanos(at.0.saturating_sub(now().0)))
+        } else {
+            Some(Duration::ZERO)
+        };
+        let Self { cx, conns, ready, .. } = self;
+        let Cx { poller, lanes, mailbox, .. } = cx;
+        let waited = poller.wait(timeout, |token| {
+            if token == MAILBOX_TOKEN {
+                mailbox.waker.drain();
+            } else if token & LANE_TOKEN != 0 {
+                #[expect(clippy::cast_possible_truncation, reason = "a token made from an index")]
+                lanes.poll((token & !LANE_TOKEN) as usize, LANE_BUDGET);
+            } else if let Some(conn) = conns.get(token) {
+                // An event carries no flags: it means "try again", both ways.
+                conn.set_ready();
+                ready.push(token);
+            }
+        });
+        if let Err(err) = waited {
+            error!("waiting for events failed: {err}");
+        }
+        self.cx.mailbox.waker.awake();
+        self.cx.now = now();
+    }
+
+    fn messages(&mut self) -> bool {
+        let mut messages = std::mem::take(&mut self.messages);
+        self.cx.mailbox.take(&mut messages);
+        let any = !messages.is_empty();
+        for message in messages.drain(..) {
+            match message {
+                Message::Accept(stream, listener) => {
+                    let id = self.conns.next_id();
+                    self.accept(id, stream, listener);
+                }
+                Message::Stop(id) => {
+                    if let Some(conn) = self.conns.get(id) {
+                        conn.close(&mut self.cx, "ended by its controller");
+                    }
+                    self.bury(id);
+                }
+                Message::Notify(id) => {
+                    if let Some(conn) = self.conns.get(id) {
+                        conn.on_notify(&mut self.cx);
+                    }
+                }
+                Message::Detached(uid) => {
+                    let Cx { lanes, poller, .. } = &mut self.cx;
+                    lanes.detach(uid, poller);
+                }
+                Message::Drain if self.phase == Phase::Running => {
+                    self.phase = Phase::Draining;
+                    self.cx.draining = true;
+                    self.cx.ready.extend(self.conns.ids());
+                }
+                Message::Drain => {}
+                Message::Quit => self.phase = Phase::Done,
+            }
+        }
+        self.messages = messages;
+        any
+    }
+
+    fn accept(&mut self, id: u64, stream: Box<dyn Stream>, listener: Arc<crate::ctrl::Listener>) {
+        if self.phase != Phase::Running {
+            self.cx.core.connections.fetch_sub(1, Ordering::AcqRel);
+            self.cx.mailbox.connections.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
+        let conn = Box::new(Conn::new(id, stream, listener, &self.cx));
+        let added = self.cx.poller.add(conn.readiness(), id);
+        self.conns.insert(conn);
+        if let Some(conn) = self.conns.get(id) {
+            match added {
+                Ok(()) => {
+                    conn.set_ready();
+                    conn.arm(&mut self.cx);
+                    self.cx.ready.push(id);
+                }
+                Err(err) => conn.close(&mut self.cx, &format!("it cannot be watched: {err}")),
+            }
+        }
+        self.bury(id);
+    }
+
+    /// Hands completions to their connections, and repeats while that makes new ones.
+    fn completions(&mut self) -> bool {
+        let mut any = false;
+        loop {
+            let mut batch = std::mem::take(&mut self.completions);
+            self.cx.mailbox.port.collect(&mut batch);
+            if batch.is_empty() {
+                self.completions = batch;
+                return any;
+            }
+            any = true;
+            for mut completion in batch.drain(..) {
+                let Route { conn: id, lane, .. } = completion.route();
+                let Cx { lanes, poller, .. } = &mut self.cx;
+                lanes.completed(lane, poller);
+                self.cx.in_flight -= 1;
+                match self.conns.get(id) {
+                    Some(conn) => conn.on_completion(&mut self.cx, &mut completion),
+                    None => self.cx.pool.give(completion.take_buf()),
+                }
+                self.cx.requests.recycle(completion);
+                self.bury(id);
+            }
+            self.completions = batch;
+            self.cx.lanes.commit();
+        }
+    }
+
+    /// Sends what the turn has finished, one gather write per connection.
+    fn flush(&mut self) {
+        let mut dirty = std::mem::take(&mut self.cx.dirty);
+        for id in dirty.drain(..) {
+            if let Some(conn) = self.conns.get(id) {
+                conn.flush(&mut self.cx);
+            }
+            self.bury(id);
+        }
+        // Nothing becomes dirty while flushing but connections that were told to close.
+        dirty.append(&mut self.cx.dirty);
+        self.cx.dirty = dirty;
+    }
+
+    /// Gives buffers to commands that wait for them, first come first served; one command per
+    /// connection and round, so that none takes all.
+    fn feed_starved(&mut self) -> bool {
+        let mut fed = false;
+        let mut rounds = self.cx.starved.len();
+        while rounds > 0 {
+            rounds -= 1;
+            let Some(id) = self.cx.starved.pop_front() else { break };
+            let Some(conn) = self.conns.get(id) else { continue };
+            match conn.feed_one(&mut self.cx) {
+                crate::conn::Fed::Satisfied => fed = true,
+                crate::conn::Fed::More => {
+                    fed = true;
+                    rounds += 1;
+                    self.cx.starved.push_back(id);
+                }
+                // Its own quota, not the pool, holds this one back: others may go on.
+                crate::conn::Fed::Quota => self.cx.starved.push_back(id),
+                crate::conn::Fed::Empty => {
+                    self.cx.starved.push_front(id);
+                    break;
+                }
+            }
+        }
+        fed
+    }
+
+    fn timers(&mut self) {
+        while let Some(&Reverse((at, id))) = self.cx.timers.peek()
+            && at <= self.cx.now
+        {
+            self.cx.timers.pop();
+            if let Some(conn) = self.conns.get(id) {
+                conn.on_timer(&mut self.cx);
+            }
+            self.bury(id);
+        }
+        if !self.cx.dirty.is_empty() {
+            self.flush();
+        }
+    }
+
+    /// Forgets a connection that is closed and has nothing in a backend any more.
+    fn bury(&mut self, id: u64) {
+        if self.conns.get(id).is_some_and(|conn| conn.is_over()) {
+            if let Some(conn) = self.conns.get(id) {
+                conn.finish();
+            }
+            self.conns.remove(id);
+            self.cx.core.connections.fetch_sub(1, Ordering::AcqRel);
+            self.cx.mailbox.connections.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    fn advance_shutdown(&mut self) {
+        if self.phase == Phase::Draining {
+            for id in self.conns.ids() {
+                if let Some(conn) = self.conns.get(id) {
+                    conn.close_if_idle(&mut self.cx);
+                }
+                self.bury(id);
+            }
+            if self.conns.count == 0 && self.cx.in_flight == 0 {
+                debug!("connections are drained, backends flush");
+                self.phase = Phase::Flushing;
+                self.flush_backends();
+            }
+        }
+        if self.phase == Phase::Flushing && self.cx.in_flight == 0 {
+            self.phase = Phase::Done;
+        }
+    }
+
+    /// Brings to stable storage what hosts have written through this reactor.
+    fn flush_backends(&mut self) {
+        let volatile: Vec<u64> = self
+            .cx
+            .core
+            .subsystems()
+            .iter()
+            .flat_map(|s| {
+                let table = s.table();
+                let uids = table.iter().filter(|e| e.info.volatile_cache).map(|e| e.uid);
+                uids.collect::<Vec<_>>()
+            })
+            .collect();
+        let lanes: Vec<usize> =
+            self.cx.lanes.iter().filter(|(_, uid)| volatile.contains(uid)).map(|(i, _)| i).collect();
+        for lane in lanes {
+            let route = Route { conn: NO_CONN, slot: Slot::default(), lane };
+            let nowhere = LbaRange { slba: 0, blocks: 0 };
+            let request = self.cx.requests.make(Op::Flush, 9, nowhere, IoBuf::empty(), route);
+            self.cx.in_flight += 1;
+            self.cx.lanes.submit(lane, request);
+        }
+        self.cx.lanes.commit();
+        self.completions();
+    }
+
+    /// Lets others read how much is lent out and in flight.
+    fn publish(&self) {
+        let Cx { mailbox, pool, in_flight, .. } = &self.cx;
+        let lent = pool.total_bytes() - pool.free_bytes();
+        if mailbox.buffers_lent.load(Ordering::Relaxed) != lent {
+            mailbox.buffers_lent.store(lent, Ordering::Relaxed);
+        }
+        if mailbox.in_flight.load(Ordering::Relaxed) != *in_flight {
+            mailbox.in_flight.store(*in_flight, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Reactor {
+    fn drop(&mut self) {
+        // Connections that a bounded shutdown cuts off.
+        for id in self.conns.ids() {
+            if let Some(conn) = self.conns.get(id) {
+                conn.close(&mut self.cx, "the target has shut down");
+                conn.finish();
+            }
+            self.conns.remove(id);
+            self.cx.core.connections.fetch_sub(1, Ordering::AcqRel);
+            self.cx.mailbox.connections.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}

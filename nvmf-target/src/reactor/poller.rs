@@ -1,0 +1,65 @@
+//! Readiness: what the operating system offers for watching many descriptors. Linux epoll here;
+//! another system's mechanism would replace this file.
+
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::Timespec;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+/// Descriptors that one wait reports.
+const BATCH: usize = 256;
+
+/// Watches descriptors, each under a token.
+#[derive(Debug)]
+pub(crate) struct Poller {
+    epoll: OwnedFd,
+}
+
+impl Poller {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)? })
+    }
+
+    /// Watches a descriptor, edge-triggered: for reading, for writing and for the peer's end.
+    pub(crate) fn add(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token), flags)?)
+    }
+
+    /// Watches a descriptor for reading, level-triggered.
+    pub(crate) fn add_level(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token), EventFlags::IN)?)
+    }
+
+    /// Stops watching a descriptor.
+    pub(crate) fn remove(&self, fd: impl AsFd) {
+        // It fails only for a descriptor that is not watched, which is what is wanted.
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+
+    /// Waits for readiness, at most `timeout` (`None`: for ever), and hands the tokens over.
+    pub(crate) fn wait(
+        &self,
+        timeout: Option<Duration>,
+        mut ready: impl FnMut(u64),
+    ) -> io::Result<()> {
+        let timeout = timeout.map(|t| Timespec {
+            tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: t.subsec_nanos().into(),
+        });
+        let mut events = [const { MaybeUninit::<Event>::uninit() }; BATCH];
+        match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+            Ok((events, _)) => {
+                for event in events {
+                    let data = event.data;
+                    ready(data.u64());
+                }
+                Ok(())
+            }
+            Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(err) => Err(err.into()),
+        }
+    }
+}
