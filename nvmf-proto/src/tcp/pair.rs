@@ -616,4 +616,5 @@ impl Pair {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "the numbers that tests make up are small")]
 mod tests;

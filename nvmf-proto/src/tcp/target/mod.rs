@@ -379,4 +379,5 @@ impl TcpTarget {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "the numbers that tests make up are small")]
 mod tests;

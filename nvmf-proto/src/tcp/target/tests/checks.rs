@@ -50,10 +50,16 @@ fn refused(name: &str, driver: &mut Driver, bytes: &[u8], fes: u16, fei: u32, qu
     );
 }
 
+/// Name, which bytes to replace and by what, FES, FEI, how many bytes are quoted.
+type IcReqCase<'a> = (&'a str, usize, &'a [u8], u16, u32, usize);
+
+/// Name, PDU, which bytes to replace and by what, FEI.
+type CapsuleCase<'a> = (&'a str, &'a [u8], usize, &'a [u8], u32);
+
 #[test]
 fn ic_req() {
     let good = ic_req_vec();
-    let cases: &[(&str, usize, &[u8], u16, u32, usize)] = &[
+    let cases: &[IcReqCase<'_>] = &[
         ("unknown type", 0, &[0x08], FIELD, 0, 8),
         ("type of the other direction", 0, &[0x01], FIELD, 0, 8),
         ("CapsuleCmd first", 0, &[0x04], SEQUENCE, 0, 8),
@@ -148,7 +154,7 @@ fn capsule_common_header() {
     let wire = Wire::default();
     let bare = wire.command(&flush(1), &[]);
     let data = wire.command(&write(1, 512), &[7; 512]);
-    let cases: &[(&str, &[u8], usize, &[u8], u32)] = &[
+    let cases: &[CapsuleCase<'_>] = &[
         ("HDGSTF not negotiated", &bare, 1, &[0x01], 1),
         ("DDGSTF not negotiated", &data, 1, &[0x02], 1),
         ("DDGSTF without data", &bare, 1, &[0x02], 1),
@@ -207,7 +213,7 @@ fn capsule_with_digests() {
     let wire = open().wire;
     let bare = wire.command(&flush(1), &[]);
     let data = wire.command(&write(1, 512), &[7; 512]);
-    let cases: &[(&str, &[u8], usize, &[u8], u32)] = &[
+    let cases: &[CapsuleCase<'_>] = &[
         ("HDGSTF missing", &bare, 1, &[0x00], 1),
         ("HDGSTF missing with data", &data, 1, &[0x02], 1),
         ("DDGSTF missing", &data, 1, &[0x01], 1),

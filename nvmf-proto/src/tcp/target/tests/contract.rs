@@ -173,17 +173,25 @@ impl Session {
         }
     }
 
-    /// Everything that an outside observer can tell.
-    fn outcome(&self) -> (&[Event], &[u8], &[Vec<u8>], Option<Violation>, Need) {
-        let need = self.driver.target.need();
-        (
-            &self.events,
-            &self.output,
-            &self.received,
-            self.driver.violation,
-            need,
-        )
+    fn outcome(&self) -> Outcome<'_> {
+        Outcome {
+            events: &self.events,
+            output: &self.output,
+            received: &self.received,
+            violation: self.driver.violation,
+            need: self.driver.target.need(),
+        }
     }
+}
+
+/// Everything that an outside observer can tell.
+#[derive(Debug, PartialEq)]
+struct Outcome<'a> {
+    events: &'a [Event],
+    output: &'a [u8],
+    received: &'a [Vec<u8>],
+    violation: Option<Violation>,
+    need: Need,
 }
 
 /// Plays `acts` against a session and returns all that the host has sent.
@@ -292,6 +300,28 @@ proptest! {
             chaos.check();
         }
     }
+}
+
+/// Line 9: equal input gives equal output.
+#[test]
+fn line_9_equal_input_gives_equal_output() {
+    let setup = Setup {
+        hpda: 3,
+        cpda: 5,
+        dgst: 3,
+        entries: 3,
+        flow_control: false,
+    };
+    let acts = [
+        Act::Read(700),
+        Act::R2t(5000, 999),
+        Act::InCapsule(70),
+        Act::Abandoned(50, 20),
+    ];
+    let stream = play(setup, &acts);
+    assert_eq!(stream, play(setup, &acts));
+    let [first, second] = [0, 1].map(|_| replay(setup, &stream, &[17, 300, 2], 100));
+    assert_eq!(first.outcome(), second.outcome());
 }
 
 /// Line 2: `need` asks for no more than the configuration allows.
