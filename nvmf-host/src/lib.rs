@@ -25,7 +25,8 @@
 //! let mut controller = Controller::connect(&options)?;
 //! controller.set_queue_count(1)?;
 //! let mut queue = controller.io_queue(1)?;
-//! let disk = controller.namespace(controller.active_namespaces()?[0])?;
+//! let nsids = controller.active_namespaces()?;
+//! let disk = controller.namespace(nsids[0])?;
 //!
 //! // Blocking.
 //! let mut block = vec![0; disk.block_size as usize];
