@@ -12,7 +12,7 @@ mod tx;
 use crate::buf::IoBuf;
 use crate::ctrl::{Controller, Listener, NsTable, QueueStats};
 use crate::ns::Completion;
-use crate::reactor::Cx;
+use crate::reactor::{Cx, Ready};
 use crate::transport::Stream;
 use admin::AdminQueue;
 use io::After;
@@ -86,6 +86,10 @@ pub(crate) struct Conn {
     /// What is being sent; kept while the stream takes no more.
     list: Option<Box<TxList>>,
     readable: bool,
+    /// The peer has closed its side: what is still to be read ends with the end of the stream.
+    ended: bool,
+    /// Our side is closed for writing, after a TermReq.
+    half_closed: bool,
     writable: bool,
     /// Reading stopped because the machine waits for a slot or a buffer.
     stalled: bool,
@@ -127,6 +131,8 @@ impl Conn {
             carry: Vec::new(),
             list: None,
             readable: false,
+            ended: false,
+            half_closed: false,
             writable: true,
             stalled: false,
             dirty: false,
@@ -152,9 +158,10 @@ impl Conn {
     }
 
     /// The poller has reported something.
-    pub(crate) const fn set_ready(&mut self) {
+    pub(crate) const fn set_ready(&mut self, ready: Ready) {
         self.readable = true;
         self.writable = true;
+        self.ended |= ready.ended;
     }
 
     pub(crate) fn on_ready(&mut self, cx: &mut Cx) {

@@ -3,7 +3,7 @@
 use super::Conn;
 use crate::reactor::Cx;
 use log::warn;
-use nvmf_proto::tcp::{Need, crc32c};
+use nvmf_proto::tcp::{Need, Slot, crc32c};
 use std::io::{self, IoSliceMut};
 
 /// Payload that is still missing is read straight into its buffer from this size on; below it, a
@@ -14,7 +14,7 @@ const TURN_BUDGET: usize = 512 << 10;
 
 /// Where a read may put bytes.
 struct Target {
-    slot: nvmf_proto::tcp::Slot,
+    slot: Slot,
     offset: usize,
     len: usize,
 }
@@ -94,9 +94,9 @@ impl Conn {
             stream.readv(&mut [IoSliceMut::new(free)])
         };
         if let Ok(n) = result {
-            // Less than asked for means that nothing is left: the next bytes make a new event.
-            // The end of the stream is always asked for once more, by an event of its own.
-            self.readable = n == asked || stream.has_buffered();
+            // Less than asked for means that nothing is left, and the next bytes make a new event;
+            // but the end of the stream made its event already, perhaps together with these bytes.
+            self.readable = n == asked || self.ended || stream.has_buffered();
             if n == 0 {
                 self.tcp.peer_closed();
             }
@@ -134,7 +134,7 @@ impl Conn {
     }
 
     /// Payload has arrived in its buffer.
-    fn placed(&mut self, cx: &mut Cx, slot: nvmf_proto::tcp::Slot, offset: usize, n: usize) {
+    fn placed(&mut self, cx: &mut Cx, slot: Slot, offset: usize, n: usize) {
         let Need::Payload { crc, .. } = self.tcp.need() else { return };
         let bytes = &self.commands[slot.index()].buf[offset..offset + n];
         let crc = crc.map(|crc| crc32c(crc, bytes));
@@ -159,12 +159,6 @@ impl Conn {
                             used += parsed.used;
                             if let Some(event) = parsed.event {
                                 self.on_event(cx, event);
-                            }
-                            if parsed.used == 0 && parsed.event.is_none() {
-                                // It needs more than it said at first, for a longer header.
-                                if matches!(self.tcp.need(), Need::Bytes { min } if rest.len() < min) {
-                                    break;
-                                }
                             }
                         }
                         Err(violation) => {

@@ -2,7 +2,7 @@
 
 use super::Conn;
 use crate::reactor::Cx;
-use nvmf_proto::tcp::{Seg, TxList};
+use nvmf_proto::tcp::{Need, Seg, TxList};
 use std::io::{self, IoSlice};
 
 /// Runs that one system call takes.
@@ -43,6 +43,14 @@ impl Conn {
         }
         if self.closing && self.list.is_none() && !self.tcp.has_transmit() {
             self.close(cx, "disconnected by the host");
+        }
+        if self.list.is_none() && !self.half_closed && self.tcp.need() == Need::Drain {
+            // The TermReq has left. Its reader is to see the end, and to close before we do:
+            // unread data at our close would make a reset that may overtake the TermReq.
+            self.half_closed = true;
+            if let Some(stream) = &mut self.stream {
+                stream.shutdown_write();
+            }
         }
         // Slots have become free: the machine may have waited for one.
         self.resume(cx);

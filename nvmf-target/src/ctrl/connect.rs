@@ -10,7 +10,7 @@ use nvmf_proto::wire::fabrics::{
 use std::sync::Arc;
 
 /// Entries of an admin queue: at least 32 (NVMe over Fabrics), at most 4,096.
-const ADMIN_ENTRIES_MAX: u32 = 4096;
+pub(super) const ADMIN_ENTRIES_MAX: u16 = 4096;
 /// Bytes of Connect data.
 pub(crate) const CONNECT_DATA_LEN: u32 = 1024;
 
@@ -61,7 +61,7 @@ pub(crate) fn check_command(command: &ConnectCommand) -> Result<(), Refusal> {
     }
     let entries = u32::from(command.sqsize) + 1;
     // SQSIZE is 0's based and 0 is not a queue.
-    if entries < 2 || (command.qid == 0 && entries > ADMIN_ENTRIES_MAX) {
+    if entries < 2 || (command.qid == 0 && entries > u32::from(ADMIN_ENTRIES_MAX)) {
         return Err(InvalidParameter::Command(ConnectCommand::SQSIZE).into());
     }
     Ok(())

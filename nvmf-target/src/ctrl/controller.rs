@@ -1,7 +1,10 @@
 //! A controller: what a host opened with its first Connect, until its last connection is gone.
 
-use super::{ConnRef, Subsystem, lock};
+use super::connect::Refusal;
+use super::{ConnRef, Kind, Subsystem, lock};
 use nvmf_proto::tcp::Time;
+use nvmf_proto::wire::Status;
+use nvmf_proto::wire::fabrics::{ConnectCommand, ConnectData, InvalidParameter};
 use nvmf_proto::wire::feature::AsyncEventConfig;
 use nvmf_proto::wire::log::{AsyncEvent, Lid};
 use nvmf_proto::wire::nqn::Nqn;
@@ -10,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Changed Namespace List: more than this many are reported as FFFFFFFFh.
+/// NSIDs that the Changed Attached Namespace List can hold.
 const CHANGED_MAX: usize = 1024;
 
 /// A discovery controller without Keep Alive Timeout ends when its host has been silent this long.
@@ -194,9 +197,9 @@ impl Controller {
     pub(crate) fn keep_alive_deadline(&self) -> Option<Time> {
         let state = lock(&self.state);
         let kato_ms = match (state.kato_ms, self.subsystem.kind) {
-            (0, super::Kind::Nvm) => return None,
-            (0, super::Kind::Discovery) => SILENT_DISCOVERY_MS,
-            (ms, _) => ms.next_multiple_of(u32::from(KAS) * 100),
+            (0, Kind::Nvm) => return None,
+            (0, Kind::Discovery) => SILENT_DISCOVERY_MS,
+            (ms, _) => ms,
         };
         let last = state
             .queues
@@ -205,7 +208,8 @@ impl Controller {
             .chain([&self.admin_stats])
             .map(|stats| stats.last_active.load(Ordering::Relaxed))
             .max()?;
-        Some(Time(last).after(u64::from(kato_ms) * 1_000_000))
+        let kato_ms = u64::from(kato_ms).next_multiple_of(u64::from(KAS) * 100);
+        Some(Time(last).after(kato_ms * 1_000_000))
     }
 
     pub(crate) fn totals(&self) -> Totals {
@@ -219,14 +223,15 @@ impl Controller {
     }
 
     /// Lets an I/O queue join.
-    pub(super) fn add_queue(&self, qid: u16, conn: ConnRef, now: Time) -> Result<Arc<QueueStats>, super::connect::Refusal> {
-        use super::connect::Refusal;
-        use nvmf_proto::wire::Status;
-        use nvmf_proto::wire::fabrics::{ConnectCommand, InvalidParameter};
-
+    pub(super) fn add_queue(
+        &self,
+        qid: u16,
+        conn: ConnRef,
+        now: Time,
+    ) -> Result<Arc<QueueStats>, Refusal> {
         let mut state = lock(&self.state);
         if state.ending {
-            return Err(Refusal::data(nvmf_proto::wire::fabrics::ConnectData::CNTLID));
+            return Err(Refusal::data(ConnectData::CNTLID));
         }
         // NVMe Base 2.1 §3.3.1.1: I/O queues are created on an enabled controller, after Set
         // Features Number of Queues has said how many.
@@ -327,16 +332,19 @@ impl Controller {
         lock(&self.state).events.pending.pop_front()
     }
 
-    /// The Changed Namespace List; with `clear` it starts anew and its event may come again. The
-    /// flag says that there are more than the list can hold.
-    pub(crate) fn changed_namespaces(&self, clear: bool) -> (Vec<u32>, bool) {
+    /// The Changed Attached Namespace List: NSIDs in ascending order, one more than the log page
+    /// can hold if there are that many. With `release` the host lets go of that many entries of
+    /// the page, and the list starts anew if it has no others.
+    pub(crate) fn changed_namespaces(&self, release: Option<usize>) -> Vec<u32> {
         let mut state = lock(&self.state);
-        let overflow = state.events.changed.len() > CHANGED_MAX;
-        let list = state.events.changed.iter().copied().take(CHANGED_MAX).collect();
-        if clear {
-            state.events.changed.clear();
+        let changed = &mut state.events.changed;
+        let list: Vec<u32> = changed.iter().copied().take(CHANGED_MAX + 1).collect();
+        // More than the page can hold are one entry there: FFFFFFFFh.
+        let shown = if list.len() > CHANGED_MAX { 1 } else { list.len() };
+        if release.is_some_and(|entries| entries >= shown) {
+            changed.clear();
         }
-        (list, overflow)
+        list
     }
 
     /// A log page was read without Retain Asynchronous Event.
@@ -388,7 +396,8 @@ impl State {
             Some(Stopping::Reset) => {
                 // NVMe Base 2.1 §3.7.2, Controller Level Reset: features go back to their
                 // defaults, events are forgotten.
-                self.csts = Csts::default();
+                // The host may have enabled the controller again meanwhile.
+                self.csts = Csts::default().with_rdy(self.cc.en());
                 self.events = Events::default();
                 self.granted = None;
             }

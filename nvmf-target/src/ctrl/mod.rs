@@ -11,7 +11,7 @@ mod namespaces;
 mod property;
 mod subsystem;
 
-pub(crate) use controller::{Controller, QueueStats, Totals};
+pub(crate) use controller::{Controller, QueueStats};
 pub(crate) use namespaces::{NsEntry, NsTable};
 pub(crate) use subsystem::{Kind, Subsystem};
 
@@ -22,6 +22,7 @@ use nvmf_proto::wire::nqn::Nqn;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
 /// Which subsystems a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub(crate) struct Listener {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) config: TargetConfig,
+    /// When the target was made: what Power On Hours count from.
+    pub(crate) started: Instant,
     subsystems: RwLock<BTreeMap<Nqn, Arc<Subsystem>>>,
     pub(crate) discovery: Arc<Subsystem>,
     pub(crate) listeners: RwLock<Vec<Arc<Listener>>>,
@@ -61,6 +64,7 @@ impl Core {
     pub(crate) fn new(config: TargetConfig) -> Arc<Self> {
         Arc::new(Self {
             config,
+            started: Instant::now(),
             subsystems: RwLock::default(),
             discovery: Subsystem::discovery(),
             listeners: RwLock::default(),

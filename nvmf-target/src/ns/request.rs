@@ -253,6 +253,7 @@ impl Port {
 #[derive(Debug)]
 pub(crate) struct RequestPool {
     port: Arc<Port>,
+    #[expect(clippy::vec_box, reason = "a request is its box: used again as it is")]
     spare: Vec<Box<Inner>>,
 }
 

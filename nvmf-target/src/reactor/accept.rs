@@ -97,7 +97,7 @@ impl Acceptor {
                 // Listeners stay readable while nothing can be accepted: do not even look.
                 std::thread::park_timeout(PAUSE);
                 ready.extend(0..self.listeners.len() as u64);
-            } else if let Err(err) = self.poller.wait(timeout, |token| ready.push(token)) {
+            } else if let Err(err) = self.poller.wait(timeout, |token, _| ready.push(token)) {
                 warn!("waiting for connections failed: {err}");
                 std::thread::park_timeout(PAUSE);
             }

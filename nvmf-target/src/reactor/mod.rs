@@ -11,7 +11,7 @@ mod poller;
 pub(crate) use accept::{AcceptorHandle, spawn_acceptor};
 pub(crate) use lanes::Lanes;
 pub(crate) use mailbox::{Mailbox, Message};
-pub(crate) use poller::Poller;
+pub(crate) use poller::{Poller, Ready};
 
 use crate::Error;
 use crate::buf::{BufPool, IoBuf};
@@ -68,6 +68,7 @@ pub(crate) struct Cx {
     /// Connections that have used up their share of this turn and go on in the next.
     pub(crate) ready: Vec<u64>,
     timers: BinaryHeap<Reverse<(Time, u64)>>,
+    #[expect(clippy::vec_box, reason = "a list changes hands without being copied")]
     spare_lists: Vec<Box<TxList>>,
     /// Requests in backends.
     pub(crate) in_flight: usize,
@@ -261,15 +262,13 @@ impl Reactor {
         };
         let Self { cx, conns, ready, .. } = self;
         let Cx { poller, lanes, mailbox, .. } = cx;
-        let waited = poller.wait(timeout, |token| {
+        let waited = poller.wait(timeout, |token, readiness| {
             if token == MAILBOX_TOKEN {
                 mailbox.waker.drain();
             } else if token & LANE_TOKEN != 0 {
-                #[expect(clippy::cast_possible_truncation, reason = "a token made from an index")]
                 lanes.poll((token & !LANE_TOKEN) as usize, LANE_BUDGET);
             } else if let Some(conn) = conns.get(token) {
-                // An event carries no flags: it means "try again", both ways.
-                conn.set_ready();
+                conn.set_ready(readiness);
                 ready.push(token);
             }
         });
@@ -330,7 +329,7 @@ impl Reactor {
         if let Some(conn) = self.conns.get(id) {
             match added {
                 Ok(()) => {
-                    conn.set_ready();
+                    conn.set_ready(Ready::default());
                     conn.arm(&mut self.cx);
                     self.cx.ready.push(id);
                 }

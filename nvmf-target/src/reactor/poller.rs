@@ -11,6 +11,13 @@ use std::time::Duration;
 /// Descriptors that one wait reports.
 const BATCH: usize = 256;
 
+/// What has become of a descriptor.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ready {
+    /// The peer has closed its side, or the connection is broken.
+    pub(crate) ended: bool,
+}
+
 /// Watches descriptors, each under a token.
 #[derive(Debug)]
 pub(crate) struct Poller {
@@ -39,11 +46,11 @@ impl Poller {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// Waits for readiness, at most `timeout` (`None`: for ever), and hands the tokens over.
+    /// Waits for readiness, at most `timeout` (`None`: for ever), and hands over what is ready.
     pub(crate) fn wait(
         &self,
         timeout: Option<Duration>,
-        mut ready: impl FnMut(u64),
+        mut ready: impl FnMut(u64, Ready),
     ) -> io::Result<()> {
         let timeout = timeout.map(|t| Timespec {
             tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
@@ -53,8 +60,9 @@ impl Poller {
         match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
             Ok((events, _)) => {
                 for event in events {
-                    let data = event.data;
-                    ready(data.u64());
+                    let (data, flags) = (event.data, event.flags);
+                    let over = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+                    ready(data.u64(), Ready { ended: flags.intersects(over) });
                 }
                 Ok(())
             }
