@@ -1,10 +1,25 @@
 //! Admin commands: what data they move, and what they answer.
+//!
+//! Each file parses a command into something that is known to be valid and then fills it in:
+//! [`transfer`] does the first half, [`execute`] both, because a namespace may have gone in
+//! between. Fabrics commands, Abort, Asynchronous Event Request and Keep Alive are the queue's own.
 
-use super::{Controller, Core, Listener};
-use nvmf_proto::wire::{Sqe, Status};
+mod discovery;
+mod feature;
+mod identify;
+mod log;
+#[cfg(test)]
+mod tests;
+
+use super::{Controller, Core, Kind, Listener, NsEntry, Subsystem};
+use nvmf_proto::wire::{AdminOpcode, Sqe, Status};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-/// AERL: Asynchronous Event Requests outstanding at a time, 0's based.
+/// ACL: Abort Command Limit, 0's based.
+pub(crate) const ACL: u8 = 3;
+
+/// AERL: Asynchronous Event Request Limit, 0's based.
 pub(crate) const AERL: u8 = 3;
 
 /// What an admin command is carried out with.
@@ -15,6 +30,25 @@ pub(crate) struct AdminCx<'a> {
     pub(crate) listener: &'a Listener,
     /// The local address by which the host has reached the target.
     pub(crate) local_ip: Option<IpAddr>,
+}
+
+impl AdminCx<'_> {
+    fn subsystem(&self) -> &Subsystem {
+        &self.controller.subsystem
+    }
+
+    fn kind(&self) -> Kind {
+        self.subsystem().kind
+    }
+
+    /// What an NSID stands for; `None` if nothing is attached under it. An NSID that cannot be one
+    /// (0, FFFFFFFFh, more than NN) is refused.
+    fn namespace(&self, nsid: u32) -> Result<Option<Arc<NsEntry>>, Status> {
+        if nsid == 0 || nsid > self.subsystem().max_namespaces {
+            return Err(Status::INVALID_NAMESPACE.dnr());
+        }
+        Ok(self.subsystem().table().get(nsid).cloned())
+    }
 }
 
 /// The data that a command moves, in bytes.
@@ -35,13 +69,30 @@ pub(crate) struct Reply {
 
 /// What data a command moves, or why it is refused: before anything is taken for it.
 pub(crate) fn transfer(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Status> {
-    let _ = (cx, sqe);
-    Err(Status::INVALID_OPCODE.dnr())
+    match AdminOpcode(sqe.opcode()) {
+        AdminOpcode::IDENTIFY => identify::transfer(cx, sqe),
+        AdminOpcode::GET_LOG_PAGE => log::transfer(cx, sqe),
+        AdminOpcode::GET_FEATURES => feature::transfer_get(cx, sqe),
+        AdminOpcode::SET_FEATURES => feature::transfer_set(cx, sqe),
+        _ => Err(Status::INVALID_OPCODE.dnr()),
+    }
 }
 
 /// Carries a command out. `data` has the length that [`transfer`] said: it holds what the host
 /// sent, or takes what the host is to get and is filled entirely on success.
 pub(crate) fn execute(cx: &AdminCx<'_>, sqe: &Sqe, data: &mut [u8]) -> Reply {
-    let _ = (cx, sqe, data);
-    Reply { status: Status::INVALID_OPCODE.dnr(), result: 0 }
+    let outcome = match AdminOpcode(sqe.opcode()) {
+        AdminOpcode::IDENTIFY => identify::identify(cx, sqe, data).map(|()| 0),
+        AdminOpcode::GET_LOG_PAGE => log::read(cx, sqe, data).map(|()| 0),
+        AdminOpcode::GET_FEATURES => feature::get(cx, sqe, data),
+        AdminOpcode::SET_FEATURES => feature::set(cx, sqe),
+        _ => Err(Status::INVALID_OPCODE.dnr()),
+    };
+    match outcome {
+        Ok(dw0) => Reply {
+            status: Status::SUCCESS,
+            result: u64::from(dw0),
+        },
+        Err(status) => Reply { status, result: 0 },
+    }
 }

@@ -1,0 +1,297 @@
+//! Identify (NVMe Base 2.1, Identify command; NVM Command Set 1.1 for its own structures).
+
+use super::{ACL, AERL, AdminCx, Kind, NsEntry, Transfer, log};
+use crate::ctrl::controller::KAS;
+use crate::ctrl::property::VERSION;
+use crate::ns::{NsInfo, Support};
+use nvmf_proto::wire::identify::{
+    Cmic, Cns, ControllerType, Csi, Ctratt, Dlfeat, Frmw, IDENTIFY_SIZE, IdentifyCommand,
+    IdentifyController, IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceIndependent,
+    LbaFormat, Lpa, Nmic, NsFeatures, NsFeaturesIndependent, NsIdDescriptors, Nsattr, Nstat, Oaes,
+    Ofcs, Oncs, Sgls, Vwc, encode_nsid_list,
+};
+use nvmf_proto::wire::property::Vs;
+use nvmf_proto::wire::{Sqe, Status, padded_ascii};
+use std::sync::Arc;
+
+/// FR: also what the Firmware Slot Information log page says.
+pub(super) const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
+
+/// WCTEMP in kelvins: 70 °C, the value that NVMe Base 2.1 recommends.
+pub(super) const WCTEMP: u16 = 343;
+
+/// CCTEMP in kelvins.
+const CCTEMP: u16 = 358;
+
+/// CNTID FFFFh of CNS 1Ch: the controller that is asked.
+const CNTID_SELF: u16 = 0xffff;
+
+/// The version of the NVM Command Set specification that the I/O controllers follow.
+const NVM_VERSION: Vs = Vs::new(1, 1, 0);
+
+/// A data structure that can be given to the host.
+enum Structure {
+    Controller,
+    /// `None`: nothing is attached under the NSID.
+    Namespace(Option<Arc<NsEntry>>),
+    NamespaceIndependent(Option<Arc<NsEntry>>),
+    Descriptors(Arc<NsEntry>),
+    ActiveNsids {
+        above: u32,
+    },
+    NvmController,
+    /// Everything that it could say is "not supported".
+    NvmNamespace,
+    CommandSets,
+}
+
+pub(super) fn transfer(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Status> {
+    Structure::asked(cx, sqe).map(|_| Transfer::ToHost(4096))
+}
+
+pub(super) fn identify(cx: &AdminCx<'_>, sqe: &Sqe, data: &mut [u8]) -> Result<(), Status> {
+    let structure = Structure::asked(cx, sqe)?;
+    let out = data
+        .first_chunk_mut()
+        .ok_or(Status::DATA_SGL_LENGTH_INVALID.dnr())?;
+    structure.encode(cx, out);
+    Ok(())
+}
+
+impl Structure {
+    fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Self, Status> {
+        let command = IdentifyCommand::decode(sqe);
+        let nsid = sqe.nsid();
+        match (cx.kind(), command.cns) {
+            (_, Cns::CONTROLLER) => Ok(Self::Controller),
+            (Kind::Discovery, _) => Err(Status::INVALID_FIELD.dnr()),
+            (Kind::Nvm, Cns::NAMESPACE) => cx.namespace(nsid).map(Self::Namespace),
+            (Kind::Nvm, Cns::NAMESPACE_INDEPENDENT) => {
+                cx.namespace(nsid).map(Self::NamespaceIndependent)
+            }
+            (Kind::Nvm, Cns::NS_ID_DESCRIPTORS) => {
+                let entry = cx.namespace(nsid)?;
+                entry
+                    .map(Self::Descriptors)
+                    .ok_or(Status::INVALID_NAMESPACE.dnr())
+            }
+            (Kind::Nvm, Cns::ACTIVE_NSID_LIST) => active_nsids(nsid),
+            (Kind::Nvm, Cns::CS_ACTIVE_NSID_LIST) => {
+                nvm_only(command.csi)?;
+                active_nsids(nsid)
+            }
+            (Kind::Nvm, Cns::CS_CONTROLLER) => {
+                nvm_only(command.csi)?;
+                Ok(Self::NvmController)
+            }
+            (Kind::Nvm, Cns::CS_NAMESPACE) => {
+                nvm_only(command.csi)?;
+                cx.namespace(nsid).map(|_| Self::NvmNamespace)
+            }
+            (Kind::Nvm, Cns::IO_COMMAND_SETS) => {
+                let known = command.cntid == CNTID_SELF
+                    || cx.subsystem().controller(command.cntid).is_some();
+                if known {
+                    Ok(Self::CommandSets)
+                } else {
+                    Err(Status::INVALID_FIELD.dnr())
+                }
+            }
+            (Kind::Nvm, _) => Err(Status::INVALID_FIELD.dnr()),
+        }
+    }
+
+    fn encode(self, cx: &AdminCx<'_>, out: &mut [u8; IDENTIFY_SIZE]) {
+        match self {
+            Self::Controller => match cx.kind() {
+                Kind::Nvm => io_controller(cx).encode(out),
+                Kind::Discovery => discovery_controller(cx).encode(out),
+            },
+            Self::Namespace(Some(entry)) => namespace(&entry.info).encode(out),
+            Self::NamespaceIndependent(Some(entry)) => {
+                namespace_independent(&entry.info).encode(out);
+            }
+            Self::Namespace(None) | Self::NamespaceIndependent(None) | Self::NvmNamespace => {
+                out.fill(0);
+            }
+            Self::Descriptors(entry) => descriptors(&entry.info).encode(out),
+            Self::ActiveNsids { above } => {
+                let table = cx.subsystem().table();
+                encode_nsid_list(table.iter().map(|e| e.nsid).filter(|&n| n > above), out);
+            }
+            Self::NvmController => {
+                let ver = NVM_VERSION.0;
+                IdentifyControllerNvm {
+                    ver,
+                    ..IdentifyControllerNvm::default()
+                }
+                .encode(out);
+            }
+            Self::CommandSets => {
+                // One combination, and in it bit 0: the NVM command set.
+                out.fill(0);
+                out[0] = 1;
+            }
+        }
+    }
+}
+
+/// NVMe Base 2.1, Identify, CNS 02h: FFFFFFFEh and FFFFFFFFh have no NSID above them.
+fn active_nsids(above: u32) -> Result<Structure, Status> {
+    if above >= 0xffff_fffe {
+        return Err(Status::INVALID_NAMESPACE.dnr());
+    }
+    Ok(Structure::ActiveNsids { above })
+}
+
+fn nvm_only(csi: Csi) -> Result<(), Status> {
+    if csi == Csi::NVM {
+        Ok(())
+    } else {
+        Err(Status::INVALID_IO_COMMAND_SET.dnr())
+    }
+}
+
+/// What I/O controllers and discovery controllers have in common.
+fn controller(cx: &AdminCx<'_>) -> IdentifyController {
+    let config = &cx.core.config;
+    let subsystem = cx.subsystem();
+    // The unit is CAP.MPSMIN, which is 4 KiB.
+    let mdts = config.max_transfer.ilog2().saturating_sub(12);
+    IdentifyController {
+        sn: padded_ascii(&subsystem.serial),
+        mn: padded_ascii(&subsystem.model),
+        fr: padded_ascii(FIRMWARE),
+        mdts: u8::try_from(mdts).unwrap_or(u8::MAX),
+        cntlid: cx.controller.cntlid,
+        ver: VERSION.0,
+        ctratt: Ctratt::HOST_ID_128 | Ctratt::TBKAS,
+        acl: ACL,
+        aerl: AERL,
+        elpe: log::ELPE,
+        kas: KAS,
+        maxcmd: u16::try_from(config.io_queue_entries).unwrap_or(u16::MAX),
+        sgls: Sgls::SUPPORTED | Sgls::OFFSET | Sgls::TRANSPORT_DATA_BLOCK,
+        subnqn: subsystem.nqn.to_field(),
+        ..IdentifyController::default()
+    }
+}
+
+fn io_controller(cx: &AdminCx<'_>) -> IdentifyController {
+    let subsystem = cx.subsystem();
+    IdentifyController {
+        // Every host gets a controller of its own, by any of the listeners.
+        cmic: Cmic::MULTI_PORT | Cmic::MULTI_CONTROLLER,
+        oaes: Oaes::NAMESPACE_ATTRIBUTE,
+        cntrltype: ControllerType::IO,
+        frmw: Frmw::SLOT_1_READ_ONLY | Frmw::ONE_SLOT,
+        lpa: Lpa::COMMAND_EFFECTS | Lpa::EXTENDED_DATA | Lpa::SUPPORTED_LOG_PAGES,
+        wctemp: WCTEMP,
+        cctemp: CCTEMP,
+        tnvmcap: subsystem
+            .table()
+            .iter()
+            .map(|e| u128::from(e.info.bytes()))
+            .sum(),
+        sqes: 0x66,
+        cqes: 0x44,
+        nn: subsystem.max_namespaces,
+        mnan: subsystem.max_namespaces,
+        // For the life of the controller, whatever namespaces come later.
+        oncs: Oncs::DATASET_MANAGEMENT | Oncs::WRITE_ZEROES | Oncs::SAVE_AND_SELECT,
+        vwc: Vwc::PRESENT | Vwc::FLUSH_BROADCAST,
+        ioccsz: (64 + cx.core.config.in_capsule) / 16,
+        iorcsz: 1,
+        msdbd: 1,
+        ofcs: Ofcs::DISCONNECT,
+        ..controller(cx)
+    }
+}
+
+fn discovery_controller(cx: &AdminCx<'_>) -> IdentifyController {
+    IdentifyController {
+        oaes: Oaes::DISCOVERY_LOG,
+        cntrltype: ControllerType::DISCOVERY,
+        lpa: Lpa::EXTENDED_DATA,
+        ..controller(cx)
+    }
+}
+
+fn namespace(info: &NsInfo) -> IdentifyNamespace {
+    let mut lbaf = [LbaFormat::default(); 64];
+    lbaf[0].data_size_log2 = info.lba_shift;
+    // 0's based blocks of a preferred size; what is not known is one block.
+    let preferred =
+        |bytes: u32| u16::try_from((bytes >> info.lba_shift).max(1) - 1).unwrap_or(u16::MAX);
+    let (write, deallocate) = (
+        preferred(info.preferred_write),
+        preferred(info.preferred_deallocate),
+    );
+    let mut nsfeat = NsFeatures::empty();
+    // UIDREUSE stays clear: identifiers that come from the NSID come back with it.
+    nsfeat.set(
+        NsFeatures::OPTIMAL_IO,
+        info.preferred_write != 0 || info.preferred_deallocate != 0,
+    );
+    let mut id = IdentifyNamespace {
+        nsze: info.blocks,
+        ncap: info.blocks,
+        nuse: info.blocks,
+        nsfeat,
+        nmic: Nmic::SHARED,
+        dlfeat: dlfeat(info),
+        nvmcap: u128::from(info.bytes()),
+        nsattr: nsattr(info),
+        nguid: info.nguid,
+        eui64: info.eui64,
+        lbaf,
+        ..IdentifyNamespace::default()
+    };
+    if nsfeat.contains(NsFeatures::OPTIMAL_IO) {
+        (id.npwg, id.npwa, id.nows) = (write, write, write);
+        (id.npdg, id.npda) = (deallocate, deallocate);
+    }
+    id
+}
+
+fn dlfeat(info: &NsInfo) -> Dlfeat {
+    let zeroes_deallocate = info.caps.write_zeroes == Support::Native;
+    let deallocates = zeroes_deallocate || info.caps.deallocate == Support::Native;
+    match (info.dealloc_reads_zero && deallocates, zeroes_deallocate) {
+        (false, _) => Dlfeat::READ_NOT_REPORTED,
+        (true, false) => Dlfeat::READ_ZEROES,
+        (true, true) => Dlfeat::READ_ZEROES.with_write_zeroes_deallocate(),
+    }
+}
+
+fn nsattr(info: &NsInfo) -> Nsattr {
+    if info.read_only {
+        Nsattr::WRITE_PROTECTED
+    } else {
+        Nsattr::empty()
+    }
+}
+
+fn namespace_independent(info: &NsInfo) -> IdentifyNamespaceIndependent {
+    let mut nsfeat = NsFeaturesIndependent::empty();
+    nsfeat.set(
+        NsFeaturesIndependent::NO_VOLATILE_WRITE_CACHE,
+        !info.volatile_cache,
+    );
+    IdentifyNamespaceIndependent {
+        nsfeat,
+        nmic: Nmic::SHARED,
+        nsattr: nsattr(info),
+        nstat: Nstat::READY,
+        ..IdentifyNamespaceIndependent::default()
+    }
+}
+
+fn descriptors(info: &NsInfo) -> NsIdDescriptors {
+    NsIdDescriptors {
+        eui64: Some(info.eui64).filter(|id| *id != [0; 8]),
+        nguid: Some(info.nguid).filter(|id| *id != [0; 16]),
+        uuid: Some(info.uuid).filter(|id| *id != [0; 16]),
+        csi: Some(Csi::NVM),
+    }
+}

@@ -1,0 +1,199 @@
+//! Get Log Page (NVMe Base 2.1, Get Log Page command).
+
+use super::discovery::DiscoveryLog;
+use super::{AdminCx, Kind, Transfer, feature, identify};
+use nvmf_proto::wire::identify::{IDENTIFY_SIZE, NSID_BROADCAST};
+use nvmf_proto::wire::log::{
+    CommandEffects, CommandEffectsLog, ErrorLogEntry, FirmwareSlotLog, GetLogPage, Lid, LidSupport,
+    SmartLog, SupportedLogPages, encode_changed_namespaces,
+};
+use nvmf_proto::wire::{AdminOpcode, NvmOpcode, Sqe, Status, padded_ascii};
+
+/// ELPE: entries of the Error Information log page, 0's based.
+pub(super) const ELPE: u8 = 0;
+
+/// Bytes of the Error Information log page.
+const ERROR_LOG_SIZE: usize = (ELPE as usize + 1) * ErrorLogEntry::SIZE;
+
+/// Bytes of the Feature Identifiers Supported and Effects log page.
+const FEATURE_EFFECTS_SIZE: usize = 1024;
+
+/// Bytes of the NVMe-MI Commands Supported and Effects log page.
+const NVME_MI_EFFECTS_SIZE: usize = 4096;
+
+/// Composite Temperature in kelvins. There is no sensor; 27 °C alarms nobody.
+const TEMPERATURE: u16 = 300;
+
+pub(super) fn transfer(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Status> {
+    let (_, length) = asked(cx, sqe)?;
+    Ok(Transfer::ToHost(length))
+}
+
+/// The command, once everything about it is found to be right, and the bytes it asks for.
+fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(GetLogPage, u32), Status> {
+    let get = GetLogPage::decode(sqe);
+    let size = size(cx, get.lid).ok_or(Status::INVALID_LOG_PAGE.dnr())?;
+    let invalid = Status::INVALID_FIELD.dnr();
+    // All pages are of the controller or the subsystem (LPA.SMARTS is clear); no page has an index
+    // for offsets of that type; offsets are dwords up to the end of the page.
+    if !matches!(sqe.nsid(), 0 | NSID_BROADCAST) || get.ot || get.lpo % 4 != 0 || get.lpo > size {
+        return Err(invalid);
+    }
+    let length = u32::try_from(get.length()).map_err(|_| invalid)?;
+    if length > cx.core.config.max_transfer {
+        return Err(invalid);
+    }
+    Ok((get, length))
+}
+
+/// The size of a log page in bytes, if the controller has it.
+fn size(cx: &AdminCx<'_>, lid: Lid) -> Option<u64> {
+    let size = match (cx.kind(), lid) {
+        (_, Lid::SUPPORTED_LOG_PAGES) => SupportedLogPages::SIZE,
+        (_, Lid::ERROR_INFORMATION) => ERROR_LOG_SIZE,
+        (Kind::Nvm, Lid::SMART) => SmartLog::SIZE,
+        (Kind::Nvm, Lid::FIRMWARE_SLOT) => FirmwareSlotLog::SIZE,
+        (Kind::Nvm, Lid::CHANGED_NAMESPACES) => IDENTIFY_SIZE,
+        (Kind::Nvm, Lid::COMMAND_EFFECTS) => CommandEffectsLog::SIZE,
+        (Kind::Nvm, Lid::FEATURE_EFFECTS) => FEATURE_EFFECTS_SIZE,
+        (Kind::Nvm, Lid::NVME_MI_EFFECTS) => NVME_MI_EFFECTS_SIZE,
+        (Kind::Discovery, Lid::DISCOVERY) => return Some(DiscoveryLog::new(cx).size()),
+        _ => return None,
+    };
+    u64::try_from(size).ok()
+}
+
+pub(super) fn read(cx: &AdminCx<'_>, sqe: &Sqe, out: &mut [u8]) -> Result<(), Status> {
+    let (get, _) = asked(cx, sqe)?;
+    if !get.rae {
+        // Before the page is made: what happens from now on raises the event again, whether this
+        // read shows it or not.
+        cx.controller.clear_event(get.lid);
+    }
+    match get.lid {
+        Lid::DISCOVERY => DiscoveryLog::new(cx).read(get.lpo, out),
+        Lid::SUPPORTED_LOG_PAGES => {
+            let mut page = [0; SupportedLogPages::SIZE];
+            supported(cx).encode(&mut page);
+            copy(&page, get.lpo, out);
+        }
+        Lid::SMART => {
+            let mut page = [0; SmartLog::SIZE];
+            smart(cx).encode(&mut page);
+            copy(&page, get.lpo, out);
+        }
+        Lid::FIRMWARE_SLOT => {
+            let mut page = [0; FirmwareSlotLog::SIZE];
+            firmware().encode(&mut page);
+            copy(&page, get.lpo, out);
+        }
+        Lid::CHANGED_NAMESPACES => {
+            let mut page = [0; IDENTIFY_SIZE];
+            changed_namespaces(cx, &get, &mut page);
+            copy(&page, get.lpo, out);
+        }
+        Lid::COMMAND_EFFECTS => {
+            let mut page = [0; CommandEffectsLog::SIZE];
+            effects().encode(&mut page);
+            copy(&page, get.lpo, out);
+        }
+        Lid::FEATURE_EFFECTS => copy(&feature_effects(cx), get.lpo, out),
+        // No error has been recorded, and no NVMe-MI command is supported.
+        _ => out.fill(0),
+    }
+    Ok(())
+}
+
+/// The part of a page from an offset on, and zeroes beyond its end.
+fn copy(page: &[u8], lpo: u64, out: &mut [u8]) {
+    let rest = usize::try_from(lpo)
+        .ok()
+        .and_then(|at| page.get(at..))
+        .unwrap_or_default();
+    let (head, beyond) = out.split_at_mut(rest.len().min(out.len()));
+    head.copy_from_slice(&rest[..head.len()]);
+    beyond.fill(0);
+}
+
+fn supported(cx: &AdminCx<'_>) -> SupportedLogPages {
+    let mut pages = SupportedLogPages::default();
+    for lid in (0..=u8::MAX)
+        .map(Lid)
+        .filter(|lid| size(cx, *lid).is_some())
+    {
+        pages.set(lid, LidSupport::SUPPORTED);
+    }
+    pages
+}
+
+fn smart(cx: &AdminCx<'_>) -> SmartLog {
+    let totals = cx.controller.totals();
+    SmartLog {
+        temperature: TEMPERATURE,
+        available_spare: 100,
+        available_spare_threshold: 10,
+        data_units_read: SmartLog::data_units(u128::from(totals.bytes_read)),
+        data_units_written: SmartLog::data_units(u128::from(totals.bytes_written)),
+        host_read_commands: u128::from(totals.reads),
+        host_write_commands: u128::from(totals.writes),
+        power_cycles: 1,
+        power_on_hours: u128::from(cx.core.started.elapsed().as_secs() / 3600),
+        ..SmartLog::default()
+    }
+}
+
+fn firmware() -> FirmwareSlotLog {
+    let mut log = FirmwareSlotLog {
+        afi: 1,
+        ..FirmwareSlotLog::default()
+    };
+    log.revisions[0] = padded_ascii(identify::FIRMWARE);
+    log
+}
+
+/// With RAE cleared the list starts anew, but only by a read that reaches its last NSID: a host
+/// that reads in parts without setting RAE would otherwise lose the rest.
+fn changed_namespaces(cx: &AdminCx<'_>, get: &GetLogPage, page: &mut [u8; IDENTIFY_SIZE]) {
+    let reached = get.lpo.saturating_add(get.length()) / 4;
+    let release = usize::try_from(reached).ok().filter(|_| !get.rae);
+    encode_changed_namespaces(cx.controller.changed_namespaces(release), page);
+}
+
+fn effects() -> CommandEffectsLog {
+    let controller = CommandEffects::SUPPORTED | CommandEffects::SCOPE_CONTROLLER;
+    let namespace = CommandEffects::SUPPORTED | CommandEffects::SCOPE_NAMESPACE;
+    let mut log = CommandEffectsLog::default();
+    for opcode in [
+        AdminOpcode::GET_LOG_PAGE,
+        AdminOpcode::IDENTIFY,
+        AdminOpcode::ABORT,
+        AdminOpcode::SET_FEATURES,
+        AdminOpcode::GET_FEATURES,
+        AdminOpcode::ASYNC_EVENT_REQUEST,
+        AdminOpcode::KEEP_ALIVE,
+        AdminOpcode::FABRICS,
+    ] {
+        log.set_admin(opcode, controller);
+    }
+    for opcode in [NvmOpcode::FLUSH, NvmOpcode::READ] {
+        log.set_io(opcode, namespace);
+    }
+    for opcode in [
+        NvmOpcode::WRITE,
+        NvmOpcode::WRITE_ZEROES,
+        NvmOpcode::DATASET_MANAGEMENT,
+    ] {
+        log.set_io(opcode, namespace | CommandEffects::LOGICAL_BLOCK_CHANGE);
+    }
+    log.set_io(NvmOpcode::FABRICS, controller);
+    log
+}
+
+/// One dword per FID, with the bits of [`CommandEffects`].
+fn feature_effects(cx: &AdminCx<'_>) -> [u8; FEATURE_EFFECTS_SIZE] {
+    let mut page = [0; FEATURE_EFFECTS_SIZE];
+    for (fid, dword) in (0..=u8::MAX).zip(page.chunks_exact_mut(4)) {
+        dword.copy_from_slice(&feature::effects(cx, fid).bits().to_le_bytes());
+    }
+    page
+}
