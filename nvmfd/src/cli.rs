@@ -28,7 +28,13 @@ line \"nvmfd: serving\" on standard output says that it is.";
 /// Each DEVICE becomes a namespace of one NVM subsystem: the first is NSID 1, and so on. It runs in
 /// the foreground.
 #[derive(Debug, Parser)]
-#[command(name = "nvmfd", version, after_help = AFTER_HELP, args_override_self = true)]
+#[command(
+    name = "nvmfd",
+    version,
+    override_usage = "nvmfd [OPTIONS] DEVICE...",
+    after_help = AFTER_HELP,
+    args_override_self = true
+)]
 pub(crate) struct Cli {
     /// `ramdisk:SIZE`, or the path of a regular file or block device
     #[arg(
@@ -161,7 +167,7 @@ impl Cli {
     /// # Errors
     /// `Err(None)` after help or version, else what is wrong.
     pub(crate) fn read() -> Result<Self, Option<Failure>> {
-        Self::from_arguments(std::env::args_os()).map_err(|err| {
+        let cli = Self::try_parse().map_err(|err| {
             if matches!(
                 err.kind(),
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
@@ -171,18 +177,21 @@ impl Cli {
                 return None;
             }
             Some(Failure::Usage(one_line(&err)))
-        })
+        })?;
+        cli.check()?;
+        Ok(cli)
     }
 
-    fn from_arguments(arguments: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
-        let cli = Self::try_parse_from(arguments)?;
-        if cli.kernel {
-            return Err(clap::Error::raw(
-                ErrorKind::ValueValidation,
+    /// What one option alone does not tell.
+    fn check(&self) -> Result<(), Failure> {
+        let fail = |text| Err(Failure::Usage(text));
+        if self.kernel {
+            return fail(
                 "-K is refused: it hands accepted connections to FreeBSD's kernel target, and \
                  Linux's (nvmet) takes none, it can only listen for itself; set nvmet up with \
-                 nvmetcli, or name the devices here without -K",
-            ));
+                 nvmetcli, or name the devices here without -K"
+                    .to_owned(),
+            );
         }
         let TargetConfig {
             buffer_bytes,
@@ -190,22 +199,19 @@ impl Cli {
             max_transfer,
             in_capsule,
             ..
-        } = cli.target_config();
-        let fits = |ok: bool, text: String| match ok {
-            true => Ok(()),
-            false => Err(clap::Error::raw(ErrorKind::ValueValidation, text)),
-        };
-        fits(
-            buffer_bytes / reactors >= max_transfer as usize,
-            format!(
-                "--buffers {buffer_bytes}: at least --mdts ({max_transfer}) for each of {reactors} --threads is wanted"
-            ),
-        )?;
-        fits(
-            in_capsule <= max_transfer,
-            format!("--in-capsule {in_capsule}: at most --mdts ({max_transfer}) is wanted"),
-        )?;
-        Ok(cli)
+        } = self.target_config();
+        if buffer_bytes / reactors < max_transfer as usize {
+            return fail(format!(
+                "--buffers {buffer_bytes}: at least --mdts ({max_transfer}) for each of {reactors} \
+                 --threads is wanted"
+            ));
+        }
+        if in_capsule > max_transfer {
+            return fail(format!(
+                "--in-capsule {in_capsule}: at most --mdts ({max_transfer}) is wanted"
+            ));
+        }
+        Ok(())
     }
 
     /// The target's configuration: its defaults, and what the command line changes.
@@ -404,7 +410,9 @@ mod tests {
         let words = std::iter::once("nvmfd")
             .chain(line.split_whitespace())
             .map(OsString::from);
-        Cli::from_arguments(words).map_err(|err| one_line(&err))
+        let cli = Cli::try_parse_from(words).map_err(|err| one_line(&err))?;
+        cli.check().map_err(|err| err.to_string())?;
+        Ok(cli)
     }
 
     #[test]

@@ -105,8 +105,13 @@ fn run(command: Command, devices: &mut Devices, target: &Target) -> Result<Strin
     match command {
         Command::Add { nsid, device } => devices.add(target, nsid, &device),
         Command::Remove { nsid } => {
-            devices.remove(target, nsid)?;
-            Ok(format!("namespace {nsid} removed"))
+            let closed = devices.remove(target, nsid)?;
+            let still = if closed {
+                ""
+            } else {
+                "; its device is still busy"
+            };
+            Ok(format!("namespace {nsid} removed{still}"))
         }
         Command::Resize { nsid } => devices.resize(nsid),
         Command::Quit => Ok("quitting".to_owned()),

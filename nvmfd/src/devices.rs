@@ -11,7 +11,13 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
+
+/// How long requests of a removed namespace may take before its device counts as still in use,
+/// and how often that is looked at.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+const CLOSE_STEP: Duration = Duration::from_millis(1);
 
 /// What all namespaces have in common, and those that there are.
 pub(crate) struct Devices {
@@ -35,8 +41,9 @@ struct Open {
 }
 
 impl Devices {
-    /// None yet, for a subsystem `nqn` with the options of the command line.
-    pub(crate) fn new(cli: &Cli, machine: Machine, nqn: &str) -> Self {
+    /// None yet, for a subsystem `nqn` with the options of the command line. `pool` reads and
+    /// writes files.
+    pub(crate) fn new(cli: &Cli, machine: Machine, nqn: &str, pool: &Arc<WorkerPool>) -> Self {
         let mut options = FileOptions::default();
         options.block_size = cli.block_size;
         options.read_only = cli.read_only;
@@ -46,7 +53,7 @@ impl Devices {
             nqn: nqn.to_owned(),
             block_size: cli.block_size,
             options,
-            pool: Arc::new(WorkerPool::new(cli.io_threads as usize)),
+            pool: Arc::clone(pool),
             ram_disks: 0,
             open: BTreeMap::new(),
         }
@@ -155,13 +162,21 @@ impl Devices {
         Ok(text)
     }
 
-    /// Takes a namespace from hosts and closes its device when the last request is done.
+    /// Takes a namespace from hosts and waits, within bounds, until its device is closed: it is
+    /// free for other use then. Returns whether it is.
     ///
     /// # Errors
     /// If there is none of that NSID.
-    pub(crate) fn remove(&mut self, target: &Target, nsid: u32) -> Result<(), Failure> {
-        self.open.remove(&nsid).ok_or_else(|| none_of(nsid))?;
-        Ok(target.remove_namespace(&self.nqn, nsid)?)
+    pub(crate) fn remove(&mut self, target: &Target, nsid: u32) -> Result<bool, Failure> {
+        let open = self.open.remove(&nsid).ok_or_else(|| none_of(nsid))?;
+        target.remove_namespace(&self.nqn, nsid)?;
+        let file = open.file.as_ref().map(Arc::downgrade).unwrap_or_default();
+        drop(open);
+        let deadline = Instant::now() + CLOSE_WITHIN;
+        while file.strong_count() != 0 && Instant::now() < deadline {
+            std::thread::sleep(CLOSE_STEP);
+        }
+        Ok(file.strong_count() == 0)
     }
 
     /// Looks at the size of a file or block device again; hosts are told of a change. Returns a

@@ -11,6 +11,7 @@ use devices::Devices;
 use identity::Machine;
 use listen::{Listeners, reachable};
 use log::{LevelFilter, info, warn};
+use nvmf_target::ns::WorkerPool;
 use nvmf_target::{SubsystemConfig, Target};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -44,9 +45,8 @@ impl From<nvmf_target::Error> for Failure {
 
 fn main() -> ExitCode {
     let failure = match Cli::read().map(|cli| run(&cli)) {
-        Ok(Ok(status)) => return status,
+        Ok(Ok(())) | Err(None) => return ExitCode::SUCCESS,
         Ok(Err(failure)) | Err(Some(failure)) => failure,
-        Err(None) => return ExitCode::SUCCESS,
     };
     eprintln!("nvmfd: {failure}");
     match failure {
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<ExitCode, Failure> {
+fn run(cli: &Cli) -> Result<(), Failure> {
     let level = if cli.debug {
         LevelFilter::Debug
     } else {
@@ -68,7 +68,8 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let machine = Machine::of(Path::new("/"));
     let nqn = cli.nqn.clone().unwrap_or_else(|| machine.nqn());
 
-    let mut devices = Devices::new(cli, machine, &nqn);
+    let pool = Arc::new(WorkerPool::new(cli.io_threads as usize));
+    let mut devices = Devices::new(cli, machine, &nqn, &pool);
     for (nsid, device) in (1..).zip(&cli.devices) {
         devices.open(nsid, device)?;
     }
@@ -90,13 +91,12 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     }
     wait(signals);
     stopping.store(true, Ordering::Relaxed);
-    if target.shutdown(SHUTDOWN_WITHIN) {
-        return Ok(ExitCode::SUCCESS);
+    if !target.shutdown(SHUTDOWN_WITHIN) {
+        eprintln!("nvmfd: not all that was in flight has finished within {SHUTDOWN_WITHIN:?}");
+        // Not by returning: that would wait for the pool's threads, which may hang in a device.
+        std::process::exit(1);
     }
-    Err(Failure::Environment(format!(
-        "not all that was in flight has finished within {} s",
-        SHUTDOWN_WITHIN.as_secs()
-    )))
+    Ok(())
 }
 
 /// Signals are caught from here on. Once the flag is set, SIGINT and SIGTERM end the process at

@@ -239,6 +239,14 @@ impl Conn {
         self.arm(cx);
     }
 
+    /// Lets go of namespaces that have been detached: a queue without commands would keep their
+    /// devices open.
+    pub(crate) fn forget_detached(&mut self) {
+        if let Queue::Io(IoQueue { controller, table, generation, .. }) = &mut self.queue {
+            controller.subsystem.refresh(table, generation);
+        }
+    }
+
     /// Sets the timer to the next deadline, if it is earlier than the one set.
     pub(crate) fn arm(&mut self, cx: &mut Cx) {
         let keep_alive = match &self.queue {

@@ -303,6 +303,9 @@ impl Reactor {
                 Message::Detached(uid) => {
                     let Cx { lanes, poller, .. } = &mut self.cx;
                     lanes.detach(uid, poller);
+                    for (_, conn) in &mut self.conns.slots {
+                        conn.iter_mut().for_each(|conn| conn.forget_detached());
+                    }
                 }
                 Message::Drain if self.phase == Phase::Running => {
                     self.phase = Phase::Draining;
