@@ -2,7 +2,7 @@
 
 use crate::command;
 use crate::error::Error;
-use crate::queue::{Completion, Data, Queue, Refused, Token};
+use crate::queue::{Completion, Completions, Data, Queue, Refused, Token};
 use nvmf_proto::wire::Sqe;
 use nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
 use nvmf_proto::wire::fabrics::FabricsType;
@@ -128,7 +128,7 @@ impl IoQueue {
     /// # Errors
     ///
     /// As there.
-    pub fn poll(&mut self, timeout: Duration) -> Result<impl Iterator<Item = Completion>, Error> {
+    pub fn poll(&mut self, timeout: Duration) -> Result<Completions<'_>, Error> {
         self.queue.poll(timeout)
     }
 

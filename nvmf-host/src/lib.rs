@@ -63,5 +63,5 @@ pub use error::Error;
 pub use io_queue::{IoQueue, Namespace};
 pub use nvmf_proto;
 pub use options::ConnectOptions;
-pub use queue::{Completion, Data, Queue, Refused, Token};
+pub use queue::{Completion, Completions, Data, Queue, Refused, Token};
 pub use stream::{Stream, connect_tcp};

@@ -70,7 +70,8 @@ impl Data {
 pub struct Token(u64);
 
 /// A command that was not submitted, with its buffer.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
 pub struct Refused {
     /// What was to be submitted.
     pub data: Data,
@@ -116,6 +117,24 @@ impl Completion {
         }
     }
 }
+
+/// Completions that have come, oldest first, from [`Queue::poll`].
+#[derive(Debug)]
+pub struct Completions<'a>(&'a mut VecDeque<Completion>);
+
+impl Iterator for Completions<'_> {
+    type Item = Completion;
+
+    fn next(&mut self) -> Option<Completion> {
+        self.0.pop_front()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.0.len(), Some(self.0.len()))
+    }
+}
+
+impl ExactSizeIterator for Completions<'_> {}
 
 /// What the queue keeps of a command beside the machine.
 #[derive(Debug)]
@@ -374,9 +393,9 @@ impl Queue {
     /// # Errors
     ///
     /// The connection is over and no completion is left.
-    pub fn poll(&mut self, timeout: Duration) -> Result<impl Iterator<Item = Completion>, Error> {
+    pub fn poll(&mut self, timeout: Duration) -> Result<Completions<'_>, Error> {
         self.poll_until(timeout, |queue| !queue.ready.is_empty())?;
-        Ok(std::iter::from_fn(|| self.ready.pop_front()))
+        Ok(Completions(&mut self.ready))
     }
 
     /// Runs one command and waits for it, at most for [`Queue::timeout`]. Other completions that
