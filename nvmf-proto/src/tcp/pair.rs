@@ -616,5 +616,8 @@ impl Pair {
 }
 
 #[cfg(test)]
-#[expect(clippy::cast_possible_truncation, reason = "the numbers that tests make up are small")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the numbers that tests make up are small"
+)]
 mod tests;

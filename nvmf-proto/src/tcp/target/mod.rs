@@ -379,5 +379,8 @@ impl TcpTarget {
 }
 
 #[cfg(test)]
-#[expect(clippy::cast_possible_truncation, reason = "the numbers that tests make up are small")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the numbers that tests make up are small"
+)]
 mod tests;

@@ -63,11 +63,9 @@ impl Outbox {
         self.due.push_back(slot);
     }
 
-    /// Drops what has not been handed over yet in favour of a C2HTermReq that quotes the offending
-    /// header.
+    /// Makes a C2HTermReq that quotes the offending header the one thing that is due: in
+    /// [`Phase::Drain`] nothing else is handed over.
     pub(super) fn terminate(&mut self, term_req: TermReq, quote: &[u8]) {
-        self.ic_resp = false;
-        self.due.clear();
         let (head, room) = self.term_req_pdu.split_at_mut(TERM_LEN);
         let mut quoted = 0;
         for (to, from) in room.iter_mut().zip(quote) {

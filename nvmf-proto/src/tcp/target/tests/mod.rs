@@ -1,10 +1,11 @@
 //! The machine under test against PDUs built by hand. `contract` and `any_order` have a test for
-//! each line of the contract in [`crate::tcp`], `checks` one for each check of a PDU, `commands`
-//! the rest.
+//! each line of the contract in [`crate::tcp`], `checks` one for each check of a PDU; the rest
+//! is in `connection` and `commands`.
 
 mod any_order;
 mod checks;
 mod commands;
+mod connection;
 mod contract;
 
 use super::{Config, Done, Event, QueueConfig, TcpTarget};
