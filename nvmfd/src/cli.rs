@@ -268,7 +268,7 @@ pub(crate) enum Device {
 
 impl Device {
     /// The largest RAM disk: a bound for the tables that even an empty one needs.
-    const MAX_RAM_DISK: u64 = 64 << 40;
+    const MAX_RAM_DISK: u64 = 16 << 40;
 
     /// Reads a DEVICE argument.
     ///
@@ -280,7 +280,7 @@ impl Device {
         };
         match size(bytes)? {
             0 => Err("the size is 0".to_owned()),
-            bytes if bytes > Self::MAX_RAM_DISK => Err("the size is over 64t".to_owned()),
+            bytes if bytes > Self::MAX_RAM_DISK => Err("the size is over 16t".to_owned()),
             bytes => Ok(Self::RamDisk { bytes }),
         }
     }

@@ -33,7 +33,7 @@ pub(crate) struct Devices {
 
 /// An opened device.
 struct Open {
-    /// As the operator wrote it.
+    /// As the operator would write it.
     name: String,
     namespace: Arc<dyn Namespace>,
     /// For what only files and block devices have.
@@ -83,7 +83,7 @@ impl Devices {
     }
 
     fn open_ram_disk(&mut self, bytes: u64) -> Result<Open, Failure> {
-        let name = format!("ramdisk:{bytes}");
+        let name = ram_disk_name(bytes);
         let disk = RamDisk::new(bytes, self.block_size.unwrap_or(512))
             .map_err(|err| Failure::Usage(format!("{name}: {err}")))?;
         self.ram_disks += 1;
@@ -213,6 +213,15 @@ impl Open {
             if info.read_only { ", read-only" } else { "" },
         )
     }
+}
+
+fn ram_disk_name(bytes: u64) -> String {
+    let units = [(40, "t"), (30, "g"), (20, "m"), (10, "k"), (0, "")];
+    let whole = units
+        .iter()
+        .find(|(shift, _)| bytes.is_multiple_of(1 << shift));
+    let (shift, unit) = whole.copied().unwrap_or_default();
+    format!("ramdisk:{}{unit}", bytes >> shift)
 }
 
 fn none_of(nsid: u32) -> Failure {

@@ -214,6 +214,19 @@ fn options_change_what_is_served() {
     assert_eq!(err.status(), Some(Status::NAMESPACE_WRITE_PROTECTED.dnr()));
 }
 
+#[test]
+fn the_io_port_serves_discovery_alone_if_so_wished() {
+    let daemon = Daemon::start(&["-P", "none", "-n", NQN, "ramdisk:1m"]);
+    let io = daemon.address("nvme connect");
+    assert_eq!(daemon.address("nvme discover"), io);
+    let listening = daemon
+        .banner
+        .iter()
+        .filter(|line| line.starts_with("listening"));
+    assert_eq!(listening.count(), 1, "{:?}", daemon.banner);
+    assert!(!nvmf_host::discover(io).unwrap().is_empty());
+}
+
 /// NQN, serial number and the namespaces' descriptors.
 fn identity(arguments: &[&str]) -> (String, String, Vec<NsIdDescriptors>) {
     let daemon = Daemon::start(arguments);
