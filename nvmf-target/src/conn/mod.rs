@@ -287,6 +287,7 @@ impl Conn {
                 controller.hostnqn
             );
             controller.fail();
+            return self.close(cx, "Keep Alive Timeout");
         }
         self.arm(cx);
     }

@@ -1,0 +1,111 @@
+//! What the integration tests share: a target with a RAM namespace, and hosts for it.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use nvmf_host::{ConnectOptions, Controller};
+use nvmf_target::ns::{Inline, RamDisk};
+use nvmf_target::transport::{MemConnector, MemStream, MemTransport, Stream as _};
+use nvmf_target::{Role, SubsystemConfig, Target, TargetConfig};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+pub const NQN: &str = "nqn.2026-11.org.example:test";
+/// How long a state that must come about may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A target with one RAM namespace of 64 MiB (blocks of 512 bytes), listening on TCP.
+pub fn target(config: TargetConfig) -> (Target, SocketAddr) {
+    let _ = env_logger::builder().is_test(true).try_init();
+    let target = Target::new(config).unwrap();
+    target.add_subsystem(SubsystemConfig::new(NQN)).unwrap();
+    let disk = RamDisk::new(64 << 20, 512).unwrap();
+    target.add_namespace(NQN, 1, Inline::new(disk)).unwrap();
+    let address = target.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    (target, address)
+}
+
+/// A small target: two reactors, 16 MiB of buffers.
+pub fn config() -> TargetConfig {
+    let mut config = TargetConfig::default();
+    config.reactors = 2;
+    config.buffer_bytes = 16 << 20;
+    config
+}
+
+pub fn options(address: SocketAddr) -> ConnectOptions {
+    ConnectOptions::new(address, NQN).unwrap()
+}
+
+pub fn connect(address: SocketAddr) -> Controller {
+    Controller::connect(&options(address)).unwrap()
+}
+
+/// Waits until a condition holds; panics if it does not come to hold at all.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "{what}: not after {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Everything that hosts have caused is gone.
+pub fn assert_idle(target: &Target) {
+    eventually("everything is given back", || target.stats() == Default::default());
+}
+
+/// The host's end of an in-memory connection.
+#[derive(Debug)]
+pub struct HostStream(MemStream);
+
+impl nvmf_host::Stream for HostStream {
+    fn readv(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        self.0.readv(bufs)
+    }
+
+    fn writev(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.writev(bufs)
+    }
+
+    fn wait(&mut self, _writable: bool, timeout: Duration) -> io::Result<()> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let timeout = Timespec {
+            tv_sec: timeout.as_secs() as i64,
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
+        poll(&mut [PollFd::from_borrowed_fd(self.0.readiness(), PollFlags::IN)], Some(&timeout))?;
+        Ok(())
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.readiness())
+    }
+}
+
+/// Adds an in-memory listener to a target and returns the way to it.
+pub fn in_memory(target: &Target) -> MemConnector {
+    let (transport, connector) = MemTransport::new("test").unwrap();
+    target.listen_on(Box::new(transport), Role::Io).unwrap();
+    connector
+}
+
+pub fn connect_in_memory(connector: &MemConnector, options: &ConnectOptions) -> Controller {
+    let connector = connector.clone();
+    let open = move || Ok(Box::new(HostStream(connector.connect()?)) as Box<dyn nvmf_host::Stream>);
+    Controller::connect_over(Box::new(open), options).unwrap()
+}
+
+/// Bytes that differ from place to place and from seed to seed.
+pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    std::iter::repeat_with(|| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x.to_le_bytes()[0]
+    })
+    .take(len)
+    .collect()
+}
