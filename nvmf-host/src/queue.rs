@@ -222,7 +222,7 @@ impl Queue {
     /// Exchanges ICReq and ICResp over a fresh connection.
     ///
     /// The queue has [`Config::entries`] entries, so at most `entries - 1` commands are outstanding
-    /// at once. `timeout` bounds this call and is what [`Queue::execute`] waits at most.
+    /// at once. `timeout` bounds this call and, until [`Queue::set_timeout`], what [`Queue::execute`] waits.
     ///
     /// # Errors
     ///
@@ -273,7 +273,7 @@ impl Queue {
     }
 
     /// Sets how many bytes of data a command capsule may carry from now on (IOCCSZ).
-    pub const fn set_in_capsule(&mut self, bytes: u32) {
+    pub fn set_in_capsule(&mut self, bytes: u32) {
         self.machine.set_in_capsule(bytes);
     }
 
@@ -306,6 +306,11 @@ impl Queue {
     #[must_use]
     pub const fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// Sets how long blocking calls wait at most.
+    pub const fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
     }
 
     /// [`Queue::submit_tagged`] with tag 0.

@@ -187,7 +187,7 @@ impl TcpHost {
             maxr2t,
             want_header_digest: config.header_digest,
             want_data_digest: config.data_digest,
-            in_capsule: config.in_capsule,
+            in_capsule: config.in_capsule.min(tx::PDU_DATA_MAX),
             entries,
             sqhd: None,
             agreed: None,
@@ -201,8 +201,8 @@ impl TcpHost {
     }
 
     /// Sets how many bytes of data the capsules of later commands may carry.
-    pub const fn set_in_capsule(&mut self, bytes: u32) {
-        self.in_capsule = bytes;
+    pub fn set_in_capsule(&mut self, bytes: u32) {
+        self.in_capsule = bytes.min(tx::PDU_DATA_MAX);
     }
 
     /// What was agreed on; `None` before the ICResp.

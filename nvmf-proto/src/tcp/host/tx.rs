@@ -12,6 +12,9 @@ use std::collections::VecDeque;
 /// The most bytes of PAD that precede data.
 const PAD_MAX: usize = 128;
 
+/// The most bytes of data in one PDU, whatever the controller would take: PLEN has to hold them.
+pub(super) const PDU_DATA_MAX: u32 = 1 << 30;
+
 /// The part of an R2T that is still to be answered.
 #[derive(Clone, Copy, Debug)]
 struct R2t {
@@ -90,7 +93,7 @@ impl State {
     }
 
     pub(super) fn has_queued(&self) -> bool {
-        !self.capsules.is_empty() || !self.r2ts.is_empty()
+        (!self.capsules.is_empty() || !self.r2ts.is_empty()) && self.room_in_transit()
     }
 
     /// Drops what was not handed out and makes an H2CTermReq that quotes the front of `pdu`.
@@ -236,7 +239,7 @@ impl TcpHost {
             return true;
         };
         // NVMe/TCP 1.1, H2CData: DATAL is at most MAXH2CDATA, and LAST_PDU ends the R2T.
-        let length = r2t.len.min(agreed.maxh2cdata);
+        let length = r2t.len.min(agreed.maxh2cdata).min(PDU_DATA_MAX);
         let last = length == r2t.len;
         let flags = if last {
             PduFlags::LAST_PDU
@@ -296,7 +299,7 @@ impl Frame {
                 flags,
                 hlen,
                 pdo: pdo_field,
-                plen: around.saturating_add(data_len),
+                plen: around + data_len,
             },
             header_digest: agreed.header_digest,
             pad: pdo.saturating_sub(head),

@@ -429,3 +429,45 @@ fn a_small_list_is_filled_again_and_again() {
     assert_eq!(sent.len(), 63 * (CMD_LEN + 64));
     assert!(!rig.host.has_transmit());
 }
+
+#[test]
+fn a_controller_without_limits_does_not_overflow_plen() {
+    let config = Config {
+        in_capsule: u32::MAX,
+        ..Config::default()
+    };
+    let mut rig = Rig::new(&config);
+    rig.transmit();
+    let max = !3;
+    rig.feed(
+        &InitConnection {
+            max,
+            ..InitConnection::default()
+        }
+        .encode(PduType::IC_RESP),
+    );
+    // No buffers behind these: only lengths are looked at.
+    let data = HostData::Write {
+        len: u32::MAX,
+        in_capsule: true,
+    };
+    let slot = rig
+        .host
+        .submit(Sqe::default(), data)
+        .expect("a slot is free");
+    assert!(rig.host.poll_transmit(&mut rig.tx));
+    assert_eq!(rig.tx.remaining(), CMD_LEN, "not in the capsule");
+    rig.tx.clear();
+    rig.feed(&r2t(&config, rig.cid(slot), 1, 0, u32::MAX));
+    let mut moved = 0;
+    while rig.host.poll_transmit(&mut rig.tx) {
+        for seg in rig.tx.segments() {
+            if let Seg::Data { offset, len, .. } = *seg {
+                assert_eq!(offset, moved);
+                moved += len;
+            }
+        }
+        rig.tx.clear();
+    }
+    assert_eq!(moved, u32::MAX);
+}
