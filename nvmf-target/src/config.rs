@@ -15,7 +15,7 @@ pub struct TargetConfig {
     pub busy_poll: Duration,
     /// Bytes of I/O buffers, of all reactors together. Commands wait when they are lent out.
     pub buffer_bytes: usize,
-    /// The largest data transfer of one command in bytes (MDTS): a power of two, 4 KiB to 32 MiB.
+    /// The largest data transfer of one command in bytes (MDTS): a power of two, 8 KiB to 32 MiB.
     pub max_transfer: u32,
     /// In-capsule data that commands on I/O queues may carry, bytes: a multiple of 16, at most
     /// 64 KiB.
@@ -65,11 +65,12 @@ impl TargetConfig {
         };
         let Self { reactors, buffer_bytes, max_transfer, in_capsule, maxh2cdata, .. } = *self;
         check((1..=1024).contains(&reactors), "reactors", reactors.to_string(), "1 to 1024")?;
+        // MDTS counts in powers of two of 4 KiB, and 0 stands for no limit.
         check(
-            max_transfer.is_power_of_two() && (4096..=32 << 20).contains(&max_transfer),
+            max_transfer.is_power_of_two() && (8192..=32 << 20).contains(&max_transfer),
             "max_transfer",
             max_transfer.to_string(),
-            "a power of two from 4096 to 33554432 bytes",
+            "a power of two from 8192 to 33554432 bytes",
         )?;
         check(
             buffer_bytes / reactors >= max_transfer as usize,
@@ -172,6 +173,7 @@ mod tests {
         };
         assert!(change(|c| c.reactors = 0).contains("reactors 0"));
         assert!(change(|c| c.max_transfer = 5000).contains("max_transfer 5000"));
+        assert!(change(|c| c.max_transfer = 4096).contains("max_transfer 4096"));
         assert!(change(|c| c.buffer_bytes = 1).contains("buffer_bytes 1"));
         assert!(change(|c| c.in_capsule = 17).contains("in_capsule 17"));
         assert!(change(|c| c.maxh2cdata = 4095).contains("maxh2cdata 4095"));

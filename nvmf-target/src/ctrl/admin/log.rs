@@ -36,7 +36,8 @@ fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(GetLogPage, u32), Status> {
     let invalid = Status::INVALID_FIELD.dnr();
     // All pages are of the controller or the subsystem (LPA.SMARTS is clear); no page has an index
     // for offsets of that type; offsets are dwords up to the end of the page.
-    if !matches!(sqe.nsid(), 0 | NSID_BROADCAST) || get.ot || get.lpo % 4 != 0 || get.lpo > size {
+    let nsid_fits = matches!(sqe.nsid(), 0 | NSID_BROADCAST);
+    if !nsid_fits || get.ot || !get.lpo.is_multiple_of(4) || get.lpo > size {
         return Err(invalid);
     }
     let length = u32::try_from(get.length()).map_err(|_| invalid)?;

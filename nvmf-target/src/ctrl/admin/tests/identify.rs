@@ -1,0 +1,287 @@
+use super::*;
+use crate::ctrl::admin::{ACL, AERL};
+use crate::ns::{Caps, Support};
+use nvmf_proto::wire::identify::{
+    Cmic, Cns, ControllerType, Csi, Ctratt, Dlfeat, IdentifyCommand, IdentifyController,
+    IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceIndependent, Lpa, Nmic, NsFeatures,
+    NsFeaturesIndependent, NsIdDescriptors, Nsattr, Nstat, Oaes, Ofcs, Oncs, decode_nsid_list,
+};
+use nvmf_proto::wire::trimmed_text;
+
+const OK: Status = Status::SUCCESS;
+const INVALID_FIELD: Status = Status::INVALID_FIELD.dnr();
+const INVALID_NAMESPACE: Status = Status::INVALID_NAMESPACE.dnr();
+
+fn sqe(cns: Cns, nsid: u32) -> Sqe {
+    let mut sqe = Sqe::with_opcode(AdminOpcode::IDENTIFY.0);
+    sqe.set_nsid(nsid);
+    IdentifyCommand {
+        cntid: 0xffff,
+        ..IdentifyCommand::new(cns)
+    }
+    .encode(&mut sqe);
+    sqe
+}
+
+fn data(rig: &Rig, cns: Cns, nsid: u32) -> [u8; 4096] {
+    rig.run(&sqe(cns, nsid)).unwrap().1.try_into().unwrap()
+}
+
+#[test]
+fn every_cns() {
+    let (nvm, discovery) = (Rig::nvm(), Rig::discovery());
+    for cns in 0..=u8::MAX {
+        let expected = match cns {
+            0..=3 | 5..=8 | 0x1c => OK,
+            _ => INVALID_FIELD,
+        };
+        assert_eq!(nvm.status(&sqe(Cns(cns), 1)), expected, "CNS {cns:02x}h");
+        let expected = if cns == 1 { OK } else { INVALID_FIELD };
+        assert_eq!(
+            discovery.status(&sqe(Cns(cns), 0)),
+            expected,
+            "discovery, CNS {cns:02x}h"
+        );
+    }
+}
+
+#[test]
+fn every_kind_of_nsid() {
+    let rig = Rig::nvm();
+    // Active, inactive, 0, beyond NN, FFFFFFFEh, FFFFFFFFh.
+    let nsids = [1, 2, 0, NN + 1, 0xffff_fffe, 0xffff_ffff];
+    let no = INVALID_NAMESPACE;
+    let table = [
+        (Cns::NAMESPACE, [OK, OK, no, no, no, no]),
+        (Cns::CS_NAMESPACE, [OK, OK, no, no, no, no]),
+        (Cns::NAMESPACE_INDEPENDENT, [OK, OK, no, no, no, no]),
+        (Cns::NS_ID_DESCRIPTORS, [OK, no, no, no, no, no]),
+        (Cns::ACTIVE_NSID_LIST, [OK, OK, OK, OK, no, no]),
+        (Cns::CS_ACTIVE_NSID_LIST, [OK, OK, OK, OK, no, no]),
+        (Cns::CONTROLLER, [OK; 6]),
+        (Cns::CS_CONTROLLER, [OK; 6]),
+    ];
+    for (cns, expected) in table {
+        for (nsid, expected) in nsids.into_iter().zip(expected) {
+            assert_eq!(rig.status(&sqe(cns, nsid)), expected, "{cns:?} {nsid:x}h");
+        }
+    }
+    for cns in [
+        Cns::NAMESPACE,
+        Cns::CS_NAMESPACE,
+        Cns::NAMESPACE_INDEPENDENT,
+    ] {
+        assert_eq!(data(&rig, cns, 2), [0; 4096], "{cns:?} of an inactive NSID");
+    }
+}
+
+#[test]
+fn other_command_sets_and_controllers() {
+    let rig = Rig::nvm();
+    let with = |cns, csi, cntid| {
+        let mut sqe = sqe(cns, 1);
+        IdentifyCommand {
+            csi,
+            cntid,
+            ..IdentifyCommand::new(cns)
+        }
+        .encode(&mut sqe);
+        rig.status(&sqe)
+    };
+    for cns in [
+        Cns::CS_NAMESPACE,
+        Cns::CS_CONTROLLER,
+        Cns::CS_ACTIVE_NSID_LIST,
+    ] {
+        assert_eq!(with(cns, Csi::NVM, 0), OK);
+        assert_eq!(with(cns, Csi::ZNS, 0), Status::INVALID_IO_COMMAND_SET.dnr());
+    }
+    let own = rig.controller.cntlid;
+    assert_eq!(with(Cns::IO_COMMAND_SETS, Csi::NVM, own), OK);
+    assert_eq!(with(Cns::IO_COMMAND_SETS, Csi::NVM, own + 1), INVALID_FIELD);
+    let sets = data(&rig, Cns::IO_COMMAND_SETS, 0);
+    assert!(sets[0] == 1 && sets[1..].iter().all(|&b| b == 0));
+}
+
+#[test]
+fn io_controller() {
+    let rig = Rig::nvm();
+    let id = IdentifyController::decode(&data(&rig, Cns::CONTROLLER, 0));
+    assert_eq!(trimmed_text(&id.sn), "S123");
+    assert_eq!(trimmed_text(&id.mn), "nvmf target");
+    assert_eq!(trimmed_text(&id.fr), env!("CARGO_PKG_VERSION"));
+    assert_eq!(id.subnqn, nqn("disks").to_field());
+    assert_eq!((id.cntlid, id.ver), (rig.controller.cntlid, 0x0002_0100));
+    assert_eq!(id.cntrltype, ControllerType::IO);
+    assert_eq!(4096 << id.mdts, rig.core.config.max_transfer);
+    assert_eq!(id.cmic, Cmic::MULTI_PORT | Cmic::MULTI_CONTROLLER);
+    assert_eq!(id.oaes, Oaes::NAMESPACE_ATTRIBUTE);
+    assert_eq!(id.ctratt, Ctratt::HOST_ID_128 | Ctratt::TBKAS);
+    assert_eq!((id.acl, id.aerl, id.kas), (ACL, AERL, 1));
+    assert_eq!((id.sqes, id.cqes, id.maxcmd), (0x66, 0x44, 1024));
+    assert_eq!((id.nn, id.mnan), (NN, NN));
+    assert_eq!(id.tnvmcap, (1 << 20) + (16 << 12));
+    assert_eq!(
+        id.oncs,
+        Oncs::DATASET_MANAGEMENT | Oncs::WRITE_ZEROES | Oncs::SAVE_AND_SELECT
+    );
+    assert_eq!((id.vwc.bits(), id.sgls.bits()), (0x07, 0x30_0001));
+    assert_eq!((id.ioccsz, id.iorcsz, id.icdoff), ((64 + 16384) / 16, 1, 0));
+    assert_eq!((id.fcatt, id.msdbd, id.ofcs), (0, 1, Ofcs::DISCONNECT));
+    assert_eq!((id.wctemp, id.oacs.bits(), id.fuses.bits()), (343, 0, 0));
+    assert!(id.lpa.contains(Lpa::EXTENDED_DATA) && !id.lpa.contains(Lpa::SMART_PER_NAMESPACE));
+}
+
+#[test]
+fn nvm_controller() {
+    let id = IdentifyControllerNvm::decode(&data(&Rig::nvm(), Cns::CS_CONTROLLER, 0));
+    assert_eq!(
+        id,
+        IdentifyControllerNvm {
+            ver: 0x0001_0100,
+            ..IdentifyControllerNvm::default()
+        }
+    );
+}
+
+#[test]
+fn discovery_controller() {
+    let rig = Rig::discovery();
+    let id = IdentifyController::decode(&data(&rig, Cns::CONTROLLER, 0));
+    assert_eq!(id.cntrltype, ControllerType::DISCOVERY);
+    assert_eq!(id.subnqn, Nqn::discovery().to_field());
+    assert_eq!(id.oaes, Oaes::DISCOVERY_LOG);
+    assert_eq!((id.lpa, id.aerl, id.kas), (Lpa::EXTENDED_DATA, AERL, 1));
+    assert_eq!(
+        (id.nn, id.oncs.bits(), id.vwc.bits(), id.sqes, id.cqes),
+        (0, 0, 0, 0, 0)
+    );
+    assert_eq!((id.ioccsz, id.cmic.bits()), (0, 0));
+    assert!(id.maxcmd > 0 && id.sgls.bits() == 0x30_0001);
+}
+
+#[test]
+fn namespaces() {
+    let rig = Rig::nvm();
+    let id = IdentifyNamespace::decode(&data(&rig, Cns::NAMESPACE, 1));
+    assert_eq!(
+        (id.nsze, id.ncap, id.nuse, id.nvmcap),
+        (2048, 2048, 2048, 1 << 20)
+    );
+    assert_eq!(
+        (id.nlbaf, id.flbas, id.formatted().data_size_log2),
+        (0, 0, 9)
+    );
+    assert_eq!(
+        (id.nsfeat, id.dlfeat),
+        (NsFeatures::empty(), Dlfeat::READ_NOT_REPORTED)
+    );
+    assert_eq!((id.nmic, id.nsattr), (Nmic::SHARED, Nsattr::empty()));
+    assert!(id.nguid != [0; 16] && id.eui64 != [0; 8]);
+
+    let descriptors = NsIdDescriptors::decode(&data(&rig, Cns::NS_ID_DESCRIPTORS, 1)).unwrap();
+    assert_eq!(
+        (descriptors.nguid, descriptors.eui64),
+        (Some(id.nguid), Some(id.eui64))
+    );
+    assert_eq!(
+        (descriptors.uuid, descriptors.csi),
+        (Some(id.nguid), Some(Csi::NVM))
+    );
+
+    let id = IdentifyNamespace::decode(&data(&rig, Cns::NAMESPACE, 3));
+    assert_eq!(
+        (id.formatted().data_size_log2, id.nsattr),
+        (12, Nsattr::WRITE_PROTECTED)
+    );
+
+    let independent =
+        |nsid| IdentifyNamespaceIndependent::decode(&data(&rig, Cns::NAMESPACE_INDEPENDENT, nsid));
+    let (one, three) = (independent(1), independent(3));
+    assert_eq!(one.nsfeat, NsFeaturesIndependent::NO_VOLATILE_WRITE_CACHE);
+    assert_eq!(
+        (one.nmic, one.nstat, one.nsattr),
+        (Nmic::SHARED, Nstat::READY, Nsattr::empty())
+    );
+    assert_eq!(three.nsfeat, NsFeaturesIndependent::empty());
+    assert_eq!(
+        (three.nstat, three.nsattr),
+        (Nstat::READY, Nsattr::WRITE_PROTECTED)
+    );
+}
+
+#[test]
+fn preferred_sizes() {
+    let rig = Rig::nvm();
+    let table = [
+        // Bytes of write and deallocation; NPWG and NPDG, 0's based, and whether they count.
+        (512, 4096, 65536, 7, 127, true),
+        (512, 4096, 0, 7, 0, true),
+        (4096, 0, 4096, 0, 0, true),
+        // Less than a block is a block, and 65,536 blocks are the most that can be said.
+        (4096, 512, 512, 0, 0, true),
+        (512, 1 << 31, u32::MAX, 0xffff, 0xffff, true),
+        (512, 0, 0, 0, 0, false),
+    ];
+    for (nsid, (block, write, deallocate, npwg, npdg, valid)) in (10..).zip(table) {
+        let mut info = NsInfo::new(block, 100);
+        (info.preferred_write, info.preferred_deallocate) = (write, deallocate);
+        rig.attach(nsid, info);
+        let id = IdentifyNamespace::decode(&data(&rig, Cns::NAMESPACE, nsid));
+        assert_eq!(id.nsfeat.contains(NsFeatures::OPTIMAL_IO), valid);
+        assert_eq!((id.npwg, id.npwa, id.nows), (npwg, npwg, npwg));
+        assert_eq!((id.npdg, id.npda), (npdg, npdg));
+    }
+}
+
+#[test]
+fn deallocated_blocks() {
+    use Support::{Emulate, Native, None};
+    let rig = Rig::nvm();
+    let table = [
+        // DEALLOCATE, Write Zeroes, reads zeroes: DLFEAT.
+        (None, Emulate, true, 0),
+        (Native, Emulate, false, 0),
+        (Native, Native, false, 0),
+        (Native, Emulate, true, 0b0001),
+        (Native, Native, true, 0b1001),
+        (None, Native, true, 0b1001),
+    ];
+    for (nsid, (deallocate, write_zeroes, reads_zero, dlfeat)) in (10..).zip(table) {
+        let caps = Caps {
+            deallocate,
+            write_zeroes,
+            ..Caps::default()
+        };
+        let mut info = NsInfo::new(512, 100).with_caps(caps);
+        info.dealloc_reads_zero = reads_zero;
+        rig.attach(nsid, info);
+        let id = IdentifyNamespace::decode(&data(&rig, Cns::NAMESPACE, nsid));
+        assert_eq!(
+            id.dlfeat,
+            Dlfeat(dlfeat),
+            "{deallocate:?} {write_zeroes:?} {reads_zero}"
+        );
+    }
+}
+
+#[test]
+fn active_nsids_come_in_pages() {
+    let rig = Rig::nvm();
+    let list =
+        |after| decode_nsid_list(&data(&rig, Cns::ACTIVE_NSID_LIST, after)).collect::<Vec<_>>();
+    assert_eq!(list(0), [1, 3]);
+    assert_eq!(list(1), [3]);
+    assert_eq!(list(2), [3]);
+    assert_eq!(list(3), []);
+    for nsid in 4..=1100 {
+        rig.attach(nsid, NsInfo::new(512, 1));
+    }
+    let first = list(0);
+    assert_eq!((first.len(), first[0], first[1023]), (1024, 1, 1025));
+    assert_eq!(list(1025), (1026..=1100).collect::<Vec<_>>());
+    let csi: Vec<_> = decode_nsid_list(&data(&rig, Cns::CS_ACTIVE_NSID_LIST, 1025)).collect();
+    assert_eq!(csi, list(1025));
+    rig.subsystem.remove_namespace(1).unwrap();
+    assert_eq!(list(0)[0], 3);
+}
