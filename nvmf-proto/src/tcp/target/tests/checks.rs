@@ -251,6 +251,31 @@ fn capsule_with_digests() {
     }
 }
 
+/// 8192 bytes before the queue is open, then what the queue allows.
+#[test]
+fn in_capsule_limit() {
+    let wire = Wire::default();
+    let capsule = |len: u32| wire.command(&write(1, len), &vec![7; len as usize]);
+    let connecting = || {
+        let mut driver = Driver::new(&Config::default());
+        driver.feed(&super::ic_req(0, 0));
+        driver.send();
+        driver
+    };
+    connecting().command(&capsule(8192));
+    let name = "before the queue";
+    refused(name, &mut connecting(), &capsule(8193), FIELD, 4, 8);
+    for limit in [0, 4096, 16_384] {
+        let queue = QueueConfig {
+            in_capsule: limit,
+            ..QUEUE
+        };
+        let open = || Driver::open(&Config::default(), &queue, 0, 0);
+        open().command(&capsule(limit));
+        refused("limit", &mut open(), &capsule(limit + 1), FIELD, 4, 8);
+    }
+}
+
 #[test]
 fn alignment_of_the_data() {
     let config = Config {
