@@ -1,0 +1,86 @@
+//! The fuzz targets without a fuzzer: their corpus, and mutations of it drawn from a fixed seed.
+//!
+//! `NVMF_FUZZ_RUNS` says how many mutations per target, `NVMF_FUZZ_SEED` from which seed. A finding
+//! prints the input.
+
+use nvmf_proto::tcp::pair::Rng;
+use std::env;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+fn setting(name: &str, default: u64) -> u64 {
+    env::var(name).map_or(default, |text| text.parse().expect(name))
+}
+
+fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    let mut paths: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    // The order of a folder is anyone's guess, and the mutations depend on it.
+    paths.sort();
+    assert!(!paths.is_empty(), "{folder:?} is empty");
+    paths.iter().map(|path| fs::read(path).unwrap()).collect()
+}
+
+fn run(target: &str, input: &[u8]) {
+    let result = catch_unwind(AssertUnwindSafe(|| nvmf_fuzz::run(target, input)));
+    match result {
+        Ok(known) => assert!(known, "no such target"),
+        Err(_) => panic!("{target} fails on {input:02x?}"),
+    }
+}
+
+/// Changes a few bytes of an input, or its length.
+fn mutate(input: &mut Vec<u8>, other: &[u8], rng: &mut Rng) {
+    for _ in 0..=rng.below(6) {
+        let at = rng.below(input.len());
+        match rng.below(8) {
+            0 => input.insert(at, rng.below(256) as u8),
+            1 if at < input.len() => drop(input.remove(at)),
+            2 => input.truncate(at),
+            3 => {
+                let from = rng.below(other.len());
+                let len = 1 + rng.below(other.len() - from);
+                let end = input.len().min(at + rng.below(96));
+                input.splice(at..end, other[from..from + len].iter().copied());
+            }
+            4 if at < input.len() => input[at] = [0, 1, 2, 4, 0x7f, 0x80, 0xff][rng.below(7)],
+            _ if at < input.len() => input[at] ^= 1 << rng.below(8),
+            _ => {}
+        }
+    }
+    input.truncate(1 << 14);
+}
+
+fn replay(target: &str) {
+    let corpus = corpus(target);
+    for input in &corpus {
+        run(target, input);
+    }
+    let mut rng = Rng::new(setting("NVMF_FUZZ_SEED", 1));
+    for _ in 0..setting("NVMF_FUZZ_RUNS", 3_000) {
+        let mut input = corpus[rng.below(corpus.len())].clone();
+        mutate(&mut input, &corpus[rng.below(corpus.len())], &mut rng);
+        run(target, &input);
+    }
+}
+
+#[test]
+fn rx() {
+    replay("rx");
+}
+
+#[test]
+fn ops() {
+    replay("ops");
+}
+
+#[test]
+fn host_rx() {
+    replay("host_rx");
+}
+
+#[test]
+fn wire() {
+    replay("wire");
+}
