@@ -92,7 +92,12 @@ impl IoBuf {
     /// A buffer of no bytes, for requests without data.
     #[must_use]
     pub const fn empty() -> Self {
-        Self { ptr: NonNull::dangling(), len: 0, block: Block { unit: 0, order: 0 }, home: None }
+        Self {
+            ptr: NonNull::dangling(),
+            len: 0,
+            block: Block { unit: 0, order: 0 },
+            home: None,
+        }
     }
 }
 
@@ -122,7 +127,10 @@ impl DerefMut for IoBuf {
 impl Drop for IoBuf {
     fn drop(&mut self) {
         let Some(home) = self.home.take() else { return };
-        home.returned.lock().unwrap_or_else(PoisonError::into_inner).push(self.block);
+        home.returned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(self.block);
         home.any_returned.store(true, Ordering::Release);
         home.waker.wake();
     }
@@ -130,7 +138,9 @@ impl Drop for IoBuf {
 
 impl fmt::Debug for IoBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IoBuf").field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("IoBuf")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
     }
 }
 
@@ -168,7 +178,14 @@ impl BufPool {
             waker,
         });
         let (spare, uncoalesced) = (Vec::new(), false);
-        Ok(Self { home, spare, free, free_units: total_units, total_units, uncoalesced })
+        Ok(Self {
+            home,
+            spare,
+            free,
+            free_units: total_units,
+            total_units,
+            uncoalesced,
+        })
     }
 
     /// Bytes that no buffer holds.
@@ -198,13 +215,24 @@ impl BufPool {
         // joining stay inside the blocks that they are given.
         let ptr = unsafe { home.arena.base.add((unit as usize) << BLOCK_SHIFT) };
         #[expect(clippy::cast_possible_truncation, reason = "log2 of a size")]
-        let block = Block { unit, order: order as u8 };
-        Some(IoBuf { ptr, len, block, home: Some(home) })
+        let block = Block {
+            unit,
+            order: order as u8,
+        };
+        Some(IoBuf {
+            ptr,
+            len,
+            block,
+            home: Some(home),
+        })
     }
 
     /// Takes a buffer back; one of another pool goes home by itself.
     pub(crate) fn give(&mut self, mut buf: IoBuf) {
-        if buf.home.as_ref().is_some_and(|home| Arc::ptr_eq(home, &self.home))
+        if buf
+            .home
+            .as_ref()
+            .is_some_and(|home| Arc::ptr_eq(home, &self.home))
             && let Some(home) = buf.home.take()
         {
             self.spare.push(home);
@@ -218,7 +246,11 @@ impl BufPool {
             return false;
         }
         let blocks = {
-            let mut returned = self.home.returned.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut returned = self
+                .home
+                .returned
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             self.home.any_returned.store(false, Ordering::Release);
             std::mem::take(&mut *returned)
         };
@@ -280,7 +312,10 @@ impl BufPool {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "a pool is far below 16 TiB")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a pool is far below 16 TiB"
+)]
 const fn unit_number(unit: usize) -> u32 {
     unit as u32
 }

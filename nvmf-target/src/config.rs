@@ -61,10 +61,26 @@ impl Default for TargetConfig {
 impl TargetConfig {
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let check = |ok: bool, name: &str, value: String, wanted: &str| {
-            if ok { Ok(()) } else { Err(Error::config(format!("{name} {value}: {wanted} is wanted"))) }
+            if ok {
+                Ok(())
+            } else {
+                Err(Error::config(format!("{name} {value}: {wanted} is wanted")))
+            }
         };
-        let Self { reactors, buffer_bytes, max_transfer, in_capsule, maxh2cdata, .. } = *self;
-        check((1..=1024).contains(&reactors), "reactors", reactors.to_string(), "1 to 1024")?;
+        let Self {
+            reactors,
+            buffer_bytes,
+            max_transfer,
+            in_capsule,
+            maxh2cdata,
+            ..
+        } = *self;
+        check(
+            (1..=1024).contains(&reactors),
+            "reactors",
+            reactors.to_string(),
+            "1 to 1024",
+        )?;
         // MDTS counts in powers of two of 4 KiB, and 0 stands for no limit.
         check(
             max_transfer.is_power_of_two() && (8192..=32 << 20).contains(&max_transfer),
@@ -102,7 +118,12 @@ impl TargetConfig {
             self.io_queues.to_string(),
             "1 to 1024",
         )?;
-        check(self.max_connections > 0, "max_connections", "0".to_owned(), "at least 1")
+        check(
+            self.max_connections > 0,
+            "max_connections",
+            "0".to_owned(),
+            "at least 1",
+        )
     }
 }
 
@@ -125,16 +146,25 @@ impl SubsystemConfig {
     #[must_use]
     pub fn new(nqn: impl Into<String>) -> Self {
         let nqn = nqn.into();
-        let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, nqn.as_bytes()).simple().to_string();
+        let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, nqn.as_bytes())
+            .simple()
+            .to_string();
         let serial = id.chars().take(20).collect();
-        Self { nqn, serial, model: "nvmf target".to_owned(), max_namespaces: 4096 }
+        Self {
+            nqn,
+            serial,
+            model: "nvmf target".to_owned(),
+            max_namespaces: 4096,
+        }
     }
 
     pub(crate) fn validate(&self) -> Result<Nqn, Error> {
         let nqn = Nqn::new(&self.nqn)
             .map_err(|err| Error::config(format!("subsystem NQN {:?}: {err}", self.nqn)))?;
         if nqn.is_discovery() {
-            return Err(Error::config(format!("{nqn} is the discovery service's own NQN")));
+            return Err(Error::config(format!(
+                "{nqn} is the discovery service's own NQN"
+            )));
         }
         // NVMe Base 2.1, Identify Controller: SN and MN are ASCII strings.
         for (name, value, max) in [("serial", &self.serial, 20), ("model", &self.model, 40)] {
@@ -161,7 +191,9 @@ mod tests {
     #[test]
     fn the_default_is_valid() {
         TargetConfig::default().validate().unwrap();
-        SubsystemConfig::new("nqn.2014-08.org.example:a").validate().unwrap();
+        SubsystemConfig::new("nqn.2014-08.org.example:a")
+            .validate()
+            .unwrap();
     }
 
     #[test]
@@ -182,6 +214,12 @@ mod tests {
         let mut s = SubsystemConfig::new("nqn.2014-08.org.example:a");
         s.serial = "x".repeat(21);
         assert!(s.validate().unwrap_err().to_string().contains("serial"));
-        assert!(SubsystemConfig::new("disk").validate().unwrap_err().to_string().contains("\"disk\""));
+        assert!(
+            SubsystemConfig::new("disk")
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("\"disk\"")
+        );
     }
 }

@@ -2,7 +2,10 @@
 
 #![deny(unsafe_code)]
 
-#[expect(unsafe_code, reason = "the memory of I/O buffers is mapped and lent by hand")]
+#[expect(
+    unsafe_code,
+    reason = "the memory of I/O buffers is mapped and lent by hand"
+)]
 pub mod buf;
 mod config;
 mod conn;

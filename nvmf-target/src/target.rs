@@ -1,11 +1,11 @@
 //! The target: what an embedder starts, changes while it runs, and shuts down.
 
+use crate::Error;
 use crate::config::{SubsystemConfig, TargetConfig};
 use crate::ctrl::{Core, Role, Subsystem};
 use crate::ns::Namespace;
 use crate::reactor::{self, AcceptorHandle, Mailbox, Message, spawn_acceptor};
 use crate::transport::{TcpTransport, Transport};
-use crate::Error;
 use log::{info, warn};
 use nvmf_proto::wire::nqn::Nqn;
 use std::fmt;
@@ -68,12 +68,17 @@ impl Target {
         let inner = Inner {
             core,
             reactors,
-            running: Mutex::new(Running { acceptor: None, threads: Vec::new() }),
+            running: Mutex::new(Running {
+                acceptor: None,
+                threads: Vec::new(),
+            }),
         };
         {
             let mut running = inner.running();
             for (index, mailbox) in inner.reactors.iter().enumerate() {
-                running.threads.push(reactor::spawn(&inner.core, index, mailbox)?);
+                running
+                    .threads
+                    .push(reactor::spawn(&inner.core, index, mailbox)?);
             }
             running.acceptor = Some(spawn_acceptor(&inner.core, inner.reactors.clone())?);
         }
@@ -89,7 +94,10 @@ impl Target {
         if self.0.core.add_subsystem(Subsystem::nvm(nqn, &config)) {
             Ok(())
         } else {
-            Err(Error::config(format!("there is a subsystem {} already", config.nqn)))
+            Err(Error::config(format!(
+                "there is a subsystem {} already",
+                config.nqn
+            )))
         }
     }
 
@@ -99,7 +107,8 @@ impl Target {
     /// [`Error::NotFound`] without such a subsystem, [`Error::Config`] if the NSID is taken or out
     /// of range or the namespace's information is not acceptable.
     pub fn add_namespace(&self, nqn: &str, nsid: u32, ns: impl Namespace) -> Result<(), Error> {
-        self.subsystem(nqn)?.add_namespace(nsid, self.0.core.new_uid(), Arc::new(ns))
+        self.subsystem(nqn)?
+            .add_namespace(nsid, self.0.core.new_uid(), Arc::new(ns))
     }
 
     /// Detaches a namespace. Hosts that are connected are told; commands that are in the backend
@@ -119,7 +128,11 @@ impl Target {
     fn subsystem(&self, nqn: &str) -> Result<Arc<Subsystem>, Error> {
         let missing = || Error::NotFound(format!("no subsystem {nqn:?}"));
         let name = Nqn::new(nqn).map_err(|_| missing())?;
-        self.0.core.subsystem(&name).filter(|_| !name.is_discovery()).ok_or_else(missing)
+        self.0
+            .core
+            .subsystem(&name)
+            .filter(|_| !name.is_discovery())
+            .ok_or_else(missing)
     }
 
     /// Listens for NVMe/TCP on an address, for all subsystems and for discovery; port 0 takes any.
@@ -166,7 +179,10 @@ impl Target {
         let sum = |f: fn(&Mailbox) -> usize| self.0.reactors.iter().map(|m| f(m)).sum();
         TargetStats {
             connections: core.connections.load(Ordering::Acquire),
-            controllers: subsystems.iter().map(|s| s.controller_count()).sum::<usize>()
+            controllers: subsystems
+                .iter()
+                .map(|s| s.controller_count())
+                .sum::<usize>()
                 + core.discovery.controller_count(),
             io_queues: subsystems
                 .iter()
@@ -194,6 +210,9 @@ impl Inner {
 
     fn shutdown(&self, within: Duration) -> bool {
         let mut running = self.running();
+        if running.acceptor.is_none() && running.threads.is_empty() {
+            return true;
+        }
         if let Some(mut acceptor) = running.acceptor.take() {
             acceptor.stop();
         }
@@ -202,7 +221,9 @@ impl Inner {
             mailbox.send(Message::Drain);
         }
         while running.threads.iter().any(|t| !t.is_finished()) && Instant::now() < deadline {
-            std::thread::sleep(SHUTDOWN_STEP.min(deadline.saturating_duration_since(Instant::now())));
+            std::thread::sleep(
+                SHUTDOWN_STEP.min(deadline.saturating_duration_since(Instant::now())),
+            );
         }
         let complete = running.threads.iter().all(JoinHandle::is_finished);
         if !complete {
@@ -230,6 +251,8 @@ impl Drop for Inner {
 
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Target").field("stats", &self.stats()).finish_non_exhaustive()
+        f.debug_struct("Target")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
     }
 }

@@ -30,7 +30,10 @@ pub(crate) struct Waker(Arc<Inner>);
 impl Waker {
     pub(crate) fn new() -> io::Result<Self> {
         let fd = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self(Arc::new(Inner { fd, state: AtomicU8::new(AWAKE) })))
+        Ok(Self(Arc::new(Inner {
+            fd,
+            state: AtomicU8::new(AWAKE),
+        })))
     }
 
     /// Makes the reactor's next or present wait end. A system call only if it is asleep and nobody

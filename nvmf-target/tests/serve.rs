@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::{NQN, assert_idle, config, connect, connect_in_memory, eventually, in_memory, options, pattern, target};
+use common::{
+    NQN, assert_idle, config, connect, connect_in_memory, eventually, in_memory, options, pattern,
+    target,
+};
 use nvmf_host::{Controller, IoQueue, Namespace};
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
@@ -13,7 +16,12 @@ use std::time::Duration;
 
 /// Writes and reads ranges of many sizes, and checks that their neighbours stay as they were.
 fn exercise(queue: &mut IoQueue, ns: &Namespace) {
-    for (i, blocks) in [1u64, 7, 8, 16, 31, 32, 33, 64, 128, 255, 256, 257, 1024, 2048].into_iter().enumerate() {
+    for (i, blocks) in [
+        1u64, 7, 8, 16, 31, 32, 33, 64, 128, 255, 256, 257, 1024, 2048,
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let slba = 3 + 4096 * i as u64;
         let len = (blocks * 512) as usize;
         let data = pattern(i as u64 + 1, len);
@@ -22,7 +30,10 @@ fn exercise(queue: &mut IoQueue, ns: &Namespace) {
         let first = back.len() - 512;
         queue.read(ns, slba - 1, &mut back[..512]).unwrap();
         queue.read(ns, slba + blocks, &mut back[first..]).unwrap();
-        assert!(back[..512].iter().chain(&back[first..]).all(|&b| b == 0), "neighbours of {blocks}");
+        assert!(
+            back[..512].iter().chain(&back[first..]).all(|&b| b == 0),
+            "neighbours of {blocks}"
+        );
         queue.read(ns, slba, &mut back[512..512 + len]).unwrap();
         assert_eq!(back[512..512 + len], data, "{blocks} blocks");
     }
@@ -32,7 +43,10 @@ fn serve(controller: &mut Controller) {
     let ns = controller.namespace(1).unwrap();
     assert_eq!((ns.blocks, ns.block_size), (131_072, 512));
     assert_eq!(controller.set_queue_count(2).unwrap(), 2);
-    let mut queues = [controller.io_queue(1).unwrap(), controller.io_queue(2).unwrap()];
+    let mut queues = [
+        controller.io_queue(1).unwrap(),
+        controller.io_queue(2).unwrap(),
+    ];
     for queue in &mut queues {
         exercise(queue, &ns);
         queue.flush(&ns).unwrap();
@@ -43,8 +57,16 @@ fn serve(controller: &mut Controller) {
     a.write(&ns, 8, &pattern(9, 4096)).unwrap();
     let mut back = vec![0; 4096];
     b.read(&ns, 8, &mut back).unwrap();
-    assert_eq!(back, pattern(9, 4096), "what one queue wrote, the other reads");
-    let range = DsmRange { slba: 8, length: 8, ..DsmRange::default() };
+    assert_eq!(
+        back,
+        pattern(9, 4096),
+        "what one queue wrote, the other reads"
+    );
+    let range = DsmRange {
+        slba: 8,
+        length: 8,
+        ..DsmRange::default()
+    };
     b.dsm(&ns, &[range], DsmAttributes::DEALLOCATE).unwrap();
     a.read(&ns, 8, &mut back).unwrap();
     assert!(back.iter().all(|&b| b == 0));
@@ -76,10 +98,14 @@ fn hosts_do_not_disturb_each_other() {
     ids.dedup();
     assert_eq!(ids.len(), 5, "a controller of its own for each");
     let ns = hosts[0].namespace(1).unwrap();
-    hosts.iter_mut().for_each(|h| assert_eq!(h.set_queue_count(1).unwrap(), 1));
+    hosts
+        .iter_mut()
+        .for_each(|h| assert_eq!(h.set_queue_count(1).unwrap(), 1));
     let mut queues: Vec<_> = hosts.iter_mut().map(|h| h.io_queue(1).unwrap()).collect();
     for (i, queue) in queues.iter_mut().enumerate() {
-        queue.write(&ns, i as u64 * 64, &pattern(i as u64, 32 << 10)).unwrap();
+        queue
+            .write(&ns, i as u64 * 64, &pattern(i as u64, 32 << 10))
+            .unwrap();
     }
     drop(hosts.remove(2));
     queues.remove(2);
@@ -101,12 +127,27 @@ fn errors_fail_the_command_and_nothing_else() {
     let mut queue = controller.io_queue(1).unwrap();
     let mut buf = vec![0; 1024];
     let beyond = queue.read(&ns, ns.blocks - 1, &mut buf).unwrap_err();
-    assert!(beyond.status().unwrap().same_code(Status::LBA_OUT_OF_RANGE), "{beyond}");
+    assert!(
+        beyond.status().unwrap().same_code(Status::LBA_OUT_OF_RANGE),
+        "{beyond}"
+    );
     let wrapped = queue.read(&ns, u64::MAX, &mut buf).unwrap_err();
-    assert!(wrapped.status().unwrap().same_code(Status::LBA_OUT_OF_RANGE), "{wrapped}");
+    assert!(
+        wrapped
+            .status()
+            .unwrap()
+            .same_code(Status::LBA_OUT_OF_RANGE),
+        "{wrapped}"
+    );
     let nowhere = Namespace { nsid: 2, ..ns };
     let missing = queue.write(&nowhere, 0, &buf).unwrap_err();
-    assert!(missing.status().unwrap().same_code(Status::INVALID_NAMESPACE), "{missing}");
+    assert!(
+        missing
+            .status()
+            .unwrap()
+            .same_code(Status::INVALID_NAMESPACE),
+        "{missing}"
+    );
     queue.write(&ns, 0, &pattern(1, 1024)).unwrap();
     queue.read(&ns, 0, &mut buf).unwrap();
     assert_eq!(buf, pattern(1, 1024));
@@ -118,9 +159,13 @@ fn errors_fail_the_command_and_nothing_else() {
 fn namespaces_come_and_go_under_a_connected_host() {
     let (target, address) = target(config());
     let mut controller = connect(address);
-    controller.set_event_config(AsyncEventConfig::NAMESPACE_ATTRIBUTE).unwrap();
+    controller
+        .set_event_config(AsyncEventConfig::NAMESPACE_ATTRIBUTE)
+        .unwrap();
     controller.submit_event_request().unwrap();
-    target.add_namespace(NQN, 7, Inline::new(RamDisk::new(1 << 20, 4096).unwrap())).unwrap();
+    target
+        .add_namespace(NQN, 7, Inline::new(RamDisk::new(1 << 20, 4096).unwrap()))
+        .unwrap();
     let event = controller.poll_event(common::PATIENCE).unwrap();
     assert_eq!(event, Some(AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED));
     assert_eq!(controller.changed_namespaces().unwrap(), [7]);
@@ -134,7 +179,10 @@ fn namespaces_come_and_go_under_a_connected_host() {
     assert!(controller.poll_event(common::PATIENCE).unwrap().is_some());
     assert_eq!(controller.changed_namespaces().unwrap(), [7]);
     let gone = queue.write(&ns, 0, &pattern(1, 8192)).unwrap_err();
-    assert!(gone.status().unwrap().same_code(Status::INVALID_NAMESPACE), "{gone}");
+    assert!(
+        gone.status().unwrap().same_code(Status::INVALID_NAMESPACE),
+        "{gone}"
+    );
     assert!(target.remove_namespace(NQN, 7).is_err());
     drop((controller, queue));
     assert_idle(&target);
@@ -150,7 +198,10 @@ fn a_reset_ends_the_io_queues_and_the_controller_can_be_enabled_again() {
     queue.write(&ns, 0, &pattern(1, 4096)).unwrap();
     controller.reset().unwrap();
     eventually("I/O queues end", || target.stats().io_queues == 0);
-    assert!(queue.read(&ns, 0, &mut [0; 512]).is_err(), "the queue is gone");
+    assert!(
+        queue.read(&ns, 0, &mut [0; 512]).is_err(),
+        "the queue is gone"
+    );
     controller.enable().unwrap();
     controller.set_queue_count(1).unwrap();
     let mut queue = controller.io_queue(1).unwrap();
@@ -183,7 +234,9 @@ fn much_io_with_few_buffers_gets_done() {
     let mut queue = controller.io_queue(1).unwrap();
     let (len, count) = (1 << 20, 48);
     for i in 0..count {
-        queue.submit_write(&ns, i * 2048 % ns.blocks, pattern(i, len), i).unwrap();
+        queue
+            .submit_write(&ns, i * 2048 % ns.blocks, pattern(i, len), i)
+            .unwrap();
     }
     let mut done = 0;
     while done < count {
@@ -193,13 +246,19 @@ fn much_io_with_few_buffers_gets_done() {
         }
     }
     for i in 0..count {
-        queue.submit_read(&ns, i * 2048 % ns.blocks, vec![0; len], i).unwrap();
+        queue
+            .submit_read(&ns, i * 2048 % ns.blocks, vec![0; len], i)
+            .unwrap();
     }
     let mut done = 0;
     while done < count {
         for completion in queue.poll(common::PATIENCE).unwrap() {
             let completion = completion.success("Read").unwrap();
-            assert!(completion.buffer == pattern(completion.tag, len), "write {}", completion.tag);
+            assert!(
+                completion.buffer == pattern(completion.tag, len),
+                "write {}",
+                completion.tag
+            );
             done += 1;
         }
     }
@@ -218,5 +277,8 @@ fn a_shutdown_finishes_and_says_so() {
     assert!(target.shutdown(Duration::from_secs(20)));
     assert!(queue.read(&ns, 0, &mut [0; 512]).is_err());
     assert!(target.listen("127.0.0.1:0".parse().unwrap()).is_err());
-    assert!(target.shutdown(Duration::ZERO), "a second time there is nothing to do");
+    assert!(
+        target.shutdown(Duration::ZERO),
+        "a second time there is nothing to do"
+    );
 }

@@ -121,7 +121,11 @@ impl Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (FES {}, FEI {:#x})", self.0.fes, self.0.fes.0, self.0.fei)
+        write!(
+            f,
+            "{} (FES {}, FEI {:#x})",
+            self.0.fes, self.0.fes.0, self.0.fei
+        )
     }
 }
 

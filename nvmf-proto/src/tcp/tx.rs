@@ -33,7 +33,10 @@ impl Seg {
 
     const fn skip(&mut self, n: u32) {
         match self {
-            Self::Head { start: at, len } | Self::Data { offset: at, len, .. } => {
+            Self::Head { start: at, len }
+            | Self::Data {
+                offset: at, len, ..
+            } => {
                 *at += n;
                 *len -= n;
             }
@@ -152,13 +155,19 @@ impl TxList {
 
     /// Appends header bytes. The caller has asked [`TxList::has_room`].
     pub(crate) fn push_head(&mut self, bytes: &[u8]) {
-        let Some(to) = self.heads.get_mut(self.used..self.used + bytes.len()) else { return };
+        let Some(to) = self.heads.get_mut(self.used..self.used + bytes.len()) else {
+            return;
+        };
         to.copy_from_slice(bytes);
-        #[expect(clippy::cast_possible_truncation, reason = "the arena is far below 4 GiB")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the arena is far below 4 GiB"
+        )]
         let (at, n) = (self.used as u32, bytes.len() as u32);
         self.used += bytes.len();
         // Headers that follow each other in the list follow each other in the arena: one run.
-        if let Some(Seg::Head { start, len }) = self.segs.get_mut(self.first..).and_then(<[_]>::last_mut)
+        if let Some(Seg::Head { start, len }) =
+            self.segs.get_mut(self.first..).and_then(<[_]>::last_mut)
             && *start + *len == at
         {
             *len += n;
@@ -171,7 +180,12 @@ impl TxList {
     pub(crate) fn push_data(&mut self, slot: Slot, offset: u32, len: u32, digest: bool) {
         self.segs.push(Seg::Data { slot, offset, len });
         if digest {
-            self.digests.push(Digest { at: self.used, slot, offset, len });
+            self.digests.push(Digest {
+                at: self.used,
+                slot,
+                offset,
+                len,
+            });
             self.push_head(&[0; DIGEST_LEN]);
         }
     }

@@ -54,7 +54,12 @@ mod tests {
             status: Status::INVALID_FIELD.dnr(),
         };
         let b = cqe.encode();
-        assert_eq!(b, [1, 2, 3, 4, 5, 6, 7, 8, 0x22, 0x11, 0, 0, 0x44, 0x33, 0x04, 0x80]);
+        assert_eq!(
+            b,
+            [
+                1, 2, 3, 4, 5, 6, 7, 8, 0x22, 0x11, 0, 0, 0x44, 0x33, 0x04, 0x80
+            ]
+        );
         assert_eq!(Cqe::decode(&b), cqe);
     }
 }

@@ -110,8 +110,14 @@ mod tests {
 
     #[test]
     fn direction_is_in_the_low_bits() {
-        assert_eq!(Direction::of(NvmOpcode::WRITE.0), Direction::HostToController);
-        assert_eq!(Direction::of(NvmOpcode::READ.0), Direction::ControllerToHost);
+        assert_eq!(
+            Direction::of(NvmOpcode::WRITE.0),
+            Direction::HostToController
+        );
+        assert_eq!(
+            Direction::of(NvmOpcode::READ.0),
+            Direction::ControllerToHost
+        );
         assert_eq!(Direction::of(NvmOpcode::FLUSH.0), Direction::None);
         assert_eq!(Direction::of(0xff), Direction::Bidirectional);
     }

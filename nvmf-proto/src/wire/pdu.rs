@@ -323,7 +323,12 @@ mod tests {
 
     #[test]
     fn data_header() {
-        let d = DataHeader { cccid: 0x0102, ttag: 0x0304, offset: 0x0506_0708, length: 4096 };
+        let d = DataHeader {
+            cccid: 0x0102,
+            ttag: 0x0304,
+            offset: 0x0506_0708,
+            length: 4096,
+        };
         let b = d.encode(&CH);
         assert_eq!(b[8..24], [2, 1, 4, 3, 8, 7, 6, 5, 0, 16, 0, 0, 0, 0, 0, 0]);
         assert_eq!(DataHeader::decode(&b), d);
@@ -331,25 +336,50 @@ mod tests {
 
     #[test]
     fn init_connection() {
-        let ic = InitConnection { pfv: 0, pda: 3, dgst: 3, max: 0x0002_0000 };
+        let ic = InitConnection {
+            pfv: 0,
+            pda: 3,
+            dgst: 3,
+            max: 0x0002_0000,
+        };
         let b = ic.encode(PduType::IC_RESP);
-        assert_eq!(b[0..16], [1, 0, 128, 0, 128, 0, 0, 0, 0, 0, 3, 3, 0, 0, 2, 0]);
+        assert_eq!(
+            b[0..16],
+            [1, 0, 128, 0, 128, 0, 0, 0, 0, 0, 3, 3, 0, 0, 2, 0]
+        );
         assert!(b[16..].iter().all(|&x| x == 0));
         assert_eq!(InitConnection::decode(&b), ic);
     }
 
     #[test]
     fn term_req() {
-        let t = TermReq { fes: Fes::HEADER_DIGEST, fei: 0x1122_3344 };
+        let t = TermReq {
+            fes: Fes::HEADER_DIGEST,
+            fei: 0x1122_3344,
+        };
         let b = t.encode(PduType::C2H_TERM_REQ, 72);
-        assert_eq!(b[0..14], [3, 0, 24, 0, 96, 0, 0, 0, 3, 0, 0x44, 0x33, 0x22, 0x11]);
+        assert_eq!(
+            b[0..14],
+            [3, 0, 24, 0, 96, 0, 0, 0, 3, 0, 0x44, 0x33, 0x22, 0x11]
+        );
         assert_eq!(TermReq::decode(&b), t);
     }
 
     #[test]
     fn capsules() {
-        let ch = CommonHeader { pdu_type: PduType::CAPSULE_RESP, hlen: 24, pdo: 0, plen: 24, ..CH };
-        let cqe = Cqe { result: 9, sqhd: 1, cid: 2, status: Status::SUCCESS };
+        let ch = CommonHeader {
+            pdu_type: PduType::CAPSULE_RESP,
+            hlen: 24,
+            pdo: 0,
+            plen: 24,
+            ..CH
+        };
+        let cqe = Cqe {
+            result: 9,
+            sqhd: 1,
+            cid: 2,
+            status: Status::SUCCESS,
+        };
         assert_eq!(capsule_cqe(&encode_capsule_resp(&ch, &cqe)), cqe);
         let sqe = Sqe::with_opcode(1);
         assert_eq!(capsule_sqe(&encode_capsule_cmd(&ch, &sqe)), sqe);

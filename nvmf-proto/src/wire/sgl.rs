@@ -23,13 +23,21 @@ impl SglDescriptor {
     /// A descriptor for `length` bytes in the capsule.
     #[must_use]
     pub const fn in_capsule(length: u32) -> Self {
-        Self { address: 0, length, kind: Self::IN_CAPSULE }
+        Self {
+            address: 0,
+            length,
+            kind: Self::IN_CAPSULE,
+        }
     }
 
     /// A descriptor for `length` bytes in data PDUs.
     #[must_use]
     pub const fn transport(length: u32) -> Self {
-        Self { address: 0, length, kind: Self::TRANSPORT }
+        Self {
+            address: 0,
+            length,
+            kind: Self::TRANSPORT,
+        }
     }
 
     /// Reads a descriptor.
@@ -59,7 +67,11 @@ mod tests {
 
     #[test]
     fn round_trip() {
-        let d = SglDescriptor { address: 0x0102_0304_0506_0708, length: 0x1122_3344, kind: 0x5a };
+        let d = SglDescriptor {
+            address: 0x0102_0304_0506_0708,
+            length: 0x1122_3344,
+            kind: 0x5a,
+        };
         let b = d.encode();
         assert_eq!(b[15], 0x5a);
         assert_eq!(&b[8..12], &[0x44, 0x33, 0x22, 0x11]);

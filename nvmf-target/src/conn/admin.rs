@@ -45,7 +45,9 @@ pub(super) enum AdminPlan {
 impl Conn {
     /// Checks a command on an admin queue, or on a connection that is no queue yet.
     pub(super) fn plan_admin(&self, cx: &Cx, sqe: &Sqe) -> Result<AdminPlan, Refusal> {
-        let Queue::Admin(queue) = &self.queue else { return plan_connect(sqe) };
+        let Queue::Admin(queue) = &self.queue else {
+            return plan_connect(sqe);
+        };
         let opcode = AdminOpcode(sqe.opcode());
         if opcode == AdminOpcode::FABRICS {
             return match FabricsType::of(sqe) {
@@ -69,7 +71,10 @@ impl Conn {
                 }
                 Ok(AdminPlan::EventRequest)
             }
-            _ => Ok(AdminPlan::Command(admin::transfer(&self.admin_cx(cx, queue), sqe)?)),
+            _ => Ok(AdminPlan::Command(admin::transfer(
+                &self.admin_cx(cx, queue),
+                sqe,
+            )?)),
         }
     }
 
@@ -86,7 +91,9 @@ impl Conn {
         if let AdminPlan::Connect(command, _) = plan {
             return self.connect(cx, slot, command);
         }
-        let Queue::Admin(queue) = &mut self.queue else { return };
+        let Queue::Admin(queue) = &mut self.queue else {
+            return;
+        };
         let controller = &queue.controller;
         let outcome = match plan {
             AdminPlan::PropertyGet(get) => controller.property_get(&cx.core.config, get),
@@ -119,14 +126,24 @@ impl Conn {
     fn admin_command(&mut self, cx: &mut Cx, slot: Slot, transfer: Transfer) {
         let command = self.command(slot);
         let (sqe, mut buf) = (command.sqe, std::mem::take(&mut command.buf));
-        let Queue::Admin(queue) = &self.queue else { return };
+        let Queue::Admin(queue) = &self.queue else {
+            return;
+        };
         let reply = admin::execute(&self.admin_cx(cx, queue), &sqe, &mut buf);
         self.command(slot).buf = buf;
         let data_len = match transfer {
             Transfer::ToHost(len) if reply.status.is_success() => len,
             _ => 0,
         };
-        self.respond(cx, slot, Done { status: reply.status, result: reply.result, data_len });
+        self.respond(
+            cx,
+            slot,
+            Done {
+                status: reply.status,
+                result: reply.result,
+                data_len,
+            },
+        );
         // A new Keep Alive Timeout takes effect at once.
         self.arm(cx);
     }
@@ -153,8 +170,18 @@ impl Conn {
     }
 
     fn connect(&mut self, cx: &mut Cx, slot: Slot, command: &ConnectCommand) {
-        let Some(data) = self.command(slot).buf.first_chunk().map(ConnectData::decode) else { return };
-        let conn = ConnRef { mailbox: Arc::clone(&cx.mailbox), id: self.id };
+        let Some(data) = self
+            .command(slot)
+            .buf
+            .first_chunk()
+            .map(ConnectData::decode)
+        else {
+            return;
+        };
+        let conn = ConnRef {
+            mailbox: Arc::clone(&cx.mailbox),
+            id: self.id,
+        };
         match connect::connect(&cx.core, &self.listener, command, &data, conn, cx.now) {
             Ok(association) => self.associate(cx, slot, association),
             Err(refusal) => {
@@ -174,18 +201,49 @@ impl Conn {
 
     /// The connection becomes a queue.
     fn associate(&mut self, cx: &mut Cx, slot: Slot, association: Association) {
-        let Association { controller, qid, entries, flow_control, stats } = association;
-        debug!("{}: queue {qid} of controller {}, {entries} entries", self.peer, controller.cntlid);
-        let in_capsule = if qid == 0 { ADMIN_IN_CAPSULE_MAX } else { cx.core.config.in_capsule };
-        self.tcp.open_queue(&QueueConfig { entries, flow_control, in_capsule });
-        self.commands.resize_with(self.tcp.slots(), super::Command::default);
+        let Association {
+            controller,
+            qid,
+            entries,
+            flow_control,
+            stats,
+        } = association;
+        debug!(
+            "{}: queue {qid} of controller {}, {entries} entries",
+            self.peer, controller.cntlid
+        );
+        let in_capsule = if qid == 0 {
+            ADMIN_IN_CAPSULE_MAX
+        } else {
+            cx.core.config.in_capsule
+        };
+        self.tcp.open_queue(&QueueConfig {
+            entries,
+            flow_control,
+            in_capsule,
+        });
+        self.commands
+            .resize_with(self.tcp.slots(), super::Command::default);
         let authreq = AuthReq::empty();
-        let response = ConnectResponse { cntlid: controller.cntlid, authreq };
+        let response = ConnectResponse {
+            cntlid: controller.cntlid,
+            authreq,
+        };
         self.queue = if qid == 0 {
-            Queue::Admin(AdminQueue { controller, stats, requests: VecDeque::new() })
+            Queue::Admin(AdminQueue {
+                controller,
+                stats,
+                requests: VecDeque::new(),
+            })
         } else {
             let table = controller.subsystem.table();
-            Queue::Io(IoQueue { controller, qid, stats, table, generation: 0 })
+            Queue::Io(IoQueue {
+                controller,
+                qid,
+                stats,
+                table,
+                generation: 0,
+            })
         };
         self.complete(cx, slot, Status::SUCCESS, response.dw0().into());
         self.arm(cx);

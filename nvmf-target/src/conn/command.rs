@@ -37,7 +37,8 @@ impl Conn {
         match transfer {
             Transfer::None => self.execute(cx, slot),
             Transfer::ToHost(len) | Transfer::FromHost(len) => {
-                if self.waiting.is_empty() && self.has_quota(len) && self.take_buffer(cx, slot, len) {
+                if self.waiting.is_empty() && self.has_quota(len) && self.take_buffer(cx, slot, len)
+                {
                     self.with_buffer(cx, slot, transfer);
                 } else {
                     if self.waiting.is_empty() {
@@ -67,15 +68,19 @@ impl Conn {
         }
         match &mut self.queue {
             Queue::Io(queue) => {
-                queue.controller.subsystem.refresh(&mut queue.table, &mut queue.generation);
+                queue
+                    .controller
+                    .subsystem
+                    .refresh(&mut queue.table, &mut queue.generation);
                 match IoPlan::new(sqe, &queue.table, cx.core.config.max_transfer) {
                     Ok(plan) => Ok(plan.transfer()),
                     Err(status) => Err((status, 0)),
                 }
             }
-            Queue::Admin(_) | Queue::None => {
-                self.plan_admin(cx, sqe).map(|plan| plan.transfer()).map_err(|r| (r.status, r.dw0.into()))
-            }
+            Queue::Admin(_) | Queue::None => self
+                .plan_admin(cx, sqe)
+                .map(|plan| plan.transfer())
+                .map_err(|r| (r.status, r.dw0.into())),
         }
     }
 
@@ -97,7 +102,9 @@ impl Conn {
 
     /// Gives the command that has waited longest its buffer, if there is one.
     pub(crate) fn feed_one(&mut self, cx: &mut Cx) -> Fed {
-        let Some(&(slot, len)) = self.waiting.front() else { return Fed::Satisfied };
+        let Some(&(slot, len)) = self.waiting.front() else {
+            return Fed::Satisfied;
+        };
         if !self.has_quota(len) {
             return Fed::Quota;
         }
@@ -111,7 +118,11 @@ impl Conn {
             Err((status, dw0)) => self.complete(cx, slot, status, dw0),
         }
         self.resume(cx);
-        if self.waiting.is_empty() { Fed::Satisfied } else { Fed::More }
+        if self.waiting.is_empty() {
+            Fed::Satisfied
+        } else {
+            Fed::More
+        }
     }
 
     /// All data of a command has come.
@@ -129,7 +140,10 @@ impl Conn {
         match &mut self.queue {
             Queue::Io(queue) => {
                 // The namespace may have changed while the data was on its way.
-                queue.controller.subsystem.refresh(&mut queue.table, &mut queue.generation);
+                queue
+                    .controller
+                    .subsystem
+                    .refresh(&mut queue.table, &mut queue.generation);
                 match IoPlan::new(&sqe, &queue.table, cx.core.config.max_transfer) {
                     Ok(plan) => self.execute_io(cx, slot, &plan),
                     Err(status) => self.complete(cx, slot, status, 0),
@@ -144,7 +158,15 @@ impl Conn {
 
     /// Ends a command without data.
     pub(super) fn complete(&mut self, cx: &mut Cx, slot: Slot, status: Status, result: u64) {
-        self.respond(cx, slot, Done { status, result, data_len: 0 });
+        self.respond(
+            cx,
+            slot,
+            Done {
+                status,
+                result,
+                data_len: 0,
+            },
+        );
     }
 
     pub(super) fn respond(&mut self, cx: &mut Cx, slot: Slot, done: Done) {
@@ -179,17 +201,29 @@ fn check_pointer(sqe: &Sqe, transfer: Transfer, in_capsule: u32) -> Result<(), S
         }
         // A host may offer more room than there is data (SGLS).
         (Transfer::ToHost(len), SglDescriptor::TRANSPORT) if in_capsule == 0 => {
-            if sgl.length >= len { Ok(()) } else { Err(Status::DATA_SGL_LENGTH_INVALID.dnr()) }
+            if sgl.length >= len {
+                Ok(())
+            } else {
+                Err(Status::DATA_SGL_LENGTH_INVALID.dnr())
+            }
         }
         (Transfer::FromHost(_), SglDescriptor::IN_CAPSULE) if sgl.address != 0 => {
             Err(Status::SGL_OFFSET_INVALID.dnr())
         }
         (Transfer::FromHost(len), SglDescriptor::IN_CAPSULE) => {
             let fits = sgl.length == len && in_capsule == len;
-            if fits { Ok(()) } else { Err(Status::DATA_SGL_LENGTH_INVALID.dnr()) }
+            if fits {
+                Ok(())
+            } else {
+                Err(Status::DATA_SGL_LENGTH_INVALID.dnr())
+            }
         }
         (Transfer::FromHost(len), SglDescriptor::TRANSPORT) if in_capsule == 0 => {
-            if sgl.length == len { Ok(()) } else { Err(Status::DATA_SGL_LENGTH_INVALID.dnr()) }
+            if sgl.length == len {
+                Ok(())
+            } else {
+                Err(Status::DATA_SGL_LENGTH_INVALID.dnr())
+            }
         }
         // Data in the capsule of a command whose descriptor says otherwise.
         (_, SglDescriptor::TRANSPORT) | (Transfer::None, _) => Err(Status::INVALID_FIELD.dnr()),
@@ -205,24 +239,50 @@ mod tests {
     fn data_pointers() {
         use Transfer::{FromHost, None, ToHost};
         let (ic, tr) = (SglDescriptor::in_capsule, SglDescriptor::transport);
-        let skewed = SglDescriptor { address: 8, ..ic(512) };
-        let keyed = SglDescriptor { kind: 0x40, ..tr(512) };
+        let skewed = SglDescriptor {
+            address: 8,
+            ..ic(512)
+        };
+        let keyed = SglDescriptor {
+            kind: 0x40,
+            ..tr(512)
+        };
         let cases: &[(Transfer, SglDescriptor, u32, Result<(), Status>)] = &[
             (None, keyed, 0, Ok(())),
             (None, ic(512), 512, Err(Status::INVALID_FIELD)),
             (None, tr(512), 512, Err(Status::INVALID_FIELD)),
             (ToHost(512), tr(512), 0, Ok(())),
             (ToHost(512), tr(4096), 0, Ok(())),
-            (ToHost(512), tr(511), 0, Err(Status::DATA_SGL_LENGTH_INVALID)),
+            (
+                ToHost(512),
+                tr(511),
+                0,
+                Err(Status::DATA_SGL_LENGTH_INVALID),
+            ),
             (ToHost(512), tr(512), 512, Err(Status::INVALID_FIELD)),
             (ToHost(512), ic(512), 0, Err(Status::INVALID_FIELD)),
             (ToHost(512), keyed, 0, Err(Status::SGL_TYPE_INVALID)),
             (FromHost(512), ic(512), 512, Ok(())),
             (FromHost(512), tr(512), 0, Ok(())),
             (FromHost(512), skewed, 512, Err(Status::SGL_OFFSET_INVALID)),
-            (FromHost(512), ic(512), 511, Err(Status::DATA_SGL_LENGTH_INVALID)),
-            (FromHost(512), ic(511), 511, Err(Status::DATA_SGL_LENGTH_INVALID)),
-            (FromHost(512), tr(513), 0, Err(Status::DATA_SGL_LENGTH_INVALID)),
+            (
+                FromHost(512),
+                ic(512),
+                511,
+                Err(Status::DATA_SGL_LENGTH_INVALID),
+            ),
+            (
+                FromHost(512),
+                ic(511),
+                511,
+                Err(Status::DATA_SGL_LENGTH_INVALID),
+            ),
+            (
+                FromHost(512),
+                tr(513),
+                0,
+                Err(Status::DATA_SGL_LENGTH_INVALID),
+            ),
             (FromHost(512), tr(512), 512, Err(Status::INVALID_FIELD)),
             (FromHost(512), keyed, 0, Err(Status::SGL_TYPE_INVALID)),
         ];
@@ -230,7 +290,11 @@ mod tests {
             let mut sqe = Sqe::default();
             sqe.set_sgl(sgl);
             let got = check_pointer(&sqe, transfer, in_capsule);
-            assert_eq!(got, want.map_err(Status::dnr), "{transfer:?} {sgl:?} {in_capsule}");
+            assert_eq!(
+                got,
+                want.map_err(Status::dnr),
+                "{transfer:?} {sgl:?} {in_capsule}"
+            );
         }
     }
 }

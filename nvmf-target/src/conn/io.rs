@@ -28,17 +28,35 @@ pub(super) enum After {
     /// A Flush, for a write with FUA on a backend that has no such thing.
     Flush { nsid: u32 },
     /// The rest of an emulated Write Zeroes.
-    Zeroes { nsid: u32, rest: LbaRange, fua: bool },
+    Zeroes {
+        nsid: u32,
+        rest: LbaRange,
+        fua: bool,
+    },
 }
 
 /// An I/O command that has passed its checks.
 #[derive(Debug)]
 pub(super) enum IoPlan {
-    Rw { entry: Arc<NsEntry>, write: bool, range: LbaRange, len: u32, fua: bool },
+    Rw {
+        entry: Arc<NsEntry>,
+        write: bool,
+        range: LbaRange,
+        len: u32,
+        fua: bool,
+    },
     Flush(Arc<NsEntry>),
     FlushAll,
-    WriteZeroes { entry: Arc<NsEntry>, range: LbaRange, deallocate: bool, fua: bool },
-    Dsm { entry: Arc<NsEntry>, command: DsmCommand },
+    WriteZeroes {
+        entry: Arc<NsEntry>,
+        range: LbaRange,
+        deallocate: bool,
+        fua: bool,
+    },
+    Dsm {
+        entry: Arc<NsEntry>,
+        command: DsmCommand,
+    },
     /// Nothing has to be done.
     Nothing,
     Disconnect,
@@ -78,7 +96,13 @@ impl IoPlan {
                     .ok()
                     .filter(|&len| len <= max_transfer)
                     .ok_or(Status::INVALID_FIELD.dnr())?;
-                Ok(Self::Rw { entry: Arc::clone(entry), write, range, len, fua: sqe.fua() })
+                Ok(Self::Rw {
+                    entry: Arc::clone(entry),
+                    write,
+                    range,
+                    len,
+                    fua: sqe.fua(),
+                })
             }
             NvmOpcode::FLUSH if info.volatile_cache && info.caps.flush == Support::Native => {
                 Ok(Self::Flush(Arc::clone(entry)))
@@ -90,11 +114,19 @@ impl IoPlan {
                 }
                 let range = blocks(sqe, info.blocks)?;
                 let deallocate = sqe.cdw12() & DEAC != 0;
-                Ok(Self::WriteZeroes { entry: Arc::clone(entry), range, deallocate, fua: sqe.fua() })
+                Ok(Self::WriteZeroes {
+                    entry: Arc::clone(entry),
+                    range,
+                    deallocate,
+                    fua: sqe.fua(),
+                })
             }
             _ => {
                 let command = DsmCommand::decode(sqe);
-                Ok(Self::Dsm { entry: Arc::clone(entry), command })
+                Ok(Self::Dsm {
+                    entry: Arc::clone(entry),
+                    command,
+                })
             }
         }
     }
@@ -112,13 +144,17 @@ impl IoPlan {
 
     pub(super) fn transfer(&self) -> Transfer {
         match self {
-            Self::Rw { write: false, len, .. } => Transfer::ToHost(*len),
-            Self::Rw { write: true, len, .. } => Transfer::FromHost(*len),
+            Self::Rw {
+                write: false, len, ..
+            } => Transfer::ToHost(*len),
+            Self::Rw {
+                write: true, len, ..
+            } => Transfer::FromHost(*len),
             Self::Dsm { command, .. } => {
                 // At most 256 ranges of 16 bytes.
                 #[expect(clippy::cast_possible_truncation, reason = "at most 4096")]
                 Transfer::FromHost(command.data_length() as u32)
-            },
+            }
             _ => Transfer::None,
         }
     }
@@ -126,7 +162,10 @@ impl IoPlan {
 
 /// The blocks that a command is about, inside a namespace of `size` blocks.
 fn blocks(sqe: &Sqe, size: u64) -> Result<LbaRange, Status> {
-    let range = LbaRange { slba: sqe.slba(), blocks: sqe.block_count().into() };
+    let range = LbaRange {
+        slba: sqe.slba(),
+        blocks: sqe.block_count().into(),
+    };
     inside(range, size)
 }
 
@@ -145,10 +184,20 @@ impl Conn {
                 self.complete(cx, slot, Status::SUCCESS, 0);
                 self.closing = true;
             }
-            &IoPlan::Rw { ref entry, write, range, fua, .. } => {
+            &IoPlan::Rw {
+                ref entry,
+                write,
+                range,
+                fua,
+                ..
+            } => {
                 let info = &entry.info;
                 let native = info.caps.fua == Support::Native;
-                let op = if write { Op::Write { fua: fua && native } } else { Op::Read };
+                let op = if write {
+                    Op::Write { fua: fua && native }
+                } else {
+                    Op::Read
+                };
                 let command = self.command(slot);
                 let buf = std::mem::take(&mut command.buf);
                 command.after = if write && fua && !native && info.volatile_cache {
@@ -163,13 +212,22 @@ impl Conn {
                 self.submit_flush(cx, slot, entry);
             }
             IoPlan::FlushAll => self.flush_all(cx, slot),
-            &IoPlan::WriteZeroes { ref entry, range, deallocate, fua } => {
+            &IoPlan::WriteZeroes {
+                ref entry,
+                range,
+                deallocate,
+                fua,
+            } => {
                 if entry.info.caps.write_zeroes == Support::Native {
                     self.command(slot).after = After::Respond;
                     let op = Op::WriteZeroes { deallocate, fua };
                     self.submit(cx, slot, entry, op, range, IoBuf::empty());
                 } else {
-                    self.command(slot).after = After::Zeroes { nsid: entry.nsid, rest: range, fua };
+                    self.command(slot).after = After::Zeroes {
+                        nsid: entry.nsid,
+                        rest: range,
+                        fua,
+                    };
                     self.continue_after(cx, slot);
                 }
             }
@@ -189,8 +247,14 @@ impl Conn {
     ) {
         match cx.lanes.open(entry, &cx.poller) {
             Ok(lane) => {
-                let route = Route { conn: self.id, slot, lane };
-                let request = cx.requests.make(op, entry.info.lba_shift, range, buf, route);
+                let route = Route {
+                    conn: self.id,
+                    slot,
+                    lane,
+                };
+                let request = cx
+                    .requests
+                    .make(op, entry.info.lba_shift, range, buf, route);
                 self.launch(cx, slot, lane, request);
             }
             Err(status) => {
@@ -214,7 +278,9 @@ impl Conn {
 
     /// Flush with NSID FFFFFFFFh: every namespace of the subsystem (VWC bits 2:1 are 11b).
     fn flush_all(&mut self, cx: &mut Cx, slot: Slot) {
-        let Queue::Io(queue) = &self.queue else { return };
+        let Queue::Io(queue) = &self.queue else {
+            return;
+        };
         let table = Arc::clone(&queue.table);
         let volatile =
             |e: &&Arc<NsEntry>| e.info.volatile_cache && e.info.caps.flush == Support::Native;
@@ -223,9 +289,15 @@ impl Conn {
         for entry in table.iter().filter(volatile) {
             match cx.lanes.open(entry, &cx.poller) {
                 Ok(lane) => {
-                    let route = Route { conn: self.id, slot, lane };
+                    let route = Route {
+                        conn: self.id,
+                        slot,
+                        lane,
+                    };
                     let nowhere = LbaRange { slba: 0, blocks: 0 };
-                    let request = cx.requests.make(Op::Flush, 9, nowhere, IoBuf::empty(), route);
+                    let request = cx
+                        .requests
+                        .make(Op::Flush, 9, nowhere, IoBuf::empty(), route);
                     self.launch(cx, slot, lane, request);
                     launched = true;
                 }
@@ -241,8 +313,12 @@ impl Conn {
     /// Dataset Management: only the deallocate attribute has an effect; the others are hints.
     fn deallocate(&mut self, cx: &mut Cx, slot: Slot, entry: &NsEntry, command: DsmCommand) {
         let buf = std::mem::take(&mut self.command(slot).buf);
-        let range = |r: DsmRange| LbaRange { slba: r.slba, blocks: r.length.into() };
-        let bad = DsmRange::decode_all(&buf).find_map(|r| inside(range(r), entry.info.blocks).err());
+        let range = |r: DsmRange| LbaRange {
+            slba: r.slba,
+            blocks: r.length.into(),
+        };
+        let bad =
+            DsmRange::decode_all(&buf).find_map(|r| inside(range(r), entry.info.blocks).err());
         let wanted = command.attributes.contains(DsmAttributes::DEALLOCATE)
             && entry.info.caps.deallocate == Support::Native;
         match (bad, wanted) {
@@ -250,9 +326,15 @@ impl Conn {
             (None, false) => self.complete(cx, slot, Status::SUCCESS, 0),
             (None, true) => match cx.lanes.open(entry, &cx.poller) {
                 Ok(lane) => {
-                    let route = Route { conn: self.id, slot, lane };
+                    let route = Route {
+                        conn: self.id,
+                        slot,
+                        lane,
+                    };
                     let ranges = DsmRange::decode_all(&buf).map(range);
-                    let request = cx.requests.make_deallocate(entry.info.lba_shift, ranges, route);
+                    let request = cx
+                        .requests
+                        .make_deallocate(entry.info.lba_shift, ranges, route);
                     self.command(slot).after = After::Respond;
                     self.launch(cx, slot, lane, request);
                 }
@@ -263,7 +345,14 @@ impl Conn {
     }
 
     /// A backend has finished a request of a command.
-    pub(super) fn on_io_done(&mut self, cx: &mut Cx, slot: Slot, op: Op, buf: IoBuf, status: Status) {
+    pub(super) fn on_io_done(
+        &mut self,
+        cx: &mut Cx,
+        slot: Slot,
+        op: Op,
+        buf: IoBuf,
+        status: Status,
+    ) {
         let command = self.command(slot);
         command.parts -= 1;
         let unfinished = command.parts > 0;
@@ -276,8 +365,15 @@ impl Conn {
         if op == Op::Read && outcome.is_none() {
             self.command(slot).buf = buf;
             self.count(Op::Read, len);
-            #[expect(clippy::cast_possible_truncation, reason = "at most max_transfer, a u32")]
-            let done = Done { status: Status::SUCCESS, result: 0, data_len: len as u32 };
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "at most max_transfer, a u32"
+            )]
+            let done = Done {
+                status: Status::SUCCESS,
+                result: 0,
+                data_len: len as u32,
+            };
             self.respond(cx, slot, done);
             return;
         }
@@ -302,7 +398,9 @@ impl Conn {
             After::Respond => return self.complete(cx, slot, Status::SUCCESS, 0),
             After::Flush { nsid } | After::Zeroes { nsid, .. } => nsid,
         };
-        let Queue::Io(queue) = &self.queue else { return };
+        let Queue::Io(queue) = &self.queue else {
+            return;
+        };
         let Some(entry) = queue.table.get(nsid).cloned() else {
             return self.complete(cx, slot, Status::INVALID_NAMESPACE.dnr(), 0);
         };
@@ -319,10 +417,20 @@ impl Conn {
     }
 
     /// Writes the next zeroes of an emulated Write Zeroes.
-    fn write_zeroes(&mut self, cx: &mut Cx, slot: Slot, entry: &NsEntry, rest: LbaRange, fua: bool) {
+    fn write_zeroes(
+        &mut self,
+        cx: &mut Cx,
+        slot: Slot,
+        entry: &NsEntry,
+        rest: LbaRange,
+        fua: bool,
+    ) {
         let shift = entry.info.lba_shift;
         let max = ZEROES.min(cx.core.config.max_transfer.into()) >> shift;
-        let now = LbaRange { slba: rest.slba, blocks: rest.blocks.min(max.max(1)) };
+        let now = LbaRange {
+            slba: rest.slba,
+            blocks: rest.blocks.min(max.max(1)),
+        };
         #[expect(clippy::cast_possible_truncation, reason = "at most 128 KiB")]
         let len = (now.blocks << shift) as u32;
         if !self.take_buffer(cx, slot, len) {
@@ -331,14 +439,23 @@ impl Conn {
         }
         let mut buf = std::mem::take(&mut self.command(slot).buf);
         buf.fill(0);
-        let rest = LbaRange { slba: now.slba + now.blocks, blocks: rest.blocks - now.blocks };
-        self.command(slot).after = After::Zeroes { nsid: entry.nsid, rest, fua };
+        let rest = LbaRange {
+            slba: now.slba + now.blocks,
+            blocks: rest.blocks - now.blocks,
+        };
+        self.command(slot).after = After::Zeroes {
+            nsid: entry.nsid,
+            rest,
+            fua,
+        };
         self.submit(cx, slot, entry, Op::Write { fua: false }, now, buf);
     }
 
     /// SMART counters: NVMe Base 2.1, SMART / Health Information log.
     fn count(&self, op: Op, bytes: usize) {
-        let Queue::Io(queue) = &self.queue else { return };
+        let Queue::Io(queue) = &self.queue else {
+            return;
+        };
         match op {
             Op::Read => queue.stats.read(bytes as u64),
             _ => queue.stats.written(bytes as u64),

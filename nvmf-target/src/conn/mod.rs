@@ -126,7 +126,9 @@ impl Conn {
             stream: Some(stream),
             listener,
             queue: Queue::None,
-            commands: std::iter::repeat_with(Command::default).take(tcp.slots()).collect(),
+            commands: std::iter::repeat_with(Command::default)
+                .take(tcp.slots())
+                .collect(),
             tcp,
             carry: Vec::new(),
             list: None,
@@ -180,7 +182,12 @@ impl Conn {
 
     fn on_event(&mut self, cx: &mut Cx, event: Event) {
         match event {
-            Event::Command { slot, sqe, in_capsule, cid_conflict } => {
+            Event::Command {
+                slot,
+                sqe,
+                in_capsule,
+                cid_conflict,
+            } => {
                 self.on_command(cx, slot, &sqe, in_capsule, cid_conflict);
             }
             Event::Received { slot, digest_ok } => self.on_received(cx, slot, digest_ok),
@@ -189,7 +196,10 @@ impl Conn {
                 self.arm(cx);
             }
             Event::Terminated(term) => {
-                warn!("{}: the host ended the connection: {} (FEI {:#x})", self.peer, term.fes, term.fei);
+                warn!(
+                    "{}: the host ended the connection: {} (FEI {:#x})",
+                    self.peer, term.fes, term.fei
+                );
             }
             Event::Closed(reason) => self.on_deadline(cx, reason),
         }
@@ -210,7 +220,9 @@ impl Conn {
     }
 
     fn take_buffer(&mut self, cx: &mut Cx, slot: Slot, len: u32) -> bool {
-        let Some(buf) = cx.pool.take(len as usize) else { return false };
+        let Some(buf) = cx.pool.take(len as usize) else {
+            return false;
+        };
         self.held += buf.len();
         self.command(slot).buf = buf;
         true
@@ -242,7 +254,13 @@ impl Conn {
     /// Lets go of namespaces that have been detached: a queue without commands would keep their
     /// devices open.
     pub(crate) fn forget_detached(&mut self) {
-        if let Queue::Io(IoQueue { controller, table, generation, .. }) = &mut self.queue {
+        if let Queue::Io(IoQueue {
+            controller,
+            table,
+            generation,
+            ..
+        }) = &mut self.queue
+        {
             controller.subsystem.refresh(table, generation);
         }
     }
@@ -292,9 +310,15 @@ impl Conn {
         self.arm(cx);
     }
 
-    /// While the target shuts down: ends the connection when it has nothing in hand.
+    /// While the target shuts down: ends the connection when it has nothing in hand. An admin queue
+    /// outlives the I/O queues of its controller, for its end would be theirs.
     pub(crate) fn close_if_idle(&mut self, cx: &mut Cx) {
-        if self.in_flight == 0 && self.list.is_none() && !self.tcp.has_transmit() {
+        let io_queues = match &self.queue {
+            Queue::Admin(admin) => admin.controller.io_queue_count(),
+            Queue::None | Queue::Io(_) => 0,
+        };
+        let idle = self.in_flight == 0 && self.list.is_none() && !self.tcp.has_transmit();
+        if idle && io_queues == 0 {
             self.close(cx, "the target shuts down");
         }
     }
@@ -302,7 +326,9 @@ impl Conn {
     /// Ends the connection. What is in backends is waited for (see [`Conn::is_over`]); everything
     /// else is given back now.
     pub(crate) fn close(&mut self, cx: &mut Cx, why: &str) {
-        let Some(stream) = self.stream.take() else { return };
+        let Some(stream) = self.stream.take() else {
+            return;
+        };
         cx.poller.remove(stream.readiness());
         drop(stream);
         self.tcp.peer_closed();

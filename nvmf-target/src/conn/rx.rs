@@ -38,10 +38,16 @@ impl Conn {
                 Need::Closed => break,
                 // In a shutdown the commands that are here are finished, and no more are taken.
                 Need::Bytes { .. } if cx.draining => return,
-                Need::Payload { slot, offset, len, .. } if len as usize >= DIRECT_MIN => {
-                    Some(Target { slot, offset: offset as usize, len: len as usize })
+                Need::Payload {
+                    slot, offset, len, ..
+                } if len as usize >= DIRECT_MIN => Some(Target {
+                    slot,
+                    offset: offset as usize,
+                    len: len as usize,
+                }),
+                Need::Bytes { .. } | Need::Payload { .. } | Need::Discard { .. } | Need::Drain => {
+                    None
                 }
-                Need::Bytes { .. } | Need::Payload { .. } | Need::Discard { .. } | Need::Drain => None,
             };
             let mut stage = std::mem::take(&mut cx.stage);
             let more = match self.read(&mut stage, direct.as_ref()) {
@@ -77,7 +83,9 @@ impl Conn {
 
     /// One read: behind what was carried over, or with the payload's buffer in front.
     fn read(&mut self, stage: &mut [u8], direct: Option<&Target>) -> io::Result<usize> {
-        let Some(stream) = &mut self.stream else { return Ok(0) };
+        let Some(stream) = &mut self.stream else {
+            return Ok(0);
+        };
         let mut asked = 0;
         let result = if let Some(&Target { slot, offset, len }) = direct {
             let buf = &mut self.commands[slot.index()].buf;
@@ -135,10 +143,15 @@ impl Conn {
 
     /// Payload has arrived in its buffer.
     fn placed(&mut self, cx: &mut Cx, slot: Slot, offset: usize, n: usize) {
-        let Need::Payload { crc, .. } = self.tcp.need() else { return };
+        let Need::Payload { crc, .. } = self.tcp.need() else {
+            return;
+        };
         let bytes = &self.commands[slot.index()].buf[offset..offset + n];
         let crc = crc.map(|crc| crc32c(crc, bytes));
-        #[expect(clippy::cast_possible_truncation, reason = "at most what `need` asked for, a u32")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "at most what `need` asked for, a u32"
+        )]
         if let Some(event) = self.tcp.placed(n as u32, crc) {
             self.on_event(cx, event);
         }
@@ -168,7 +181,9 @@ impl Conn {
                         }
                     }
                 }
-                Need::Payload { slot, offset, len, .. } => {
+                Need::Payload {
+                    slot, offset, len, ..
+                } => {
                     let n = rest.len().min(len as usize);
                     if n == 0 {
                         break;

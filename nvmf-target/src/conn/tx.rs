@@ -28,7 +28,11 @@ impl Conn {
                 cx.give_list(list);
                 break;
             }
-            let result = if self.writable { self.write(&list) } else { Ok(0) };
+            let result = if self.writable {
+                self.write(&list)
+            } else {
+                Ok(0)
+            };
             match result {
                 Ok(0) => {
                     self.list = Some(list);
@@ -58,7 +62,9 @@ impl Conn {
 
     /// One write. `Ok(0)`: the stream takes nothing at the moment.
     fn write(&mut self, list: &TxList) -> io::Result<usize> {
-        let Some(stream) = &mut self.stream else { return Ok(0) };
+        let Some(stream) = &mut self.stream else {
+            return Ok(0);
+        };
         let mut iov = [IoSlice::new(&[]); IOVECS];
         let mut count = 0;
         for (to, seg) in iov.iter_mut().zip(list.segments()) {
@@ -86,7 +92,12 @@ impl Conn {
     /// Takes note of `n` bytes that have left, and of the commands that are over by that.
     fn sent(&mut self, cx: &mut Cx, mut list: Box<TxList>, n: usize) {
         list.advance(n);
-        let Self { tcp, commands, held, .. } = self;
+        let Self {
+            tcp,
+            commands,
+            held,
+            ..
+        } = self;
         tcp.transmitted(n, |slot| {
             let buf = std::mem::take(&mut commands[slot.index()].buf);
             *held -= buf.len();

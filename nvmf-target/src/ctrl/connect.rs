@@ -44,7 +44,10 @@ impl Refusal {
     }
 
     const fn invalid(parameter: InvalidParameter) -> Self {
-        Self { status: Status::CONNECT_INVALID_PARAMETERS.dnr(), dw0: parameter.dw0() }
+        Self {
+            status: Status::CONNECT_INVALID_PARAMETERS.dnr(),
+            dw0: parameter.dw0(),
+        }
     }
 }
 
@@ -76,8 +79,12 @@ pub(crate) fn connect(
     conn: ConnRef,
     now: Time,
 ) -> Result<Association, Refusal> {
-    let subnqn = data.subsystem_nqn().map_err(|_| Refusal::data(ConnectData::SUBNQN))?;
-    let hostnqn = data.host_nqn().map_err(|_| Refusal::data(ConnectData::HOSTNQN))?;
+    let subnqn = data
+        .subsystem_nqn()
+        .map_err(|_| Refusal::data(ConnectData::SUBNQN))?;
+    let hostnqn = data
+        .host_nqn()
+        .map_err(|_| Refusal::data(ConnectData::HOSTNQN))?;
     let subsystem = core
         .subsystem(&subnqn)
         .filter(|s| s.kind == Kind::Discovery || listener.role == Role::Io)
@@ -104,8 +111,9 @@ pub(crate) fn connect(
         if subsystem.kind == Kind::Discovery {
             return Err(InvalidParameter::Command(ConnectCommand::QID).into());
         }
-        let controller =
-            subsystem.controller(data.cntlid).ok_or(Refusal::data(ConnectData::CNTLID))?;
+        let controller = subsystem
+            .controller(data.cntlid)
+            .ok_or(Refusal::data(ConnectData::CNTLID))?;
         // A queue belongs to the host that opened the controller, in name and in identifier.
         if controller.hostid != data.hostid {
             return Err(Refusal::data(ConnectData::HOSTID));
@@ -119,7 +127,13 @@ pub(crate) fn connect(
         let stats = controller.add_queue(command.qid, conn, now)?;
         (controller, stats)
     };
-    Ok(Association { controller, qid: command.qid, entries, flow_control, stats })
+    Ok(Association {
+        controller,
+        qid: command.qid,
+        entries,
+        flow_control,
+        stats,
+    })
 }
 
 impl From<Status> for Refusal {

@@ -37,7 +37,10 @@ pub(crate) struct QueueStats {
 impl QueueStats {
     /// There is one writer, so an addition needs no atomic instruction.
     fn add(counter: &AtomicU64, n: u64) {
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        counter.store(
+            counter.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
     }
 
     pub(crate) fn active(&self, now: Time) {
@@ -169,7 +172,15 @@ impl Controller {
             admin_gone: false,
         };
         let admin_stats = Arc::default();
-        Self { subsystem, cntlid, hostnqn, hostid, admin, admin_stats, state: Mutex::new(state) }
+        Self {
+            subsystem,
+            cntlid,
+            hostnqn,
+            hostid,
+            admin,
+            admin_stats,
+            state: Mutex::new(state),
+        }
     }
 
     pub(crate) fn admin_stats(&self) -> Arc<QueueStats> {
@@ -214,7 +225,10 @@ impl Controller {
 
     pub(crate) fn totals(&self) -> Totals {
         let state = lock(&self.state);
-        state.queues.values().fold(state.past, |sum, (_, stats)| sum.plus(stats.totals()))
+        state
+            .queues
+            .values()
+            .fold(state.past, |sum, (_, stats)| sum.plus(stats.totals()))
     }
 
     /// How many I/O queues there are.
@@ -268,6 +282,9 @@ impl Controller {
         };
         if last {
             self.subsystem.close_controller(self.cntlid);
+        } else {
+            // In a shutdown the admin queue waits for this.
+            self.admin.notify();
         }
     }
 
@@ -307,7 +324,10 @@ impl Controller {
         let raised = {
             let mut state = lock(&self.state);
             state.events.changed.insert(nsid);
-            state.events.config.contains(AsyncEventConfig::NAMESPACE_ATTRIBUTE)
+            state
+                .events
+                .config
+                .contains(AsyncEventConfig::NAMESPACE_ATTRIBUTE)
                 && state.events.raise(AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED)
         };
         if raised {
@@ -319,7 +339,10 @@ impl Controller {
     pub(crate) fn discovery_changed(&self) {
         let raised = {
             let mut state = lock(&self.state);
-            state.events.config.contains(AsyncEventConfig::DISCOVERY_LOG)
+            state
+                .events
+                .config
+                .contains(AsyncEventConfig::DISCOVERY_LOG)
                 && state.events.raise(AsyncEvent::DISCOVERY_LOG_CHANGED)
         };
         if raised {
@@ -340,7 +363,11 @@ impl Controller {
         let changed = &mut state.events.changed;
         let list: Vec<u32> = changed.iter().copied().take(CHANGED_MAX + 1).collect();
         // More than the page can hold are one entry there: FFFFFFFFh.
-        let shown = if list.len() > CHANGED_MAX { 1 } else { list.len() };
+        let shown = if list.len() > CHANGED_MAX {
+            1
+        } else {
+            list.len()
+        };
         if release.is_some_and(|entries| entries >= shown) {
             changed.clear();
         }

@@ -79,17 +79,29 @@ impl Core {
         if nqn.is_discovery() {
             return Some(Arc::clone(&self.discovery));
         }
-        self.subsystems.read().unwrap_or_else(PoisonError::into_inner).get(nqn).cloned()
+        self.subsystems
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(nqn)
+            .cloned()
     }
 
     pub(crate) fn subsystems(&self) -> Vec<Arc<Subsystem>> {
-        self.subsystems.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.subsystems
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
     }
 
     /// Adds a subsystem; false if there is one of that name.
     pub(crate) fn add_subsystem(&self, subsystem: Arc<Subsystem>) -> bool {
         let added = {
-            let mut all = self.subsystems.write().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self
+                .subsystems
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             let name = subsystem.nqn.clone();
             !all.contains_key(&name) && all.insert(name, subsystem).is_none()
         };
@@ -101,9 +113,16 @@ impl Core {
 
     pub(crate) fn add_listener(&self, address: TransportAddress, role: Role) -> Arc<Listener> {
         let listener = {
-            let mut all = self.listeners.write().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self
+                .listeners
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             let port_id = u16::try_from(all.len() + 1).unwrap_or(u16::MAX);
-            let listener = Arc::new(Listener { port_id, address, role });
+            let listener = Arc::new(Listener {
+                port_id,
+                address,
+                role,
+            });
             all.push(Arc::clone(&listener));
             listener
         };

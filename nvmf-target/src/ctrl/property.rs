@@ -3,9 +3,9 @@
 use super::controller::Stopping;
 use super::{Controller, Kind, lock};
 use crate::TargetConfig;
+use nvmf_proto::wire::Status;
 use nvmf_proto::wire::fabrics::{PropertyGet, PropertySet, PropertySize};
 use nvmf_proto::wire::property::{Cap, Cc, Crto, Csts, PropertyOffset, Vs};
-use nvmf_proto::wire::Status;
 
 /// CAP.TO: the worst time for CSTS.RDY to follow CC.EN, in 500 ms. A reset waits for what is in
 /// the backends.
@@ -16,7 +16,11 @@ pub(super) const VERSION: Vs = Vs::V2_1;
 
 impl Controller {
     /// Property Get.
-    pub(crate) fn property_get(&self, config: &TargetConfig, get: &PropertyGet) -> Result<u64, Status> {
+    pub(crate) fn property_get(
+        &self,
+        config: &TargetConfig,
+        get: &PropertyGet,
+    ) -> Result<u64, Status> {
         let (value, size) = match get.offset {
             PropertyOffset::CAP => (self.capabilities(config).0, PropertySize::BYTES_8),
             PropertyOffset::VS => (u64::from(VERSION.0), PropertySize::BYTES_4),
@@ -25,11 +29,18 @@ impl Controller {
             PropertyOffset::NSSR => (0, PropertySize::BYTES_4),
             PropertyOffset::CRTO => {
                 let timeout = u32::try_from(TO).unwrap_or(u32::MAX);
-                (u64::from(Crto::default().with_crwmt(timeout).0), PropertySize::BYTES_4)
+                (
+                    u64::from(Crto::default().with_crwmt(timeout).0),
+                    PropertySize::BYTES_4,
+                )
             }
             _ => return Err(Status::INVALID_FIELD.dnr()),
         };
-        if get.size == size { Ok(value) } else { Err(Status::INVALID_FIELD.dnr()) }
+        if get.size == size {
+            Ok(value)
+        } else {
+            Err(Status::INVALID_FIELD.dnr())
+        }
     }
 
     fn capabilities(&self, config: &TargetConfig) -> Cap {

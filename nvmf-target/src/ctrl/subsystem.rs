@@ -45,7 +45,13 @@ impl Subsystem {
 
     pub(crate) fn discovery() -> Arc<Self> {
         let serial = "nvmf-discovery".to_owned();
-        Self::new(Nqn::discovery(), Kind::Discovery, serial, "nvmf discovery service".to_owned(), 0)
+        Self::new(
+            Nqn::discovery(),
+            Kind::Discovery,
+            serial,
+            "nvmf discovery service".to_owned(),
+            0,
+        )
     }
 
     fn new(nqn: Nqn, kind: Kind, serial: String, model: String, max_namespaces: u32) -> Arc<Self> {
@@ -57,7 +63,10 @@ impl Subsystem {
             max_namespaces,
             table: Mutex::default(),
             generation: AtomicU64::new(0),
-            controllers: Mutex::new(Controllers { live: BTreeMap::new(), next: 1 }),
+            controllers: Mutex::new(Controllers {
+                live: BTreeMap::new(),
+                next: 1,
+            }),
         })
     }
 
@@ -98,10 +107,19 @@ impl Subsystem {
         {
             let mut table = lock(&self.table);
             if table.get(nsid).is_some() {
-                return Err(Error::config(format!("NSID {nsid} is in use in {}", self.nqn)));
+                return Err(Error::config(format!(
+                    "NSID {nsid} is in use in {}",
+                    self.nqn
+                )));
             }
             let namespace = Arc::clone(&namespace);
-            let entry = NsEntry { nsid, uid, info, namespace, notify };
+            let entry = NsEntry {
+                nsid,
+                uid,
+                info,
+                namespace,
+                notify,
+            };
             *table = Arc::new(table.with(nsid, Some(Arc::new(entry))));
             self.generation.fetch_add(1, Ordering::Release);
         }
@@ -115,7 +133,10 @@ impl Subsystem {
         let uid = {
             let mut table = lock(&self.table);
             let Some(uid) = table.get(nsid).map(|entry| entry.uid) else {
-                return Err(Error::NotFound(format!("no namespace {nsid} in {}", self.nqn)));
+                return Err(Error::NotFound(format!(
+                    "no namespace {nsid} in {}",
+                    self.nqn
+                )));
             };
             *table = Arc::new(table.with(nsid, None));
             self.generation.fetch_add(1, Ordering::Release);
@@ -128,18 +149,29 @@ impl Subsystem {
     fn namespace_info_changed(&self, nsid: u32, uid: u64) {
         let changed = {
             let mut table = lock(&self.table);
-            let Some(old) = table.get(nsid).filter(|entry| entry.uid == uid) else { return };
+            let Some(old) = table.get(nsid).filter(|entry| entry.uid == uid) else {
+                return;
+            };
             let info = match self.checked_info(nsid, &*old.namespace) {
                 Ok(info) => info,
                 Err(err) => {
-                    log::error!("{}: namespace {nsid} keeps its old geometry: {err}", self.nqn);
+                    log::error!(
+                        "{}: namespace {nsid} keeps its old geometry: {err}",
+                        self.nqn
+                    );
                     return;
                 }
             };
             let changed = info != old.info;
             if changed {
                 let (namespace, notify) = (Arc::clone(&old.namespace), Arc::clone(&old.notify));
-                let entry = NsEntry { nsid, uid, info, namespace, notify };
+                let entry = NsEntry {
+                    nsid,
+                    uid,
+                    info,
+                    namespace,
+                    notify,
+                };
                 *table = Arc::new(table.with(nsid, Some(Arc::new(entry))));
                 self.generation.fetch_add(1, Ordering::Release);
             }

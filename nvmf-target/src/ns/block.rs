@@ -47,7 +47,13 @@ pub trait BlockDevice: Send + Sync + 'static {
     ///
     /// # Errors
     /// An I/O error becomes the status that [`NsError`] describes.
-    fn write_zeroes(&self, offset: u64, len: u64, deallocate: bool, fua: bool) -> Result<(), NsError> {
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        deallocate: bool,
+        fua: bool,
+    ) -> Result<(), NsError> {
         let _ = (offset, len, deallocate, fua);
         Err(NsError::Status(Status::INVALID_OPCODE.dnr()))
     }
@@ -85,7 +91,13 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
         (**self).flush()
     }
 
-    fn write_zeroes(&self, offset: u64, len: u64, deallocate: bool, fua: bool) -> Result<(), NsError> {
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        deallocate: bool,
+        fua: bool,
+    ) -> Result<(), NsError> {
         (**self).write_zeroes(offset, len, deallocate, fua)
     }
 
@@ -163,7 +175,10 @@ fn run(dev: &dyn BlockDevice, mut request: Request) {
             err.status(op)
         }),
         Err(_) => {
-            error!("the backend panicked in {op:?} at {:?}; the command fails", request.byte_range());
+            error!(
+                "the backend panicked in {op:?} at {:?}; the command fails",
+                request.byte_range()
+            );
             Err(Status::INTERNAL_ERROR)
         }
     };
@@ -185,7 +200,9 @@ fn perform(dev: &dyn BlockDevice, request: &mut Request) -> Result<(), NsError> 
                 .ranges()
                 .iter()
                 .filter(|r| r.blocks != 0)
-                .try_for_each(|&LbaRange { slba, blocks }| dev.deallocate(slba << shift, blocks << shift))
+                .try_for_each(|&LbaRange { slba, blocks }| {
+                    dev.deallocate(slba << shift, blocks << shift)
+                })
         }
     }
 }
@@ -241,13 +258,18 @@ impl Threaded {
     /// Wraps a device with a pool that it shares with others.
     #[must_use]
     pub fn with_pool(device: impl BlockDevice, pool: &Arc<WorkerPool>) -> Self {
-        Self { device: Arc::new(device), pool: Arc::clone(pool) }
+        Self {
+            device: Arc::new(device),
+            pool: Arc::clone(pool),
+        }
     }
 }
 
 impl fmt::Debug for Threaded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Threaded").field("pool", &self.pool).finish_non_exhaustive()
+        f.debug_struct("Threaded")
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
     }
 }
 
@@ -274,7 +296,11 @@ impl Namespace for Threaded {
 
     fn open_lane(&self, _: &LaneCx) -> Result<Box<dyn Lane>, Error> {
         let (device, pool) = (Arc::clone(&self.device), Arc::clone(&self.pool));
-        Ok(Box::new(ThreadedLane { device, pool, batch: Vec::new() }))
+        Ok(Box::new(ThreadedLane {
+            device,
+            pool,
+            batch: Vec::new(),
+        }))
     }
 
     fn subscribe(&self, sink: NsSink) {
@@ -334,8 +360,14 @@ impl WorkerPool {
     /// A pool of at most `threads` threads (at least one).
     #[must_use]
     pub fn new(threads: usize) -> Self {
-        let shared = Shared { jobs: Mutex::default(), work: Condvar::new() };
-        Self { shared: Arc::new(shared), limit: threads.max(1) }
+        let shared = Shared {
+            jobs: Mutex::default(),
+            work: Condvar::new(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            limit: threads.max(1),
+        }
     }
 
     fn push(&self, batch: &mut Vec<Job>) {
@@ -349,7 +381,10 @@ impl WorkerPool {
         for _ in 0..wanted.min(self.limit - jobs.threads.len()) {
             let shared = Arc::clone(&self.shared);
             let name = "nvmf-worker".to_owned();
-            match std::thread::Builder::new().name(name).spawn(move || shared.worker()) {
+            match std::thread::Builder::new()
+                .name(name)
+                .spawn(move || shared.worker())
+            {
                 Ok(thread) => jobs.threads.push(thread),
                 Err(err) if jobs.threads.is_empty() => {
                     error!("no worker thread can be started: {err}; requests fail");
@@ -385,6 +420,8 @@ impl Drop for WorkerPool {
 
 impl fmt::Debug for WorkerPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WorkerPool").field("limit", &self.limit).finish_non_exhaustive()
+        f.debug_struct("WorkerPool")
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
     }
 }

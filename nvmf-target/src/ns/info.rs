@@ -72,7 +72,11 @@ impl NsInfo {
     #[must_use]
     pub const fn new(block_size: u32, blocks: u64) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "at most 32")]
-        let lba_shift = if block_size.is_power_of_two() { block_size.trailing_zeros() as u8 } else { 0 };
+        let lba_shift = if block_size.is_power_of_two() {
+            block_size.trailing_zeros() as u8
+        } else {
+            0
+        };
         Self {
             lba_shift,
             blocks,
@@ -162,7 +166,9 @@ impl NsInfo {
             )));
         }
         if self.depth == 0 {
-            return Err(Error::config("lane depth 0: at least 1 is wanted".to_owned()));
+            return Err(Error::config(
+                "lane depth 0: at least 1 is wanted".to_owned(),
+            ));
         }
         Ok(())
     }
@@ -182,8 +188,18 @@ mod tests {
     fn validation_names_what_is_wrong() {
         assert!(NsInfo::new(512, 1).validate().is_ok());
         assert!(NsInfo::new(65536, 1).validate().is_ok());
-        for bad in [NsInfo::new(0, 1), NsInfo::new(256, 1), NsInfo::new(513, 1), NsInfo::new(131_072, 1)] {
-            assert!(bad.validate().unwrap_err().to_string().contains("block size"));
+        for bad in [
+            NsInfo::new(0, 1),
+            NsInfo::new(256, 1),
+            NsInfo::new(513, 1),
+            NsInfo::new(131_072, 1),
+        ] {
+            assert!(
+                bad.validate()
+                    .unwrap_err()
+                    .to_string()
+                    .contains("block size")
+            );
         }
         assert!(NsInfo::new(512, 0).validate().is_err());
         assert!(NsInfo::new(512, 1 << 54).validate().is_err());

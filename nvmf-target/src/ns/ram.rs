@@ -36,7 +36,9 @@ impl RamDisk {
         }
         let count = usize::try_from(bytes.div_ceil(CHUNK as u64))
             .map_err(|_| Error::config(format!("{bytes} bytes do not fit this machine")))?;
-        let chunks = std::iter::repeat_with(|| RwLock::new(None)).take(count).collect();
+        let chunks = std::iter::repeat_with(|| RwLock::new(None))
+            .take(count)
+            .collect();
         let caps = Caps {
             fua: Support::Native,
             write_zeroes: Support::Native,
@@ -77,12 +79,19 @@ impl RamDisk {
             let (index, start) = (at / CHUNK as u64, at % CHUNK as u64);
             let n = (CHUNK as u64 - start).min(end - at);
             at += n;
-            Some((self.chunks.get(as_usize(index))?, as_usize(start), as_usize(n)))
+            Some((
+                self.chunks.get(as_usize(index))?,
+                as_usize(start),
+                as_usize(n),
+            ))
         })
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the number of chunks fits, see `new`")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the number of chunks fits, see `new`"
+)]
 const fn as_usize(n: u64) -> usize {
     n as usize
 }
@@ -136,7 +145,9 @@ impl BlockDevice for RamDisk {
 
 impl fmt::Debug for RamDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RamDisk").field("info", &self.info).finish_non_exhaustive()
+        f.debug_struct("RamDisk")
+            .field("info", &self.info)
+            .finish_non_exhaustive()
     }
 }
 
@@ -152,7 +163,12 @@ mod tests {
         disk.write_at(at, &data, false).unwrap();
         let mut back = vec![1; data.len() + 1024];
         disk.read_at(at - 512, &mut back).unwrap();
-        assert!(back[..512].iter().chain(&back[512 + data.len()..]).all(|&b| b == 0));
+        assert!(
+            back[..512]
+                .iter()
+                .chain(&back[512 + data.len()..])
+                .all(|&b| b == 0)
+        );
         assert_eq!(back[512..512 + data.len()], data);
     }
 

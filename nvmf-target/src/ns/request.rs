@@ -101,7 +101,9 @@ impl Request {
     /// The bytes of the namespace concerned; empty for Flush and Deallocate.
     #[must_use]
     pub fn byte_range(&self) -> Range<u64> {
-        let Inner { range, lba_shift, .. } = self.inner();
+        let Inner {
+            range, lba_shift, ..
+        } = self.inner();
         range.slba << lba_shift..(range.slba + range.blocks) << lba_shift
     }
 
@@ -145,7 +147,10 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         if let Some(inner) = self.0.take() {
-            error!("a backend dropped a {:?} request; its command fails", inner.op);
+            error!(
+                "a backend dropped a {:?} request; its command fails",
+                inner.op
+            );
             send(inner, Err(Status::INTERNAL_ERROR));
         }
     }
@@ -214,12 +219,19 @@ thread_local! {
 
 impl Port {
     pub(crate) fn new(waker: Waker) -> Arc<Self> {
-        Arc::new(Self { done: Mutex::default(), any: AtomicBool::new(false), waker })
+        Arc::new(Self {
+            done: Mutex::default(),
+            any: AtomicBool::new(false),
+            waker,
+        })
     }
 
     /// Declares the calling thread to be this port's reactor.
     pub(crate) fn bind_to_thread(self: &Arc<Self>) {
-        LOCAL.set(Some(LocalPort { port: Arc::clone(self), done: Vec::new() }));
+        LOCAL.set(Some(LocalPort {
+            port: Arc::clone(self),
+            done: Vec::new(),
+        }));
     }
 
     /// Undoes [`Port::bind_to_thread`].
@@ -228,7 +240,10 @@ impl Port {
     }
 
     fn push(&self, completion: Completion) {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner).push(completion);
+        self.done
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(completion);
         // Written only if it changes, so that completions in a row do not fight for the line.
         if !self.any.swap(true, Ordering::AcqRel) {
             self.waker.wake();
@@ -259,10 +274,20 @@ pub(crate) struct RequestPool {
 
 impl RequestPool {
     pub(crate) const fn new(port: Arc<Port>) -> Self {
-        Self { port, spare: Vec::new() }
+        Self {
+            port,
+            spare: Vec::new(),
+        }
     }
 
-    pub(crate) fn make(&mut self, op: Op, lba_shift: u8, range: LbaRange, buf: IoBuf, route: Route) -> Request {
+    pub(crate) fn make(
+        &mut self,
+        op: Op,
+        lba_shift: u8,
+        range: LbaRange,
+        buf: IoBuf,
+        route: Route,
+    ) -> Request {
         let inner = match self.spare.pop() {
             Some(mut inner) => {
                 inner.op = op;
@@ -308,12 +333,17 @@ impl RequestPool {
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inner").field("op", &self.op).field("route", &self.route).finish_non_exhaustive()
+        f.debug_struct("Inner")
+            .field("op", &self.op)
+            .field("route", &self.route)
+            .finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for Completion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Completion").field("status", &self.status()).finish_non_exhaustive()
+        f.debug_struct("Completion")
+            .field("status", &self.status())
+            .finish_non_exhaustive()
     }
 }

@@ -30,7 +30,10 @@ pub(crate) struct AcceptorHandle {
 
 impl AcceptorHandle {
     pub(crate) fn listen(&self, transport: Box<dyn Transport>, listener: Arc<Listener>) {
-        self.incoming.lock().unwrap_or_else(PoisonError::into_inner).push((transport, listener));
+        self.incoming
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((transport, listener));
         self.waker.wake();
     }
 
@@ -77,7 +80,12 @@ pub(crate) fn spawn_acceptor(
         .name("nvmf-accept".to_owned())
         .spawn(move || acceptor.run())
         .map_err(failed)?;
-    Ok(AcceptorHandle { incoming, stop, waker, thread: Some(thread) })
+    Ok(AcceptorHandle {
+        incoming,
+        stop,
+        waker,
+        thread: Some(thread),
+    })
 }
 
 impl Acceptor {
@@ -112,7 +120,8 @@ impl Acceptor {
     }
 
     fn take_incoming(&mut self) {
-        let new = std::mem::take(&mut *self.incoming.lock().unwrap_or_else(PoisonError::into_inner));
+        let new =
+            std::mem::take(&mut *self.incoming.lock().unwrap_or_else(PoisonError::into_inner));
         for (transport, listener) in new {
             let token = self.listeners.len() as u64;
             if let Err(err) = self.poller.add_level(transport.readiness(), token) {
@@ -125,18 +134,26 @@ impl Acceptor {
     /// Takes what a listener has; true if accepting has to pause.
     fn accept(&mut self, token: u64) -> bool {
         let index = usize::try_from(token).unwrap_or(usize::MAX);
-        let Some((transport, listener)) = self.listeners.get_mut(index) else { return false };
+        let Some((transport, listener)) = self.listeners.get_mut(index) else {
+            return false;
+        };
         for _ in 0..BATCH {
             match transport.accept() {
                 Ok(None) => return false,
                 Ok(Some(stream)) => {
                     let live = self.core.connections.fetch_add(1, Ordering::AcqRel);
                     if live >= self.core.config.max_connections {
-                        warn!("{}: refused, {live} connections are the limit", stream.peer());
+                        warn!(
+                            "{}: refused, {live} connections are the limit",
+                            stream.peer()
+                        );
                         self.core.connections.fetch_sub(1, Ordering::AcqRel);
                         continue;
                     }
-                    let least = self.reactors.iter().min_by_key(|m| m.connections.load(Ordering::Acquire));
+                    let least = self
+                        .reactors
+                        .iter()
+                        .min_by_key(|m| m.connections.load(Ordering::Acquire));
                     if let Some(mailbox) = least {
                         debug!("{}: connected", stream.peer());
                         mailbox.connections.fetch_add(1, Ordering::AcqRel);
@@ -144,7 +161,11 @@ impl Acceptor {
                     }
                 }
                 // The peer gave up, or a signal came: there may be more.
-                Err(err) if matches!(err.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+                Err(err)
+                    if matches!(
+                        err.kind(),
+                        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+                    ) => {}
                 Err(err) => {
                     warn!("cannot accept a connection: {err}");
                     return true;

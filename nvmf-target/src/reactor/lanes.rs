@@ -55,7 +55,10 @@ pub(crate) struct Lanes {
 
 impl Lanes {
     pub(super) fn new(reactor: usize) -> Self {
-        Self { reactor, ..Self::default() }
+        Self {
+            reactor,
+            ..Self::default()
+        }
     }
 
     /// The lane of a namespace, opened if need be.
@@ -63,7 +66,10 @@ impl Lanes {
         if let Some(&index) = self.by_uid.get(&entry.uid) {
             return Ok(index);
         }
-        let cx = LaneCx { depth: entry.info.depth, reactor: self.reactor };
+        let cx = LaneCx {
+            depth: entry.info.depth,
+            reactor: self.reactor,
+        };
         let lane = entry.namespace.open_lane(&cx).map_err(|err| {
             error!("namespace {}: no lane: {err}", entry.nsid);
             Status::NAMESPACE_NOT_READY
@@ -72,7 +78,10 @@ impl Lanes {
         if let Some(fd) = lane.wake_fd()
             && let Err(err) = poller.add_level(fd, LANE_TOKEN | index as u64)
         {
-            error!("namespace {}: its lane cannot be watched: {err}", entry.nsid);
+            error!(
+                "namespace {}: its lane cannot be watched: {err}",
+                entry.nsid
+            );
             self.free.push(index);
             return Err(Status::NAMESPACE_NOT_READY);
         }
@@ -96,7 +105,9 @@ impl Lanes {
 
     /// Gives a lane a request, now or when its depth allows.
     pub(crate) fn submit(&mut self, index: usize, request: Request) {
-        let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else { return };
+        let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
+            return;
+        };
         if lane.outstanding >= lane.depth {
             lane.waiting.push_back(request);
             return;
@@ -111,7 +122,9 @@ impl Lanes {
 
     /// Takes note of a completion, and submits what waited for it.
     pub(super) fn completed(&mut self, index: usize, poller: &Poller) {
-        let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else { return };
+        let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
+            return;
+        };
         lane.outstanding -= 1;
         if let Some(request) = lane.waiting.pop_front() {
             self.submit(index, request);
@@ -139,8 +152,12 @@ impl Lanes {
 
     /// The namespace is detached: its lane is dropped as soon as nothing is outstanding.
     pub(super) fn detach(&mut self, uid: u64, poller: &Poller) {
-        let Some(&index) = self.by_uid.get(&uid) else { return };
-        let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else { return };
+        let Some(&index) = self.by_uid.get(&uid) else {
+            return;
+        };
+        let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
+            return;
+        };
         lane.detached = true;
         if lane.outstanding == 0 {
             self.close(index, poller);
@@ -160,6 +177,9 @@ impl Lanes {
 
     /// The open lanes: index and uid.
     pub(super) fn iter(&self) -> impl Iterator<Item = (usize, u64)> {
-        self.lanes.iter().enumerate().filter_map(|(i, l)| l.as_ref().map(|l| (i, l.uid)))
+        self.lanes
+            .iter()
+            .enumerate()
+            .filter_map(|(i, l)| l.as_ref().map(|l| (i, l.uid)))
     }
 }

@@ -67,7 +67,10 @@ impl Mailbox {
     }
 
     pub(crate) fn send(&self, message: Message) {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+        self.messages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(message);
         self.any.store(true, Ordering::SeqCst);
         self.waker.wake();
     }

@@ -79,7 +79,9 @@ pub(crate) struct Cx {
 impl Cx {
     /// An empty list for a connection that has something to send.
     pub(crate) fn take_list(&mut self) -> Box<TxList> {
-        self.spare_lists.pop().unwrap_or_else(|| Box::new(TxList::new(TX_HEADS, TX_SEGS)))
+        self.spare_lists
+            .pop()
+            .unwrap_or_else(|| Box::new(TxList::new(TX_HEADS, TX_SEGS)))
     }
 
     /// Takes an emptied list back.
@@ -143,7 +145,11 @@ impl Conns {
     }
 
     fn get(&mut self, id: u64) -> Option<&mut Conn> {
-        let conn = self.slots.get_mut((id & 0xffff_ffff) as usize)?.1.as_deref_mut()?;
+        let conn = self
+            .slots
+            .get_mut((id & 0xffff_ffff) as usize)?
+            .1
+            .as_deref_mut()?;
         (conn.id() == id).then_some(conn)
     }
 
@@ -160,7 +166,10 @@ impl Conns {
     }
 
     fn ids(&self) -> Vec<u64> {
-        self.slots.iter().filter_map(|(_, conn)| conn.as_ref().map(|c| c.id())).collect()
+        self.slots
+            .iter()
+            .filter_map(|(_, conn)| conn.as_ref().map(|c| c.id()))
+            .collect()
     }
 }
 
@@ -176,7 +185,9 @@ pub(crate) fn spawn(
     let max = config.max_transfer.max(config.in_capsule) as usize;
     let pool = BufPool::new(bytes, max, mailbox.waker.clone()).map_err(failed)?;
     let poller = Poller::new().map_err(failed)?;
-    poller.add_level(&mailbox.waker, MAILBOX_TOKEN).map_err(failed)?;
+    poller
+        .add_level(&mailbox.waker, MAILBOX_TOKEN)
+        .map_err(failed)?;
     let (core, mailbox) = (Arc::clone(core), Arc::clone(mailbox));
     let busy_poll = u64::try_from(config.busy_poll.as_nanos()).unwrap_or(u64::MAX);
     let run = move || {
@@ -213,7 +224,10 @@ pub(crate) fn spawn(
         drop(reactor);
         Port::unbind_from_thread();
     };
-    std::thread::Builder::new().name(format!("nvmf-reactor-{index}")).spawn(run).map_err(failed)
+    std::thread::Builder::new()
+        .name(format!("nvmf-reactor-{index}"))
+        .spawn(run)
+        .map_err(failed)
 }
 
 impl Reactor {
@@ -251,8 +265,8 @@ impl Reactor {
     /// Waits for readiness: not at all while there is work or within the spin, else until the next
     /// timer.
     fn wait(&mut self) {
-        let spinning = self.busy_poll > 0
-            && self.cx.now.0.saturating_sub(self.last_work.0) < self.busy_poll;
+        let spinning =
+            self.busy_poll > 0 && self.cx.now.0.saturating_sub(self.last_work.0) < self.busy_poll;
         let idle = self.cx.ready.is_empty() && !spinning;
         let timeout = if idle && self.cx.mailbox.waker.prepare_sleep() {
             let next = self.cx.timers.peek().map(|Reverse((at, _))| *at);
@@ -260,8 +274,15 @@ impl Reactor {
         } else {
             Some(Duration::ZERO)
         };
-        let Self { cx, conns, ready, .. } = self;
-        let Cx { poller, lanes, mailbox, .. } = cx;
+        let Self {
+            cx, conns, ready, ..
+        } = self;
+        let Cx {
+            poller,
+            lanes,
+            mailbox,
+            ..
+        } = cx;
         let waited = poller.wait(timeout, |token, readiness| {
             if token == MAILBOX_TOKEN {
                 mailbox.waker.drain();
@@ -391,8 +412,12 @@ impl Reactor {
         let mut rounds = self.cx.starved.len();
         while rounds > 0 {
             rounds -= 1;
-            let Some(id) = self.cx.starved.pop_front() else { break };
-            let Some(conn) = self.conns.get(id) else { continue };
+            let Some(id) = self.cx.starved.pop_front() else {
+                break;
+            };
+            let Some(conn) = self.conns.get(id) else {
+                continue;
+            };
             match conn.feed_one(&mut self.cx) {
                 crate::conn::Fed::Satisfied => fed = true,
                 crate::conn::Fed::More => {
@@ -466,16 +491,31 @@ impl Reactor {
             .iter()
             .flat_map(|s| {
                 let table = s.table();
-                let uids = table.iter().filter(|e| e.info.volatile_cache).map(|e| e.uid);
+                let uids = table
+                    .iter()
+                    .filter(|e| e.info.volatile_cache)
+                    .map(|e| e.uid);
                 uids.collect::<Vec<_>>()
             })
             .collect();
-        let lanes: Vec<usize> =
-            self.cx.lanes.iter().filter(|(_, uid)| volatile.contains(uid)).map(|(i, _)| i).collect();
+        let lanes: Vec<usize> = self
+            .cx
+            .lanes
+            .iter()
+            .filter(|(_, uid)| volatile.contains(uid))
+            .map(|(i, _)| i)
+            .collect();
         for lane in lanes {
-            let route = Route { conn: NO_CONN, slot: Slot::default(), lane };
+            let route = Route {
+                conn: NO_CONN,
+                slot: Slot::default(),
+                lane,
+            };
             let nowhere = LbaRange { slba: 0, blocks: 0 };
-            let request = self.cx.requests.make(Op::Flush, 9, nowhere, IoBuf::empty(), route);
+            let request = self
+                .cx
+                .requests
+                .make(Op::Flush, 9, nowhere, IoBuf::empty(), route);
             self.cx.in_flight += 1;
             self.cx.lanes.submit(lane, request);
         }
@@ -485,7 +525,12 @@ impl Reactor {
 
     /// Lets others read how much is lent out and in flight.
     fn publish(&self) {
-        let Cx { mailbox, pool, in_flight, .. } = &self.cx;
+        let Cx {
+            mailbox,
+            pool,
+            in_flight,
+            ..
+        } = &self.cx;
         let lent = pool.total_bytes() - pool.free_bytes();
         if mailbox.buffers_lent.load(Ordering::Relaxed) != lent {
             mailbox.buffers_lent.store(lent, Ordering::Relaxed);

@@ -1,8 +1,8 @@
 //! Readiness: what the operating system offers for watching many descriptors. Linux epoll here;
 //! another system's mechanism would replace this file.
 
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,18 +26,30 @@ pub(crate) struct Poller {
 
 impl Poller {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)? })
+        Ok(Self {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+        })
     }
 
     /// Watches a descriptor, edge-triggered: for reading, for writing and for the peer's end.
     pub(crate) fn add(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token), flags)?)
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            EventData::new_u64(token),
+            flags,
+        )?)
     }
 
     /// Watches a descriptor for reading, level-triggered.
     pub(crate) fn add_level(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token), EventFlags::IN)?)
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            EventData::new_u64(token),
+            EventFlags::IN,
+        )?)
     }
 
     /// Stops watching a descriptor.
@@ -62,7 +74,12 @@ impl Poller {
                 for event in events {
                     let (data, flags) = (event.data, event.flags);
                     let over = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
-                    ready(data.u64(), Ready { ended: flags.intersects(over) });
+                    ready(
+                        data.u64(),
+                        Ready {
+                            ended: flags.intersects(over),
+                        },
+                    );
                 }
                 Ok(())
             }

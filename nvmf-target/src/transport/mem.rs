@@ -32,7 +32,10 @@ struct End {
 impl End {
     fn new() -> io::Result<Arc<Self>> {
         let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Arc::new(Self { incoming: Mutex::default(), event }))
+        Ok(Arc::new(Self {
+            incoming: Mutex::default(),
+            event,
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Pipe> {
@@ -60,7 +63,10 @@ impl MemStream {
     pub fn pair() -> io::Result<(Self, Self)> {
         let (a, b) = (End::new()?, End::new()?);
         Ok((
-            Self { mine: Arc::clone(&a), theirs: Arc::clone(&b) },
+            Self {
+                mine: Arc::clone(&a),
+                theirs: Arc::clone(&b),
+            },
             Self { mine: b, theirs: a },
         ))
     }
@@ -166,8 +172,17 @@ impl MemTransport {
     /// If the system gives no descriptor.
     pub fn new(name: impl Into<String>) -> io::Result<(Self, MemConnector)> {
         let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        let backlog = Arc::new(Backlog { queue: Mutex::default(), event });
-        Ok((Self { backlog: Arc::clone(&backlog), name: name.into() }, MemConnector(backlog)))
+        let backlog = Arc::new(Backlog {
+            queue: Mutex::default(),
+            event,
+        });
+        Ok((
+            Self {
+                backlog: Arc::clone(&backlog),
+                name: name.into(),
+            },
+            MemConnector(backlog),
+        ))
     }
 }
 
@@ -178,7 +193,11 @@ impl MemConnector {
     /// If the system gives no descriptors.
     pub fn connect(&self) -> io::Result<MemStream> {
         let (ours, theirs) = MemStream::pair()?;
-        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(theirs);
+        self.0
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(theirs);
         rustix::io::write(&self.0.event, &1u64.to_ne_bytes())?;
         Ok(ours)
     }
@@ -200,12 +219,22 @@ impl Transport for MemTransport {
     }
 
     fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>> {
-        let next = self.backlog.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let next = self
+            .backlog
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front();
         if next.is_none() {
             let mut count = [0; 8];
             let _ = rustix::io::read(&self.backlog.event, &mut count);
             // One may have come between the look and the reset.
-            let next = self.backlog.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let next = self
+                .backlog
+                .queue
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop_front();
             return Ok(next.map(|s| Box::new(s) as Box<dyn Stream>));
         }
         Ok(next.map(|s| Box::new(s) as Box<dyn Stream>))
@@ -214,7 +243,9 @@ impl Transport for MemTransport {
 
 impl fmt::Debug for MemTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemTransport").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("MemTransport")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -242,20 +273,29 @@ mod tests {
     #[test]
     fn bytes_arrive_in_order_and_the_end_is_seen() {
         let (mut a, mut b) = MemStream::pair().unwrap();
-        assert_eq!(read(&mut b, 4).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            read(&mut b, 4).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
         assert_eq!(write(&mut a, b"hello").unwrap(), 5);
         assert_eq!(read(&mut b, 3).unwrap(), b"hel");
         drop(a);
         assert_eq!(read(&mut b, 9).unwrap(), b"lo");
         assert_eq!(read(&mut b, 9).unwrap(), b"");
-        assert_eq!(write(&mut b, b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(
+            write(&mut b, b"x").unwrap_err().kind(),
+            io::ErrorKind::BrokenPipe
+        );
     }
 
     #[test]
     fn a_full_pipe_takes_no_more() {
         let (mut a, mut b) = MemStream::pair().unwrap();
         assert_eq!(write(&mut a, &vec![1; CAPACITY + 5]).unwrap(), CAPACITY);
-        assert_eq!(write(&mut a, b"x").unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            write(&mut a, b"x").unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
         assert_eq!(read(&mut b, 10).unwrap().len(), 10);
         assert_eq!(write(&mut a, &[2; 20]).unwrap(), 10);
     }

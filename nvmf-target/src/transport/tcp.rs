@@ -24,7 +24,11 @@ impl TcpTransport {
     /// [`Error::Io`] with the address if it cannot be bound.
     pub fn bind(address: SocketAddr) -> Result<Self, Error> {
         let bind = || -> io::Result<Self> {
-            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            let socket = Socket::new(
+                Domain::for_address(address),
+                Type::STREAM,
+                Some(Protocol::TCP),
+            )?;
             socket.set_reuse_address(true)?;
             if address.is_ipv6() {
                 socket.set_only_v6(true)?;
@@ -52,7 +56,11 @@ impl Transport for TcpTransport {
         let ip = self.address.ip();
         TransportAddress {
             trtype: TransportType::TCP,
-            adrfam: if ip.is_ipv4() { AddressFamily::IPV4 } else { AddressFamily::IPV6 },
+            adrfam: if ip.is_ipv4() {
+                AddressFamily::IPV4
+            } else {
+                AddressFamily::IPV6
+            },
             traddr: ip.to_string(),
             trsvcid: self.address.port().to_string(),
             wildcard: ip.is_unspecified(),

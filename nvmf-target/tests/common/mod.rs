@@ -53,7 +53,9 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// Everything that hosts have caused is gone.
 pub fn assert_idle(target: &Target) {
-    eventually("everything is given back", || target.stats() == Default::default());
+    eventually("everything is given back", || {
+        target.stats() == Default::default()
+    });
 }
 
 /// The host's end of an in-memory connection.
@@ -75,7 +77,10 @@ impl nvmf_host::Stream for HostStream {
             tv_sec: timeout.as_secs() as i64,
             tv_nsec: timeout.subsec_nanos().into(),
         };
-        poll(&mut [PollFd::from_borrowed_fd(self.0.readiness(), PollFlags::IN)], Some(&timeout))?;
+        poll(
+            &mut [PollFd::from_borrowed_fd(self.0.readiness(), PollFlags::IN)],
+            Some(&timeout),
+        )?;
         Ok(())
     }
 
