@@ -17,13 +17,14 @@ use std::time::Duration;
 /// Writes and reads ranges of many sizes, and checks that their neighbours stay as they were.
 fn exercise(queue: &mut IoQueue, ns: &Namespace) {
     for (i, blocks) in [
-        1u64, 7, 8, 16, 31, 32, 33, 64, 128, 255, 256, 257, 1024, 2048,
+        1u32, 7, 8, 16, 31, 32, 33, 64, 128, 255, 256, 257, 1024, 2048,
     ]
     .into_iter()
     .enumerate()
     {
         let slba = 3 + 4096 * i as u64;
-        let len = (blocks * 512) as usize;
+        let len = blocks as usize * 512;
+        let blocks = u64::from(blocks);
         let data = pattern(i as u64 + 1, len);
         queue.write(ns, slba, &data).unwrap();
         let mut back = vec![0xee; len + 1024];
@@ -276,7 +277,7 @@ fn a_shutdown_finishes_and_says_so() {
     queue.write(&ns, 0, &pattern(1, 4096)).unwrap();
     assert!(target.shutdown(Duration::from_secs(20)));
     assert!(queue.read(&ns, 0, &mut [0; 512]).is_err());
-    assert!(target.listen("127.0.0.1:0".parse().unwrap()).is_err());
+    target.listen("127.0.0.1:0".parse().unwrap()).unwrap_err();
     assert!(
         target.shutdown(Duration::ZERO),
         "a second time there is nothing to do"

@@ -105,7 +105,7 @@ pub(crate) struct Cli {
     #[arg(short = 'H', long, value_name = "SIZE", value_parser = size_within(4096, 1 << 30, 4))]
     pub(crate) maxh2cdata: Option<u32>,
 
-    /// Most data of one command (MDTS): a power of two from 4k to 32m [default: 1m]
+    /// Most data of one command (MDTS): a power of two from 8k to 32m [default: 1m]
     #[arg(long, value_name = "SIZE", value_parser = mdts)]
     pub(crate) mdts: Option<u32>,
 
@@ -387,7 +387,7 @@ fn size_within(
 }
 
 fn mdts(text: &str) -> Result<u32, String> {
-    power_of_two(text, 4096, 32 << 20)
+    power_of_two(text, 8192, 32 << 20)
 }
 
 fn block_size(text: &str) -> Result<u32, String> {
@@ -504,8 +504,8 @@ mod tests {
 
     #[test]
     fn what_is_not_said_follows_what_is_said() {
-        let config = parse("--mdts 4k x").unwrap().target_config();
-        assert_eq!(config.in_capsule, 4096);
+        let config = parse("--mdts 8k x").unwrap().target_config();
+        assert_eq!(config.in_capsule, 8192);
         let config = parse("--threads 100 --mdts 32m x").unwrap().target_config();
         assert_eq!(config.buffer_bytes, 100 * (32 << 20));
     }
@@ -549,7 +549,7 @@ mod tests {
             ("--bind localhost x", "--bind"),
             ("--block-size 1000 x", "a power of two from 512 to 65536"),
             ("--block-size 128k x", "a power of two from 512 to 65536"),
-            ("--mdts 5000 x", "a power of two from 4096"),
+            ("--mdts 5000 x", "a power of two from 8192"),
             ("--in-capsule 17 x", "a multiple of 16"),
             ("-H 2048 x", "a multiple of 4 from 4096"),
             ("--threads 0 x", "1..=1024"),
@@ -560,7 +560,7 @@ mod tests {
                 "--buffers 1048576: at least --mdts",
             ),
             (
-                "--mdts 4k --in-capsule 16k x",
+                "--mdts 8k --in-capsule 16k x",
                 "--in-capsule 16384: at most --mdts",
             ),
             ("ramdisk:12q", "a size such as"),

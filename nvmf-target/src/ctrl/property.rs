@@ -1,7 +1,7 @@
 //! Controller properties: CAP, VS, CC, CSTS, CRTO (NVMe Base 2.1 §3.1.4).
 
 use super::controller::Stopping;
-use super::{Controller, Kind, lock};
+use super::{Controller, lock};
 use crate::TargetConfig;
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::fabrics::{PropertyGet, PropertySet, PropertySize};
@@ -22,7 +22,7 @@ impl Controller {
         get: &PropertyGet,
     ) -> Result<u64, Status> {
         let (value, size) = match get.offset {
-            PropertyOffset::CAP => (self.capabilities(config).0, PropertySize::BYTES_8),
+            PropertyOffset::CAP => (Self::capabilities(config).0, PropertySize::BYTES_8),
             PropertyOffset::VS => (u64::from(VERSION.0), PropertySize::BYTES_4),
             PropertyOffset::CC => (u64::from(lock(&self.state).cc.0), PropertySize::BYTES_4),
             PropertyOffset::CSTS => (u64::from(lock(&self.state).csts.0), PropertySize::BYTES_4),
@@ -43,13 +43,9 @@ impl Controller {
         }
     }
 
-    fn capabilities(&self, config: &TargetConfig) -> Cap {
-        let mqes = match self.subsystem.kind {
-            Kind::Nvm => u64::from(config.io_queue_entries - 1),
-            Kind::Discovery => 0,
-        };
+    fn capabilities(config: &TargetConfig) -> Cap {
         Cap::default()
-            .with_mqes(mqes)
+            .with_mqes(u64::from(config.io_queue_entries - 1))
             .with_cqr(true)
             .with_to(TO)
             .with_css(Cap::CSS_NVM)
@@ -76,7 +72,7 @@ impl Controller {
             && (new.css() != old.css() || new.mps() != old.mps() || new.ams() != old.ams());
         let bad = new.ams() != 0
             || new.mps() != 0
-            || !matches!(new.css(), Cc::CSS_NVM | Cc::CSS_ADMIN_ONLY)
+            || new.css() != Cc::CSS_NVM
             || new.shn() == 0b11
             || new.crime()
             || !matches!(new.iosqes(), 0 | 6)

@@ -5,7 +5,7 @@ use crate::Error;
 /// Whether a backend has an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Support {
-    /// Not offered to hosts: the command is answered with Invalid Command Opcode.
+    /// Not offered to hosts.
     #[default]
     None,
     /// The target does it with reads, writes and flushes.
@@ -23,9 +23,10 @@ pub struct Caps {
     /// Force Unit Access. `Native`: [`crate::ns::Op::Write`] carries it. Otherwise a write with
     /// FUA is followed by a Flush.
     pub fua: Support,
-    /// Write Zeroes. `Emulate`: the target writes zeroes.
+    /// Write Zeroes. `Emulate`: the target writes zeroes. `None`: Invalid Command Opcode.
     pub write_zeroes: Support,
-    /// Dataset Management with the deallocate attribute. `Emulate` counts as `None`.
+    /// Dataset Management with the deallocate attribute. `None` and `Emulate`: a hint that is
+    /// not taken, the command succeeds.
     pub deallocate: Support,
 }
 
@@ -186,8 +187,8 @@ mod tests {
 
     #[test]
     fn validation_names_what_is_wrong() {
-        assert!(NsInfo::new(512, 1).validate().is_ok());
-        assert!(NsInfo::new(65536, 1).validate().is_ok());
+        NsInfo::new(512, 1).validate().unwrap();
+        NsInfo::new(65536, 1).validate().unwrap();
         for bad in [
             NsInfo::new(0, 1),
             NsInfo::new(256, 1),

@@ -1,6 +1,6 @@
 //! What the integration tests share: a target with a RAM namespace, and hosts for it.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use nvmf_host::{ConnectOptions, Controller};
 use nvmf_target::ns::{Inline, RamDisk};
@@ -74,7 +74,7 @@ impl nvmf_host::Stream for HostStream {
     fn wait(&mut self, _writable: bool, timeout: Duration) -> io::Result<()> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let timeout = Timespec {
-            tv_sec: timeout.as_secs() as i64,
+            tv_sec: timeout.as_secs().cast_signed(),
             tv_nsec: timeout.subsec_nanos().into(),
         };
         poll(
