@@ -35,6 +35,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     target.add_subsystem(SubsystemConfig::new(nqn))?;
     target.add_namespace(nqn, 1, Inline::new(MapDisk::default()))?;
     println!("serving {nqn} on {}", target.listen(address)?);
-    std::thread::park();
+    target.wait();
     Ok(())
 }

@@ -11,7 +11,7 @@ use nvmf_proto::wire::nqn::Nqn;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,9 @@ struct Inner {
     core: Arc<Core>,
     reactors: Vec<Arc<Mailbox>>,
     running: Mutex<Running>,
+    /// Whether the target is shut down, for those who wait for it.
+    over: Mutex<bool>,
+    ended: Condvar,
 }
 
 struct Running {
@@ -72,6 +75,8 @@ impl Target {
                 acceptor: None,
                 threads: Vec::new(),
             }),
+            over: Mutex::new(false),
+            ended: Condvar::new(),
         };
         {
             let mut running = inner.running();
@@ -194,6 +199,18 @@ impl Target {
         }
     }
 
+    /// Blocks until another thread has shut the target down.
+    pub fn wait(&self) {
+        let mut over = self.0.over.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*over {
+            over = self
+                .0
+                .ended
+                .wait(over)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Shuts down: closes the listeners, lets connections finish the commands that they have,
     /// flushes the backends, closes the connections. What is not done `within` the time is cut
     /// off. True if everything was done; also if it was shut down before.
@@ -239,6 +256,8 @@ impl Inner {
             }
         }
         info!("the target is shut down");
+        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.ended.notify_all();
         complete
     }
 }
