@@ -8,6 +8,7 @@
 //! The programs are `stub`, `loadgen` and `compare`; each says with `--help` what it does.
 
 pub mod histogram;
+pub mod load;
 pub mod poll;
 pub mod report;
 pub mod stub;

@@ -16,16 +16,34 @@ use std::collections::BTreeMap;
 ///
 /// On a finding.
 pub fn run(data: &[u8]) {
-    let Some((&options, rest)) = data.split_first() else { return };
-    let Some((&commands, rest)) = rest.split_first() else { return };
+    let Some((&options, rest)) = data.split_first() else {
+        return;
+    };
+    let Some((&commands, rest)) = rest.split_first() else {
+        return;
+    };
     let (commands, rest) = rest.split_at((usize::from(commands & 15) * 3).min(rest.len()));
-    let Some((&cuts, rest)) = rest.split_first() else { return };
+    let Some((&cuts, rest)) = rest.split_first() else {
+        return;
+    };
     let (cuts, stream) = rest.split_at(usize::from(cuts).min(rest.len()));
-    let whole = once(options, commands, TxList::new(1 << 16, 1 << 10), stream, &[]);
+    let whole = once(
+        options,
+        commands,
+        TxList::new(1 << 16, 1 << 10),
+        stream,
+        &[],
+    );
     let cut = once(options, commands, TxList::new(0, 0), stream, cuts);
     assert_eq!(whole, cut, "the cuts {cuts:?} make a difference");
     if stream.len() <= 1024 {
-        let bytes = once(options, commands, TxList::new(512, 9), stream, &vec![1; stream.len()]);
+        let bytes = once(
+            options,
+            commands,
+            TxList::new(512, 9),
+            stream,
+            &vec![1; stream.len()],
+        );
         assert_eq!(whole, bytes, "cutting everywhere makes a difference");
     }
 }
@@ -46,9 +64,15 @@ fn config(options: u8) -> Config {
 /// The data of a command, as `rx` answers its opcode.
 fn data_of(opcode: u8, len: u32) -> HostData {
     match opcode & 7 {
-        1 => HostData::Write { len, in_capsule: true },
+        1 => HostData::Write {
+            len,
+            in_capsule: true,
+        },
         2 | 6 => HostData::Read { len },
-        5 => HostData::Write { len, in_capsule: false },
+        5 => HostData::Write {
+            len,
+            in_capsule: false,
+        },
         _ => HostData::None,
     }
 }
@@ -67,11 +91,18 @@ fn once(
     cuts: &[u8],
 ) -> Transcript<Event> {
     let mut host = TcpHost::new(&config(options));
-    let mut script = Commands { live: BTreeMap::new() };
+    let mut script = Commands {
+        live: BTreeMap::new(),
+    };
     for command in commands.chunks_exact(3) {
         let [opcode, low, high] = [command[0], command[1], command[2]];
-        let data = data_of(opcode, u32::from(u16::from_le_bytes([low, high])) % (MAX_DATA + 1));
-        let Some(slot) = host.submit(Sqe::with_opcode(opcode), data) else { break };
+        let data = data_of(
+            opcode,
+            u32::from(u16::from_le_bytes([low, high])) % (MAX_DATA + 1),
+        );
+        let Some(slot) = host.submit(Sqe::with_opcode(opcode), data) else {
+            break;
+        };
         let len = match data {
             HostData::Read { len } => len,
             _ => 0,
@@ -89,7 +120,13 @@ struct Commands {
 
 impl Script<TcpHost> for Commands {
     fn event(&mut self, host: &mut TcpHost, event: &Event) {
-        if let Event::Completed { slot, cqe, received, .. } = *event {
+        if let Event::Completed {
+            slot,
+            cqe,
+            received,
+            ..
+        } = *event
+        {
             let (submitted, len) = self.live.remove(&slot.index()).unwrap_or((slot, 0));
             assert_eq!(submitted, slot, "not a command of this queue");
             assert!(received <= len);
@@ -105,10 +142,16 @@ impl Script<TcpHost> for Commands {
     }
 
     fn end(&mut self, host: &mut TcpHost) {
-        assert_eq!(host.outstanding(), self.live.len(), "everything that was due has left");
+        assert_eq!(
+            host.outstanding(),
+            self.live.len(),
+            "everything that was due has left"
+        );
     }
 
     fn buffer_len(&self, slot: Slot) -> usize {
-        self.live.get(&slot.index()).map_or(0, |&(_, len)| len as usize)
+        self.live
+            .get(&slot.index())
+            .map_or(0, |&(_, len)| len as usize)
     }
 }

@@ -6,8 +6,8 @@ use arbitrary::{Arbitrary, Unstructured};
 use nvmf_proto::tcp::target::{Config, Done, Event, QueueConfig, TcpTarget};
 use nvmf_proto::tcp::{Need, Seg, Slot, Time, TxList, crc32c};
 use nvmf_proto::wire::pdu::{
-    COMMON_LEN, CommonHeader, DATA_LEN, DataHeader, Fes, InitConnection, PduFlags, PduType, TermReq,
-    encode_capsule_cmd,
+    COMMON_LEN, CommonHeader, DATA_LEN, DataHeader, Fes, InitConnection, PduFlags, PduType,
+    TermReq, encode_capsule_cmd,
 };
 use nvmf_proto::wire::{SglDescriptor, Sqe, Status};
 use std::collections::{BTreeMap, VecDeque};
@@ -32,7 +32,11 @@ enum Op {
     Deliver(u16),
     Receive(Pick, u16),
     Complete(Pick, u16, u8, u16),
-    OpenQueue { entries: u8, flow_control: bool, in_capsule: u16 },
+    OpenQueue {
+        entries: u8,
+        flow_control: bool,
+        in_capsule: u16,
+    },
     Poll,
     /// So many of the bytes that were handed out have left.
     Transmitted(u16),
@@ -44,11 +48,26 @@ enum Op {
 /// A PDU whose fields are right, but for what a [`Lie`] makes of it.
 #[derive(Arbitrary, Clone, Debug)]
 enum Pdu {
-    IcReq { hpda: u8, dgst: u8, maxr2t: u8 },
-    Command { opcode: u8, cid: u8, sgl_len: u16, in_capsule: u16 },
+    IcReq {
+        hpda: u8,
+        dgst: u8,
+        maxr2t: u8,
+    },
+    Command {
+        opcode: u8,
+        cid: u8,
+        sgl_len: u16,
+        in_capsule: u16,
+    },
     /// The next so many bytes of what an R2T asks for.
-    H2cData { r2t: u8, len: u16 },
-    TermReq { fes: u8, fei: u16 },
+    H2cData {
+        r2t: u8,
+        len: u16,
+    },
+    TermReq {
+        fes: u8,
+        fei: u16,
+    },
     Bytes([u8; 8]),
 }
 
@@ -154,7 +173,11 @@ impl Driver {
             Op::Complete(pick, status, result, len) => {
                 self.complete(*pick, *status, *result, *len);
             }
-            Op::OpenQueue { entries, flow_control, in_capsule } => {
+            Op::OpenQueue {
+                entries,
+                flow_control,
+                in_capsule,
+            } => {
                 self.target.open_queue(&QueueConfig {
                     entries: u32::from(*entries),
                     flow_control: *flow_control,
@@ -186,33 +209,56 @@ impl Driver {
         }
         let mut bytes = match *pdu {
             Pdu::IcReq { hpda, dgst, maxr2t } => {
-                let ic =
-                    InitConnection { pfv: 0, pda: hpda & 31, dgst: dgst & 3, max: maxr2t.into() };
+                let ic = InitConnection {
+                    pfv: 0,
+                    pda: hpda & 31,
+                    dgst: dgst & 3,
+                    max: maxr2t.into(),
+                };
                 ic.encode(PduType::IC_REQ).to_vec()
             }
-            Pdu::Command { opcode, cid, sgl_len, in_capsule } => {
+            Pdu::Command {
+                opcode,
+                cid,
+                sgl_len,
+                in_capsule,
+            } => {
                 let mut sqe = Sqe::with_opcode(opcode);
                 sqe.set_cid(cid.into());
                 sqe.set_sgl(SglDescriptor::transport(u32::from(sgl_len % MAX_DATA)));
                 let ch = common(PduType::CAPSULE_CMD, 72);
                 // Data in every other capsule.
-                let data = if in_capsule & 1 == 0 { 0 } else { in_capsule % MAX_DATA };
+                let data = if in_capsule & 1 == 0 {
+                    0
+                } else {
+                    in_capsule % MAX_DATA
+                };
                 self.finish_pdu(&encode_capsule_cmd(&ch, &sqe), data.into())
             }
             Pdu::H2cData { r2t, len } => {
                 let count = self.r2ts.len().max(1);
-                let Some(r2t) = self.r2ts.get_mut(usize::from(r2t) % count) else { return };
+                let Some(r2t) = self.r2ts.get_mut(usize::from(r2t) % count) else {
+                    return;
+                };
                 let (offset, len) = (r2t.next, u32::from(len.max(1)).min(r2t.end - r2t.next));
                 r2t.next += len;
                 let mut ch = common(PduType::H2C_DATA, 24);
                 ch.flags.set(PduFlags::LAST_PDU, r2t.next == r2t.end);
-                let header =
-                    DataHeader { cccid: r2t.cccid, ttag: r2t.ttag, offset, length: len }.encode(&ch);
+                let header = DataHeader {
+                    cccid: r2t.cccid,
+                    ttag: r2t.ttag,
+                    offset,
+                    length: len,
+                }
+                .encode(&ch);
                 self.r2ts.retain(|r2t| r2t.next < r2t.end);
                 self.finish_pdu(&header, len as usize)
             }
             Pdu::TermReq { fes, fei } => {
-                let term = TermReq { fes: Fes(fes.into()), fei: fei.into() };
+                let term = TermReq {
+                    fes: Fes(fes.into()),
+                    fei: fei.into(),
+                };
                 term.encode(PduType::H2C_TERM_REQ, 0).to_vec()
             }
             Pdu::Bytes(bytes) => bytes.to_vec(),
@@ -225,13 +271,20 @@ impl Driver {
     }
 
     /// Digests, padding and lengths as they should be.
-    #[expect(clippy::cast_possible_truncation, reason = "PDO below 256, PLEN of a few KiB")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "PDO below 256, PLEN of a few KiB"
+    )]
     fn finish_pdu(&self, header: &[u8], data: usize) -> Vec<u8> {
         let terms = self.target.negotiated().unwrap_or_default();
         let mut pdu = header.to_vec();
         let end = header.len() + if terms.header_digest { 4 } else { 0 };
         let data_digest = terms.data_digest && data > 0;
-        let pdo = if data > 0 { end.next_multiple_of((usize::from(terms.cpda) + 1) * 4) } else { end };
+        let pdo = if data > 0 {
+            end.next_multiple_of((usize::from(terms.cpda) + 1) * 4)
+        } else {
+            end
+        };
         let plen = pdo + data + if data_digest { 4 } else { 0 };
         pdu[1] |= u8::from(terms.header_digest) | u8::from(data_digest) << 1;
         pdu[3] = if data > 0 { pdo as u8 } else { 0 };
@@ -271,10 +324,18 @@ impl Driver {
                         }
                     }
                 }
-                Need::Payload { slot, offset, len, crc } => {
+                Need::Payload {
+                    slot,
+                    offset,
+                    len,
+                    crc,
+                } => {
                     let live = self.live[&slot.index()];
                     assert_eq!(live.slot, slot);
-                    assert!(len > 0 && offset + len <= live.buffer, "{need:?} of {live:?}");
+                    assert!(
+                        len > 0 && offset + len <= live.buffer,
+                        "{need:?} of {live:?}"
+                    );
                     let n = available(staged, len);
                     let crc = crc.map(|crc| crc32c(crc, &staged[..n as usize]));
                     (n as usize, self.target.placed(n, crc))
@@ -307,9 +368,18 @@ impl Driver {
 
     fn event(&mut self, event: Option<Event>) {
         match event {
-            Some(Event::Command { slot, in_capsule, .. }) => {
-                let live = Live { slot, buffer: in_capsule, done: None };
-                assert!(self.live.insert(slot.index(), live).is_none(), "the slot is not free");
+            Some(Event::Command {
+                slot, in_capsule, ..
+            }) => {
+                let live = Live {
+                    slot,
+                    buffer: in_capsule,
+                    done: None,
+                };
+                assert!(
+                    self.live.insert(slot.index(), live).is_none(),
+                    "the slot is not free"
+                );
                 if self.known.len() == 256 {
                     self.known.remove(0);
                 }
@@ -327,13 +397,21 @@ impl Driver {
     fn pick(&self, pick: Pick) -> Option<Slot> {
         if pick.any < 0xc0 {
             let count = self.live.len().max(1);
-            return self.live.values().nth(usize::from(pick.index) % count).map(|live| live.slot);
+            return self
+                .live
+                .values()
+                .nth(usize::from(pick.index) % count)
+                .map(|live| live.slot);
         }
-        self.known.get(usize::from(pick.index) % self.known.len().max(1)).copied()
+        self.known
+            .get(usize::from(pick.index) % self.known.len().max(1))
+            .copied()
     }
 
     fn live_mut(&mut self, slot: Slot) -> Option<&mut Live> {
-        self.live.get_mut(&slot.index()).filter(|live| live.slot == slot)
+        self.live
+            .get_mut(&slot.index())
+            .filter(|live| live.slot == slot)
     }
 
     fn receive(&mut self, pick: Pick, len: u16) {
@@ -348,9 +426,17 @@ impl Driver {
     fn complete(&mut self, pick: Pick, status: u16, result: u8, data_len: u16) {
         let Some(slot) = self.pick(pick) else { return };
         // Most commands succeed.
-        let status = if status & 3 == 3 { Status::from_bits(status >> 2) } else { Status::SUCCESS };
+        let status = if status & 3 == 3 {
+            Status::from_bits(status >> 2)
+        } else {
+            Status::SUCCESS
+        };
         let data_len = u32::from(data_len % MAX_DATA);
-        let done = Done { status, result: result.into(), data_len };
+        let done = Done {
+            status,
+            result: result.into(),
+            data_len,
+        };
         if let Some(live) = self.live_mut(slot) {
             live.done.get_or_insert(done);
         }
@@ -377,13 +463,18 @@ impl Driver {
             match *seg {
                 Seg::Head { start, len } => {
                     let start = start as usize;
-                    self.sent.extend(&self.list.heads()[start + skipped..start + len as usize]);
+                    self.sent
+                        .extend(&self.list.heads()[start + skipped..start + len as usize]);
                 }
                 Seg::Data { slot, offset, len } => {
                     let live = self.live[&slot.index()];
                     let most = live.done.map_or(0, |done| done.data_len);
-                    assert!(live.slot == slot && offset + len <= most, "{seg:?} of {live:?}");
-                    self.sent.resize(self.sent.len() + len as usize - skipped, 0);
+                    assert!(
+                        live.slot == slot && offset + len <= most,
+                        "{seg:?} of {live:?}"
+                    );
+                    self.sent
+                        .resize(self.sent.len() + len as usize - skipped, 0);
                 }
             }
         }
@@ -419,7 +510,10 @@ impl Driver {
         let live = &mut self.live;
         self.target.transmitted(n, |slot| {
             let gone = live.remove(&slot.index());
-            assert!(gone.is_some_and(|l| l.slot == slot && l.done.is_some()), "{slot:?} {gone:?}");
+            assert!(
+                gone.is_some_and(|l| l.slot == slot && l.done.is_some()),
+                "{slot:?} {gone:?}"
+            );
         });
     }
 
@@ -439,5 +533,11 @@ impl Driver {
 }
 
 const fn common(pdu_type: PduType, hlen: u8) -> CommonHeader {
-    CommonHeader { pdu_type, flags: PduFlags::empty(), hlen, pdo: 0, plen: hlen as u32 }
+    CommonHeader {
+        pdu_type,
+        flags: PduFlags::empty(),
+        hlen,
+        pdo: 0,
+        plen: hlen as u32,
+    }
 }

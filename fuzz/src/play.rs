@@ -163,7 +163,10 @@ pub fn play<M: Machine>(
         list,
         data: vec![0x3c; MAX_DATA as usize],
         payload: None,
-        transcript: Transcript { log: Vec::new(), sent: Vec::new() },
+        transcript: Transcript {
+            log: Vec::new(),
+            sent: Vec::new(),
+        },
     };
     let timeout = player.machine.handle_timeout(Time(0));
     assert!(timeout.is_none(), "{timeout:?} at the start");
@@ -222,7 +225,12 @@ impl<M: Machine> Player<M> {
                     }
                 }
             }
-            Need::Payload { slot, offset, len, crc } => {
+            Need::Payload {
+                slot,
+                offset,
+                len,
+                crc,
+            } => {
                 assert!(slot.index() < self.machine.slots());
                 let end = offset as usize + len as usize;
                 assert!(len > 0 && end <= script.buffer_len(slot), "{need:?}");
@@ -234,10 +242,16 @@ impl<M: Machine> Player<M> {
                 let bytes = &staged[..n as usize];
                 self.payload = Some((slot, offset + n, crc32c(sum, bytes)));
                 if n == len {
-                    let line = self.payload.take().map(|(slot, end, sum)| Entry::Payload(slot, end, sum));
+                    let line = self
+                        .payload
+                        .take()
+                        .map(|(slot, end, sum)| Entry::Payload(slot, end, sum));
                     self.transcript.log.extend(line);
                 }
-                (bytes.len(), self.machine.placed(n, crc.map(|crc| crc32c(crc, bytes))))
+                (
+                    bytes.len(),
+                    self.machine.placed(n, crc.map(|crc| crc32c(crc, bytes))),
+                )
             }
             Need::Discard { len } => {
                 assert!(len > 0);
@@ -250,7 +264,11 @@ impl<M: Machine> Player<M> {
             Need::Wait(_) => {
                 script.waiting(&mut self.machine, need);
                 self.flush(&[]);
-                assert_ne!(self.machine.need(), need, "the stream stands still for good");
+                assert_ne!(
+                    self.machine.need(),
+                    need,
+                    "the stream stands still for good"
+                );
                 (0, None)
             }
             Need::Drain | Need::Closed => return None,
@@ -269,13 +287,17 @@ impl<M: Machine> Player<M> {
     }
 
     fn flush(&mut self, cuts: &[u8]) {
-        let mut cuts = cuts.iter().map(|&cut| usize::from(cut)).filter(|&cut| cut > 0);
+        let mut cuts = cuts
+            .iter()
+            .map(|&cut| usize::from(cut))
+            .filter(|&cut| cut > 0);
         loop {
             let had = self.machine.has_transmit();
             let appended = self.machine.poll_transmit(&mut self.list);
             assert_eq!(appended, had, "has_transmit says something else");
             let data = &self.data;
-            self.list.fill_digests(|d| &data[d.offset as usize..(d.offset + d.len) as usize]);
+            self.list
+                .fill_digests(|d| &data[d.offset as usize..(d.offset + d.len) as usize]);
             if self.list.is_empty() {
                 return;
             }
@@ -287,7 +309,9 @@ impl<M: Machine> Player<M> {
                         (&self.data[..], offset, len)
                     }
                 };
-                self.transcript.sent.extend(&from[start as usize..(start + len) as usize]);
+                self.transcript
+                    .sent
+                    .extend(&from[start as usize..(start + len) as usize]);
             }
             while !self.list.is_empty() {
                 let n = cuts.next().unwrap_or(usize::MAX).min(self.list.remaining());
@@ -303,12 +327,22 @@ impl<M: Machine> Player<M> {
         while let Some(first) = rest.first_chunk::<COMMON_LEN>() {
             let ch = CommonHeader::decode(first);
             let len = ch.plen as usize;
-            assert!(len >= usize::from(ch.hlen) && ch.hlen >= 8 && len <= rest.len(), "{ch:?}");
+            assert!(
+                len >= usize::from(ch.hlen) && ch.hlen >= 8 && len <= rest.len(),
+                "{ch:?}"
+            );
             rest = &rest[len..];
-            assert!(ch.pdu_type != M::TERM_REQ || rest.is_empty(), "bytes follow a TermReq");
+            assert!(
+                ch.pdu_type != M::TERM_REQ || rest.is_empty(),
+                "bytes follow a TermReq"
+            );
         }
         assert!(rest.is_empty(), "part of a PDU");
-        let violations = self.transcript.log.iter().filter(|e| matches!(e, Entry::Violation(_)));
+        let violations = self
+            .transcript
+            .log
+            .iter()
+            .filter(|e| matches!(e, Entry::Violation(_)));
         assert!(violations.count() <= 1);
     }
 }

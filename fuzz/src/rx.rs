@@ -15,8 +15,12 @@ use std::collections::{BTreeMap, VecDeque};
 ///
 /// On a finding.
 pub fn run(data: &[u8]) {
-    let Some((&options, rest)) = data.split_first() else { return };
-    let Some((&cuts, rest)) = rest.split_first() else { return };
+    let Some((&options, rest)) = data.split_first() else {
+        return;
+    };
+    let Some((&cuts, rest)) = rest.split_first() else {
+        return;
+    };
     let (cuts, stream) = rest.split_at(usize::from(cuts).min(rest.len()));
     let whole = once(options, TxList::new(1 << 16, 1 << 10), stream, &[]);
     let cut = once(options, TxList::new(0, 0), stream, cuts);
@@ -64,26 +68,58 @@ struct Answers {
     late: VecDeque<Slot>,
 }
 
-const OK: Done = Done { status: Status::SUCCESS, result: 0, data_len: 0 };
+const OK: Done = Done {
+    status: Status::SUCCESS,
+    result: 0,
+    data_len: 0,
+};
 /// As many commands are kept waiting at a time.
 const LATE: usize = 2;
 
 impl Answers {
-    fn command(&mut self, target: &mut TcpTarget, slot: Slot, opcode: u8, asked: u32, in_capsule: u32) {
+    fn command(
+        &mut self,
+        target: &mut TcpTarget,
+        slot: Slot,
+        opcode: u8,
+        asked: u32,
+        in_capsule: u32,
+    ) {
         let len = asked.min(MAX_DATA);
         // In-capsule data is bounded by the queue, and the target has to have room for it.
-        self.live.insert(slot.index(), MAX_DATA.max(in_capsule) as usize);
+        self.live
+            .insert(slot.index(), MAX_DATA.max(in_capsule) as usize);
         match opcode & 7 {
             0 => target.complete(slot, OK),
             1 => target.receive(slot, len.max(1)),
-            2 => target.complete(slot, Done { data_len: len, ..OK }),
-            3 => target.complete(slot, Done { status: Status::INVALID_FIELD, data_len: len, result: 1 }),
+            2 => target.complete(
+                slot,
+                Done {
+                    data_len: len,
+                    ..OK
+                },
+            ),
+            3 => target.complete(
+                slot,
+                Done {
+                    status: Status::INVALID_FIELD,
+                    data_len: len,
+                    result: 1,
+                },
+            ),
             4 => self.late.push_back(slot),
             5 => {
                 target.receive(slot, len.max(1));
                 self.late.push_back(slot);
             }
-            6 => target.complete(slot, Done { data_len: len, result: 7, ..OK }),
+            6 => target.complete(
+                slot,
+                Done {
+                    data_len: len,
+                    result: 7,
+                    ..OK
+                },
+            ),
             _ => {
                 if !self.opened {
                     self.opened = true;
@@ -107,11 +143,20 @@ impl Script<TcpTarget> for Answers {
             target.complete(slot, OK);
         }
         match *event {
-            Event::Command { slot, sqe, in_capsule, .. } => {
+            Event::Command {
+                slot,
+                sqe,
+                in_capsule,
+                ..
+            } => {
                 self.command(target, slot, sqe.opcode(), sqe.sgl().length, in_capsule);
             }
             Event::Received { slot, digest_ok } => {
-                let status = if digest_ok { Status::SUCCESS } else { Status::TRANSIENT_TRANSPORT_ERROR };
+                let status = if digest_ok {
+                    Status::SUCCESS
+                } else {
+                    Status::TRANSIENT_TRANSPORT_ERROR
+                };
                 target.complete(slot, Done { status, ..OK });
             }
             Event::Ready(_) | Event::Terminated(_) | Event::Closed(_) => {}

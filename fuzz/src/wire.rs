@@ -65,7 +65,10 @@ pub fn run(data: &[u8]) {
     );
     let sqe = Sqe(take(data));
     commands!(&sqe, DsmCommand GetFeatures SetFeatures IdentifyCommand GetLogPage);
-    assert_eq!(ConnectCommand::decode(&ConnectCommand::decode(&sqe).to_sqe()), ConnectCommand::decode(&sqe));
+    assert_eq!(
+        ConnectCommand::decode(&ConnectCommand::decode(&sqe).to_sqe()),
+        ConnectCommand::decode(&sqe)
+    );
     let get = PropertyGet::decode(&sqe);
     assert_eq!(PropertyGet::decode(&get.to_sqe()), get);
     let set = PropertySet::decode(&sqe);
@@ -82,7 +85,11 @@ fn pdus(data: &[u8]) {
     ch.encode(&mut bytes);
     assert_eq!(bytes, take(data), "every bit of a common header is kept");
     let command: [u8; 72] = take(data);
-    assert_eq!(encode_capsule_cmd(&ch, &capsule_sqe(&command)), command, "every bit of a command is kept");
+    assert_eq!(
+        encode_capsule_cmd(&ch, &capsule_sqe(&command)),
+        command,
+        "every bit of a command is kept"
+    );
     // Bit 112 of a CQE is the phase tag, which has no place on a fabric.
     let cqe = capsule_cqe(&take(data));
     assert_eq!(capsule_cqe(&encode_capsule_resp(&ch, &cqe)), cqe);
@@ -92,7 +99,10 @@ fn pdus(data: &[u8]) {
     let ic = InitConnection::decode(&take(data));
     assert_eq!(InitConnection::decode(&ic.encode(PduType::IC_REQ)), ic);
     let term = TermReq::decode(&take(data));
-    assert_eq!(TermReq::decode(&term.encode(PduType::H2C_TERM_REQ, 0)), term);
+    assert_eq!(
+        TermReq::decode(&term.encode(PduType::H2C_TERM_REQ, 0)),
+        term
+    );
     let sgl = SglDescriptor::decode(&take(data));
     assert_eq!(SglDescriptor::decode(&sgl.encode()), sgl);
     let range = DsmRange::decode(&take(data));
@@ -108,7 +118,10 @@ fn dwords(dw0: u32) {
 }
 
 fn lists(data: &[u8]) {
-    assert_eq!(DsmRange::decode_all(data).count(), data.len() / DsmRange::SIZE);
+    assert_eq!(
+        DsmRange::decode_all(data).count(),
+        data.len() / DsmRange::SIZE
+    );
     if let Ok(descriptors) = NsIdDescriptors::decode(&take(data)) {
         let mut bytes = [0xa5; 4096];
         descriptors.encode(&mut bytes);
