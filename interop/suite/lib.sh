@@ -1,7 +1,8 @@
 # What every part of the suite uses: running steps, checking outputs, finding devices. Sourced by main.sh.
 
 failed=0
-step_seconds=60
+step_seconds=120
+wait_seconds=30
 step_log=/tmp/step.log
 
 # step NAME COMMAND [ARG...]: runs COMMAND as one step of the suite in a subshell with errexit, prints its line. The trace
@@ -41,8 +42,9 @@ fail() { echo "failed: $*"; exit 1; }
 # (or lacks the feature) a step says so and is skipped.
 nvmet_deviates() { [ "$TARGET" != nvmet ] || skip "the kernel's nvmet $*"; }
 
-is() { [ "$1" = "$2" ] || fail "${3:-value} is '$1', expected '$2'"; }
-like() { [[ $1 =~ $2 ]] || fail "no match for '$2' in: $1"; }
+# Without trace, which would show the texts a second time.
+is() { local -; set +x; [ "$1" = "$2" ] || fail "${3:-value} is '$1', expected '$2'"; }
+like() { local -; set +x; [[ $1 =~ $2 ]] || fail "no match for '$2' in: $1"; }
 
 # says PATTERN COMMAND...: COMMAND must succeed and say PATTERN.
 says() {
@@ -60,12 +62,11 @@ refused() {
   like "$output" "$pattern"
 }
 
-# wait_until SECONDS COMMAND...: polls until COMMAND succeeds.
+# wait_until COMMAND...: polls until COMMAND succeeds. The bound is far beyond what an idle machine needs.
 wait_until() {
   local -
   set +x
-  local deadline=$((${EPOCHREALTIME/./} + $1 * 1000000))
-  shift
+  local deadline=$((${EPOCHREALTIME/./} + wait_seconds * 1000000))
   until "$@"; do
     [ "${EPOCHREALTIME/./}" -lt "$deadline" ] || fail "still not so: $*"
     sleep 0.05
@@ -81,6 +82,8 @@ nqn_of() { echo "nqn.2026-01.org.example:interop-$1"; }
 
 # controllers NAME: the controllers (nvme0 ...) that are connected to the subsystem of target NAME.
 controllers() {
+  local -
+  set +x
   local path nqn
   nqn=$(nqn_of "$1")
   for path in /sys/class/nvme/nvme*; do
@@ -93,6 +96,8 @@ is_live() { [ "$(state_of "$1")" = live ]; }
 
 # disk NAME NSID: the block device of that namespace; fails as long as there is none.
 disk() {
+  local -
+  set +x
   local path nqn
   nqn=$(nqn_of "$1")
   for path in /sys/block/nvme*; do
@@ -118,22 +123,22 @@ nvme_connect() {
 # connect NAME [OPTION...]: connects and waits for the namespaces; sets controller.
 connect() {
   nvme_connect "$@"
-  wait_until 10 is_live "$controller"
+  wait_until is_live "$controller"
   local nsid
-  for nsid in $(namespaces_of "$1"); do wait_until 10 has_disk "$1" "$nsid"; done
+  for nsid in $(namespaces_of "$1"); do wait_until has_disk "$1" "$nsid"; done
 }
 
 # attach NAME: sets controller, connects with default options if nothing is connected.
 attach() {
   controller=$(controllers "$1" | sed -n 1p)
-  if [ -z "$controller" ]; then connect "$1"; else wait_until 10 is_live "$controller"; fi
+  if [ -z "$controller" ]; then connect "$1"; else wait_until is_live "$controller"; fi
 }
 
 # detach NAME: disconnects every controller of the target and waits until the kernel has forgotten them.
 detach() {
   [ -n "$(controllers "$1")" ] || return 0
   nvme disconnect -n "$(nqn_of "$1")"
-  wait_until 10 gone "$1"
+  wait_until gone "$1"
 }
 gone() { [ -z "$(controllers "$1")" ]; }
 
@@ -164,9 +169,13 @@ data_survives() {
 }
 
 # fio_verify OPTION...: fio writes with crc32c in every block, reads all of it back, and must have read what it wrote.
+#
+# The kernel's NVMe/TCP host sends from the submitting process without MSG_NOSIGNAL, so a connection that breaks can cost
+# the process its life (SIGPIPE) although the I/O is repeated: fio ignores the signal.
 fio_verify() {
-  fio --ioengine=libaio --direct=1 --rw=randwrite --verify=crc32c --verify_fatal=1 --group_reporting=1 \
-    --output-format=json --output=/tmp/fio.json "$@"
+  (trap '' PIPE
+  exec fio --ioengine=libaio --direct=1 --rw=randwrite --verify=crc32c --verify_fatal=1 --group_reporting=1 \
+    --output-format=json --output=/tmp/fio.json "$@") || fail "fio: $(grep -E '^fio|^verify|"error"' /tmp/fio.json)"
   is "$(field error </tmp/fio.json)" 0 "fio error"
   local reads writes _
   read -r reads writes _ <<<"$(sed -n 's/.*"total_ios" : \([0-9]*\),/\1/p' /tmp/fio.json | tr '\n' ' ')"

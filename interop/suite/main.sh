@@ -17,7 +17,7 @@ ends_well() {
   local name
   for name in $(cd /run/target && ls -- *.namespaces | sed 's/\.namespaces$//'); do
     detach "$name"
-    wait_until 10 target_unburdened "$name"
+    wait_until target_unburdened "$name"
     target_stop "$name"
     if target_log "$name" | grep -A 5 panicked; then fail "nvmfd panicked"; fi
   done

@@ -77,12 +77,12 @@ log_pages() {
   says "no ns changed" nvme changed-ns-list-log "/dev/$controller"
   local effects
   effects=$(nvme effects-log "/dev/$controller" --csi=0)
-  like "$effects" 'Identify *\] 0*1'
-  like "$effects" 'Flush *\] 0*1'
-  like "$effects" 'Read *\] 0*1'
-  like "$effects" 'Write *\] 0*3'
-  like "$effects" 'Write Zeroes *\] 0*3'
-  like "$effects" 'Dataset Management *\] 0*[13]'
+  like "$effects" 'Identify *\] [0-9a-f]*1'
+  like "$effects" 'Flush *\] [0-9a-f]*1'
+  like "$effects" 'Read *\] [0-9a-f]*1'
+  like "$effects" 'Write *\] [0-9a-f]*3'
+  like "$effects" 'Write Zeroes *\] [0-9a-f]*3'
+  like "$effects" 'Dataset Management *\] [0-9a-f]*[13]'
 }
 step "admin: error-log, fw-log, changed-ns-list-log, effects-log" admin log_pages
 
@@ -91,7 +91,7 @@ supported_log_pages() {
   local pages
   # Optional before NVMe 2.0; whoever has it lists itself and the mandatory ones.
   if pages=$(nvme supported-log-pages "/dev/$controller" 2>&1); then
-    like "$pages" 'LID 0x0 '
+    like "$pages" 'LID 0 '
     like "$pages" 'LID 0x1 '
     like "$pages" 'LID 0x2 '
     like "$pages" 'LID 0x3 '

@@ -35,10 +35,10 @@ step "connect: queue size 64, 64 deep" queue_size 64
 
 keep_alive() {
   detach main
-  connect main --keep-alive-tmo=1
-  is "$(attribute kato)" 1 "KATO"
-  sleep 3
-  is "$(attribute state)" live "state after three idle timeouts"
+  connect main --keep-alive-tmo=2
+  is "$(attribute kato)" 2 "KATO"
+  sleep 5
+  is "$(attribute state)" live "state after two idle timeouts"
   data_survives "$(disk main 1)"
   if dmesg | grep -i -E 'reconnect|recovery|keep-alive'; then fail "the connection broke"; fi
   detach main
@@ -66,7 +66,7 @@ churn() {
     nvme_connect main --nr-io-queues=1
     nvme disconnect -d "$controller" >/dev/null
   done
-  wait_until 10 gone main
+  wait_until gone main
   connect main
   data_survives "$(disk main 1)"
   detach main

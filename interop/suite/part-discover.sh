@@ -35,9 +35,9 @@ connect_all() {
   local connected
   connected=$(controllers main)
   is "$(wc -w <<<"$connected")" 1 "number of controllers"
-  wait_until 10 is_live "$connected"
+  wait_until is_live "$connected"
   says "NQN=$(nqn_of main)" nvme list-subsys
-  wait_until 10 has_disk main 1
+  wait_until has_disk main 1
   data_survives "$(disk main 1)"
   detach main
 }

@@ -63,7 +63,7 @@ out_of_range() {
 for kind in ram file loop; do step "io: beyond the last block ($kind)" io $kind out_of_range; done
 
 refusals() {
-  refused 'Invalid Command Opcode' nvme io-passthru "$disk" --opcode=0x7f --namespace-id=1
+  refused 'Invalid Command Opcode' nvme io-passthru "$disk" --opcode=0xc4 --namespace-id=1
   # One block is announced in the command, two are transferred.
   refused 'Data SGL Length Invalid|Invalid Field' nvme write "$disk" -s 0 -c 0 -z $((2 * lba)) -d /tmp/data
   write_and_read

@@ -1,18 +1,18 @@
 # Namespaces added, removed and resized under a connected host, which must see it without a rescan
 
 has_size() { [ "$(blockdev --getsize64 "$(disk main "$1")")" = "$2" ]; }
-listed() { nvme list-ns "/dev/$controller" | grep -qi "]:$(printf 0x%x "$1")\$"; }
+listed() { nvme list-ns "/dev/$controller" | grep -i "]:$(printf 0x%x "$1")\$" >/dev/null; }
 
 comes_and_goes() {
   attach main
   no_disk main 10
   namespace_add main 10 ram:16
-  wait_until 5 has_disk main 10
+  wait_until has_disk main 10
   has_size 10 $((16 << 20))
   listed 10
   data_survives "$(disk main 10)"
   namespace_remove main 10
-  wait_until 5 no_disk main 10
+  wait_until no_disk main 10
   if listed 10; then fail "still listed"; fi
   data_survives "$(disk main 1)"
 }
@@ -21,17 +21,17 @@ step "namespace: added and removed, the host sees it" comes_and_goes
 resized() {
   attach main
   namespace_add main 11 file:grows.img:16
-  wait_until 5 has_disk main 11
+  wait_until has_disk main 11
   has_size 11 $((16 << 20))
   namespace_resize main 11 grows.img 40
-  wait_until 5 has_size 11 $((40 << 20))
+  wait_until has_size 11 $((40 << 20))
   local disk
   disk=$(disk main 11)
   random 1M >/tmp/data
   write_disk "$disk" $((39 << 20)) </tmp/data
   read_disk "$disk" $((39 << 20)) $((1 << 20)) | cmp - /tmp/data
   namespace_remove main 11
-  wait_until 5 no_disk main 11
+  wait_until no_disk main 11
 }
 step "namespace: resized, the host sees it" resized
 
@@ -39,7 +39,7 @@ step "namespace: resized, the host sees it" resized
 removed_under_load() {
   attach main
   namespace_add main 12 ram:64
-  wait_until 5 has_disk main 12
+  wait_until has_disk main 12
   fio --ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=16 --time_based --runtime=20 --name=doomed \
     --filename="$(disk main 12)" --output=/tmp/doomed &
   local doomed=$!
@@ -48,7 +48,7 @@ removed_under_load() {
   sleep 1
   namespace_remove main 12
   if wait "$doomed"; then fail "I/O went on without its namespace"; fi
-  wait_until 10 no_disk main 12
+  wait_until no_disk main 12
   wait "$other"
   is_live "$controller"
 }
@@ -59,25 +59,25 @@ returns() {
   local i
   for i in 1 2 3 4; do
     namespace_add main 13 ram:16
-    wait_until 5 has_disk main 13
+    wait_until has_disk main 13
     namespace_remove main 13
-    wait_until 5 no_disk main 13
+    wait_until no_disk main 13
   done
   namespace_add main 13 file:returns.img:16
-  wait_until 5 has_disk main 13
+  wait_until has_disk main 13
   data_survives "$(disk main 13)"
   namespace_remove main 13
-  wait_until 5 no_disk main 13
+  wait_until no_disk main 13
 }
 step "namespace: added and removed in turns" returns
 
 seen_after_connect() {
   attach main
   namespace_add main 14 ram:16
-  wait_until 5 has_disk main 14
+  wait_until has_disk main 14
   detach main
   connect main
-  wait_until 5 has_disk main 14
+  wait_until has_disk main 14
   detach main
   namespace_remove main 14
   connect main
