@@ -6,7 +6,6 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
 /// An epoll instance; each descriptor has a number of the caller's choice.
 pub struct Poller {
@@ -30,17 +29,19 @@ impl Poller {
     ///
     /// The process has no descriptors left.
     pub fn new(spin: bool) -> io::Result<Self> {
-        // Bounded, so that a loop around it can look at the clock.
-        let timeout = if spin {
-            Duration::ZERO
-        } else {
-            Duration::from_millis(100)
-        };
-        Ok(Self {
+        let mut poller = Self {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             events: Vec::with_capacity(256),
-            timeout: Timespec::try_from(timeout).map_err(io::Error::other)?,
-        })
+            timeout: Timespec::default(),
+        };
+        poller.set_spin(spin);
+        Ok(poller)
+    }
+
+    /// Whether [`Poller::wait`] spins from now on.
+    pub const fn set_spin(&mut self, spin: bool) {
+        // Bounded, so that a loop around it can look at the clock.
+        self.timeout.tv_nsec = if spin { 0 } else { 100_000_000 };
     }
 
     /// Waits for input on a descriptor from now on.

@@ -200,8 +200,16 @@ impl Outgoing {
 pub struct ServerOptions {
     /// Bytes of RAM that reads are answered from, and as many that writes land in.
     pub region: u64,
-    /// Poll for events instead of sleeping.
+    /// Poll for events instead of sleeping, as long as there are connections.
     pub spin: bool,
+}
+
+/// A server with its memory.
+#[derive(Debug)]
+pub struct Server {
+    spin: bool,
+    region: Vec<u8>,
+    landing: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -214,54 +222,79 @@ struct Connection {
     blocked: bool,
 }
 
-/// Serves connections until there is an error that is not one of a connection.
-///
-/// # Errors
-///
-/// The region cannot be had, or what the system says.
-pub fn serve(listener: &TcpListener, options: &ServerOptions) -> io::Result<()> {
-    let bytes = usize::try_from(options.region).map_err(io::Error::other)?;
-    // Filled, or every page would be the one page of zeros and never leave the cache.
-    let region = vec![0x5a; bytes.max(RECEIVE)];
-    let mut landing = vec![0; bytes.max(RECEIVE)];
-    let mut place = 0;
-    let mut gather = Vec::with_capacity(GATHER);
-    let mut connections: Vec<Option<Connection>> = Vec::new();
-    let mut poller = Poller::new(options.spin)?;
-    let mut ready = Vec::new();
-    poller.add(listener, LISTENER)?;
-    loop {
-        ready.extend(poller.wait()?);
-        for number in ready.drain(..) {
-            if number == LISTENER {
-                // A client that is gone before it has said what it wants is no reason to stop.
-                if let Ok(connection) = accept(listener) {
-                    poller.add(&connection.stream, connections.len() as u64)?;
-                    connections.push(Some(connection));
-                }
-                continue;
-            }
-            let index = usize::try_from(number).unwrap_or(usize::MAX);
-            let Some(connection) = connections.get_mut(index).and_then(Option::as_mut) else {
-                continue;
-            };
-            // Data that writes bring lands all over the region, as it would with a disk.
-            if !connection.shape.write || place + RECEIVE > landing.len() {
-                place = 0;
-            }
-            let space = &mut landing[place..place + RECEIVE];
-            match connection.turn(space, Region { bytes: &region }, &mut gather) {
-                Ok(received) => {
-                    place += received;
-                    let left = !connection.is_done();
-                    if left != connection.blocked {
-                        connection.blocked = left;
-                        poller.want_output(&connection.stream, number, left)?;
+impl Server {
+    /// Takes and fills its memory: from then on it can serve at once.
+    ///
+    /// # Errors
+    ///
+    /// The region does not fit the address space.
+    pub fn new(options: &ServerOptions) -> io::Result<Self> {
+        let bytes = usize::try_from(options.region).map_err(io::Error::other)?;
+        Ok(Self {
+            spin: options.spin,
+            // Filled, or every page would be the one page of zeros and never leave the cache.
+            region: vec![0x5a; bytes.max(RECEIVE)],
+            landing: vec![0; bytes.max(RECEIVE)],
+        })
+    }
+
+    /// Serves connections until there is an error that is not one of a connection.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn serve(self, listener: &TcpListener) -> io::Result<()> {
+        let Self {
+            spin,
+            region,
+            mut landing,
+        } = self;
+        let region = Region { bytes: &region };
+        let mut place = 0;
+        let mut gather = Vec::with_capacity(GATHER);
+        let mut connections: Vec<Option<Connection>> = Vec::new();
+        let mut open = 0;
+        let mut poller = Poller::new(false)?;
+        let mut ready = Vec::new();
+        poller.add(listener, LISTENER)?;
+        loop {
+            ready.extend(poller.wait()?);
+            for number in ready.drain(..) {
+                if number == LISTENER {
+                    // A client that is gone before it has said what it wants is no reason to stop.
+                    if let Ok(connection) = accept(listener) {
+                        poller.add(&connection.stream, connections.len() as u64)?;
+                        connections.push(Some(connection));
+                        open += 1;
+                        poller.set_spin(spin);
                     }
+                    continue;
                 }
-                Err(_) => {
-                    poller.remove(&connection.stream)?;
-                    connections[index] = None;
+                let index = usize::try_from(number).unwrap_or(usize::MAX);
+                let Some(entry) = connections.get_mut(index) else {
+                    continue;
+                };
+                let Some(connection) = entry else { continue };
+                // Data that writes bring lands all over the region, as it would with a disk.
+                if !connection.shape.write || place + RECEIVE > landing.len() {
+                    place = 0;
+                }
+                let space = &mut landing[place..place + RECEIVE];
+                match connection.turn(space, region, &mut gather) {
+                    Ok(received) => {
+                        place += received;
+                        let left = !connection.is_done();
+                        if left != connection.blocked {
+                            connection.blocked = left;
+                            poller.want_output(&connection.stream, number, left)?;
+                        }
+                    }
+                    Err(_) => {
+                        poller.remove(&connection.stream)?;
+                        *entry = None;
+                        open -= 1;
+                        poller.set_spin(spin && open > 0);
+                    }
                 }
             }
         }
@@ -534,11 +567,12 @@ mod tests {
     fn server_and_client_agree() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let server = ServerOptions {
+        let server = Server::new(&ServerOptions {
             region: 1 << 20,
             spin: false,
-        };
-        std::thread::spawn(move || serve(&listener, &server));
+        });
+        let server = server.unwrap();
+        std::thread::spawn(move || server.serve(&listener));
         let window = Window {
             warm_up: Duration::ZERO,
             measured: Duration::from_millis(50),

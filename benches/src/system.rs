@@ -52,6 +52,30 @@ impl Sub for CpuTime {
     }
 }
 
+/// Processor time that all threads of a process have used, to the nanosecond. Threads that have
+/// ended do not count.
+///
+/// # Errors
+///
+/// There is no such process.
+pub fn busy_time(pid: u32) -> io::Result<Duration> {
+    let mut nanos = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = match std::fs::read_to_string(task?.path().join("schedstat")) {
+            Ok(text) => text,
+            // The thread has ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let busy = text
+            .split_whitespace()
+            .next()
+            .and_then(|nanos| nanos.parse::<u64>().ok());
+        nanos += busy.ok_or_else(|| io::Error::other("no time in schedstat"))?;
+    }
+    Ok(Duration::from_nanos(nanos))
+}
+
 /// Resident memory of a process in bytes.
 ///
 /// # Errors
@@ -150,5 +174,6 @@ mod tests {
         let before = CpuTime::of(pid).unwrap();
         assert!(CpuTime::of(pid).unwrap().user >= before.user);
         CpuTime::of(u32::MAX).unwrap_err();
+        assert!(busy_time(pid).unwrap() > Duration::ZERO);
     }
 }

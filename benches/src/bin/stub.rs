@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 use nvmf_benches::report::Window;
-use nvmf_benches::stub::{self, ClientOptions, ServerOptions, Shape};
+use nvmf_benches::stub::{self, ClientOptions, Server, ServerOptions, Shape};
 use nvmf_benches::system::{parse_block_size, parse_size, pin};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -43,7 +43,7 @@ struct Serve {
     /// RAM to answer reads from.
     #[arg(long, default_value = "256m", value_parser = parse_size)]
     region: u64,
-    /// Poll for events instead of sleeping.
+    /// Poll for events instead of sleeping, as long as there are connections.
     #[arg(long)]
     spin: bool,
 }
@@ -97,13 +97,12 @@ fn serve(args: &Serve) -> io::Result<()> {
     }
     let listener = TcpListener::bind(args.listen)?;
     println!("listening on {}", listener.local_addr()?);
-    stub::serve(
-        &listener,
-        &ServerOptions {
-            region: args.region,
-            spin: args.spin,
-        },
-    )
+    let server = Server::new(&ServerOptions {
+        region: args.region,
+        spin: args.spin,
+    })?;
+    println!("serving");
+    server.serve(&listener)
 }
 
 fn load(args: &Load) -> io::Result<()> {
