@@ -4,7 +4,7 @@ use super::{Conn, Queue};
 use crate::buf::IoBuf;
 use crate::ctrl::admin::Transfer;
 use crate::ctrl::{NsEntry, NsTable};
-use crate::ns::{LbaRange, Op, Route, Support};
+use crate::ns::{LbaRange, NsInfo, Op, Request, Route, Support};
 use crate::reactor::Cx;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::tcp::target::Done;
@@ -18,6 +18,9 @@ use std::sync::Arc;
 const DEAC: u32 = 1 << 25;
 /// Zeroes that an emulated Write Zeroes writes at a time, bytes.
 const ZEROES: u64 = 128 << 10;
+
+/// The range of requests that have none.
+const NOWHERE: LbaRange = LbaRange { slba: 0, blocks: 0 };
 
 /// What follows when a backend has finished a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -35,27 +38,50 @@ pub(super) enum After {
     },
 }
 
+/// A namespace as a plan needs it: no reference count is touched per command.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NsRef {
+    nsid: u32,
+    uid: u64,
+    lba_shift: u8,
+}
+
+impl NsRef {
+    const fn of(entry: &NsEntry) -> Self {
+        Self {
+            nsid: entry.nsid,
+            uid: entry.uid,
+            lba_shift: entry.info.lba_shift,
+        }
+    }
+}
+
 /// An I/O command that has passed its checks.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum IoPlan {
+    /// Read or Write of `len` bytes.
     Rw {
-        entry: Arc<NsEntry>,
-        write: bool,
+        ns: NsRef,
+        op: Op,
+        after: After,
         range: LbaRange,
         len: u32,
-        fua: bool,
     },
-    Flush(Arc<NsEntry>),
+    Flush(NsRef),
     FlushAll,
     WriteZeroes {
-        entry: Arc<NsEntry>,
+        ns: NsRef,
+        op: Op,
         range: LbaRange,
-        deallocate: bool,
-        fua: bool,
     },
+    /// Write Zeroes on a backend that has no such thing.
+    EmulateZeroes(After),
     Dsm {
-        entry: Arc<NsEntry>,
+        ns: NsRef,
         command: DsmCommand,
+        blocks: u64,
+        /// The backend deallocates.
+        native: bool,
     },
     /// Nothing has to be done.
     Nothing,
@@ -66,69 +92,83 @@ impl IoPlan {
     /// Checks a command against the namespaces of this moment.
     pub(super) fn new(sqe: &Sqe, table: &NsTable, max_transfer: u32) -> Result<Self, Status> {
         let opcode = NvmOpcode(sqe.opcode());
-        if opcode == NvmOpcode::FABRICS {
-            return Self::fabrics(sqe);
-        }
-        let nsid = sqe.nsid();
-        if opcode == NvmOpcode::FLUSH && nsid == NSID_BROADCAST {
-            return Ok(Self::FlushAll);
-        }
-        if !matches!(
-            opcode,
+        match opcode {
+            NvmOpcode::FABRICS => return Self::fabrics(sqe),
+            NvmOpcode::FLUSH if sqe.nsid() == NSID_BROADCAST => return Ok(Self::FlushAll),
             NvmOpcode::FLUSH
-                | NvmOpcode::READ
-                | NvmOpcode::WRITE
-                | NvmOpcode::WRITE_ZEROES
-                | NvmOpcode::DATASET_MANAGEMENT
-        ) {
-            return Err(Status::INVALID_OPCODE.dnr());
+            | NvmOpcode::READ
+            | NvmOpcode::WRITE
+            | NvmOpcode::WRITE_ZEROES
+            | NvmOpcode::DATASET_MANAGEMENT => {}
+            _ => return Err(Status::INVALID_OPCODE.dnr()),
         }
-        let entry = table.get(nsid).ok_or(Status::INVALID_NAMESPACE.dnr())?;
-        let info = &entry.info;
-        let write = opcode != NvmOpcode::READ && opcode != NvmOpcode::FLUSH;
-        if write && info.read_only {
+        let entry = table
+            .get(sqe.nsid())
+            .ok_or(Status::INVALID_NAMESPACE.dnr())?;
+        let reads = matches!(opcode, NvmOpcode::READ | NvmOpcode::FLUSH);
+        if entry.info.read_only && !reads {
             return Err(Status::NAMESPACE_WRITE_PROTECTED.dnr());
         }
+        let ns = NsRef::of(entry);
+        let NsInfo {
+            blocks,
+            caps,
+            volatile_cache,
+            ..
+        } = entry.info;
         match opcode {
-            NvmOpcode::READ | NvmOpcode::WRITE => {
-                let range = blocks(sqe, info.blocks)?;
-                let len = u32::try_from(range.blocks << info.lba_shift)
-                    .ok()
-                    .filter(|&len| len <= max_transfer)
-                    .ok_or(Status::INVALID_FIELD.dnr())?;
-                Ok(Self::Rw {
-                    entry: Arc::clone(entry),
-                    write,
-                    range,
-                    len,
-                    fua: sqe.fua(),
-                })
-            }
-            NvmOpcode::FLUSH if info.volatile_cache && info.caps.flush == Support::Native => {
-                Ok(Self::Flush(Arc::clone(entry)))
+            NvmOpcode::READ | NvmOpcode::WRITE => Self::rw(sqe, entry, ns, max_transfer),
+            NvmOpcode::FLUSH if volatile_cache && caps.flush == Support::Native => {
+                Ok(Self::Flush(ns))
             }
             NvmOpcode::FLUSH => Ok(Self::Nothing),
             NvmOpcode::WRITE_ZEROES => {
-                if info.caps.write_zeroes == Support::None {
-                    return Err(Status::INVALID_OPCODE.dnr());
-                }
-                let range = blocks(sqe, info.blocks)?;
+                let (range, fua) = (blocks_of(sqe, blocks)?, sqe.fua());
                 let deallocate = sqe.cdw12() & DEAC != 0;
-                Ok(Self::WriteZeroes {
-                    entry: Arc::clone(entry),
-                    range,
-                    deallocate,
-                    fua: sqe.fua(),
-                })
+                match caps.write_zeroes {
+                    Support::None => Err(Status::INVALID_OPCODE.dnr()),
+                    Support::Native => {
+                        let op = Op::WriteZeroes { deallocate, fua };
+                        Ok(Self::WriteZeroes { ns, op, range })
+                    }
+                    Support::Emulate => {
+                        let (nsid, rest) = (ns.nsid, range);
+                        Ok(Self::EmulateZeroes(After::Zeroes { nsid, rest, fua }))
+                    }
+                }
             }
-            _ => {
-                let command = DsmCommand::decode(sqe);
-                Ok(Self::Dsm {
-                    entry: Arc::clone(entry),
-                    command,
-                })
-            }
+            _ => Ok(Self::Dsm {
+                ns,
+                command: DsmCommand::decode(sqe),
+                blocks,
+                native: caps.deallocate == Support::Native,
+            }),
         }
+    }
+
+    fn rw(sqe: &Sqe, entry: &NsEntry, ns: NsRef, max_transfer: u32) -> Result<Self, Status> {
+        let info = &entry.info;
+        let range = blocks_of(sqe, info.blocks)?;
+        let len = u32::try_from(range.blocks << info.lba_shift)
+            .ok()
+            .filter(|&len| len <= max_transfer)
+            .ok_or(Status::INVALID_FIELD.dnr())?;
+        let native = info.caps.fua == Support::Native;
+        let (op, after) = match (sqe.opcode() == NvmOpcode::READ.0, sqe.fua()) {
+            (true, _) => (Op::Read, After::Respond),
+            (false, true) if !native && info.volatile_cache => {
+                let nsid = ns.nsid;
+                (Op::Write { fua: false }, After::Flush { nsid })
+            }
+            (false, fua) => (Op::Write { fua: fua && native }, After::Respond),
+        };
+        Ok(Self::Rw {
+            ns,
+            op,
+            after,
+            range,
+            len,
+        })
     }
 
     fn fabrics(sqe: &Sqe) -> Result<Self, Status> {
@@ -145,14 +185,15 @@ impl IoPlan {
     pub(super) fn transfer(&self) -> Transfer {
         match self {
             Self::Rw {
-                write: false, len, ..
+                op: Op::Read, len, ..
             } => Transfer::ToHost(*len),
-            Self::Rw {
-                write: true, len, ..
-            } => Transfer::FromHost(*len),
-            Self::Dsm { command, .. } => {
-                // At most 256 ranges of 16 bytes.
-                #[expect(clippy::cast_possible_truncation, reason = "at most 4096")]
+            Self::Rw { len, .. } => Transfer::FromHost(*len),
+            Self::Dsm { command, .. } =>
+            {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "256 ranges of 16 bytes at most"
+                )]
                 Transfer::FromHost(command.data_length() as u32)
             }
             _ => Transfer::None,
@@ -161,7 +202,7 @@ impl IoPlan {
 }
 
 /// The blocks that a command is about, inside a namespace of `size` blocks.
-fn blocks(sqe: &Sqe, size: u64) -> Result<LbaRange, Status> {
+fn blocks_of(sqe: &Sqe, size: u64) -> Result<LbaRange, Status> {
     let range = LbaRange {
         slba: sqe.slba(),
         blocks: sqe.block_count().into(),
@@ -178,83 +219,66 @@ fn inside(range: LbaRange, size: u64) -> Result<LbaRange, Status> {
 
 impl Conn {
     pub(super) fn execute_io(&mut self, cx: &mut Cx, slot: Slot, plan: &IoPlan) {
-        match plan {
+        match *plan {
             IoPlan::Nothing => self.complete(cx, slot, Status::SUCCESS, 0),
             IoPlan::Disconnect => {
                 self.complete(cx, slot, Status::SUCCESS, 0);
                 self.closing = true;
             }
-            &IoPlan::Rw {
-                ref entry,
-                write,
+            IoPlan::Rw {
+                ns,
+                op,
+                after,
                 range,
-                fua,
                 ..
             } => {
-                let info = &entry.info;
-                let native = info.caps.fua == Support::Native;
-                let op = if write {
-                    Op::Write { fua: fua && native }
-                } else {
-                    Op::Read
-                };
                 let command = self.command(slot);
+                command.after = after;
                 let buf = std::mem::take(&mut command.buf);
-                command.after = if write && fua && !native && info.volatile_cache {
-                    After::Flush { nsid: entry.nsid }
-                } else {
-                    After::Respond
-                };
-                self.submit(cx, slot, entry, op, range, buf);
+                self.submit(cx, slot, ns, op, range, buf);
             }
-            IoPlan::Flush(entry) => {
+            IoPlan::Flush(ns) => {
                 self.command(slot).after = After::Respond;
-                self.submit_flush(cx, slot, entry);
+                self.submit(cx, slot, ns, Op::Flush, NOWHERE, IoBuf::empty());
             }
             IoPlan::FlushAll => self.flush_all(cx, slot),
-            &IoPlan::WriteZeroes {
-                ref entry,
-                range,
-                deallocate,
-                fua,
-            } => {
-                if entry.info.caps.write_zeroes == Support::Native {
-                    self.command(slot).after = After::Respond;
-                    let op = Op::WriteZeroes { deallocate, fua };
-                    self.submit(cx, slot, entry, op, range, IoBuf::empty());
-                } else {
-                    self.command(slot).after = After::Zeroes {
-                        nsid: entry.nsid,
-                        rest: range,
-                        fua,
-                    };
-                    self.continue_after(cx, slot);
-                }
+            IoPlan::WriteZeroes { ns, op, range } => {
+                self.command(slot).after = After::Respond;
+                self.submit(cx, slot, ns, op, range, IoBuf::empty());
             }
-            IoPlan::Dsm { entry, command } => self.deallocate(cx, slot, entry, *command),
+            IoPlan::EmulateZeroes(after) => {
+                self.command(slot).after = after;
+                self.continue_after(cx, slot);
+            }
+            IoPlan::Dsm {
+                ns,
+                command,
+                blocks,
+                native,
+            } => self.deallocate(cx, slot, ns, command, blocks, native),
         }
     }
 
+    /// The lane of a namespace, opened if need be.
+    fn lane(&self, cx: &mut Cx, ns: NsRef) -> Result<usize, Status> {
+        if let Some(lane) = cx.lanes.get(ns.uid) {
+            return Ok(lane);
+        }
+        let Queue::Io(queue) = &self.queue else {
+            return Err(Status::INTERNAL_ERROR);
+        };
+        let entry = queue.table.get(ns.nsid);
+        let entry = entry.ok_or(Status::INVALID_NAMESPACE.dnr())?;
+        cx.lanes.open(entry, &cx.poller)
+    }
+
     /// Hands one request to the namespace's lane.
-    fn submit(
-        &mut self,
-        cx: &mut Cx,
-        slot: Slot,
-        entry: &NsEntry,
-        op: Op,
-        range: LbaRange,
-        buf: IoBuf,
-    ) {
-        match cx.lanes.open(entry, &cx.poller) {
+    fn submit(&mut self, cx: &mut Cx, slot: Slot, ns: NsRef, op: Op, range: LbaRange, buf: IoBuf) {
+        match self.lane(cx, ns) {
             Ok(lane) => {
-                let route = Route {
-                    conn: self.id,
-                    slot,
-                    lane,
-                };
-                let request = cx
-                    .requests
-                    .make(op, entry.info.lba_shift, range, buf, route);
+                let conn = self.id;
+                let route = Route { conn, slot, lane };
+                let request = cx.requests.make(op, ns.lba_shift, range, buf, route);
                 self.launch(cx, slot, lane, request);
             }
             Err(status) => {
@@ -264,16 +288,11 @@ impl Conn {
         }
     }
 
-    fn launch(&mut self, cx: &mut Cx, slot: Slot, lane: usize, request: crate::ns::Request) {
+    fn launch(&mut self, cx: &mut Cx, slot: Slot, lane: usize, request: Request) {
         self.command(slot).parts += 1;
         self.in_flight += 1;
         cx.in_flight += 1;
         cx.lanes.submit(lane, request);
-    }
-
-    fn submit_flush(&mut self, cx: &mut Cx, slot: Slot, entry: &NsEntry) {
-        let nowhere = LbaRange { slba: 0, blocks: 0 };
-        self.submit(cx, slot, entry, Op::Flush, nowhere, IoBuf::empty());
     }
 
     /// Flush with NSID FFFFFFFFh: every namespace of the subsystem (VWC bits 2:1 are 11b).
@@ -287,17 +306,14 @@ impl Conn {
         self.command(slot).after = After::Respond;
         let mut launched = false;
         for entry in table.iter().filter(volatile) {
-            match cx.lanes.open(entry, &cx.poller) {
+            let ns = NsRef::of(entry);
+            match self.lane(cx, ns) {
                 Ok(lane) => {
-                    let route = Route {
-                        conn: self.id,
-                        slot,
-                        lane,
-                    };
-                    let nowhere = LbaRange { slba: 0, blocks: 0 };
-                    let request = cx
-                        .requests
-                        .make(Op::Flush, 9, nowhere, IoBuf::empty(), route);
+                    let conn = self.id;
+                    let route = Route { conn, slot, lane };
+                    let request =
+                        cx.requests
+                            .make(Op::Flush, ns.lba_shift, NOWHERE, IoBuf::empty(), route);
                     self.launch(cx, slot, lane, request);
                     launched = true;
                 }
@@ -311,30 +327,31 @@ impl Conn {
     }
 
     /// Dataset Management: only the deallocate attribute has an effect; the others are hints.
-    fn deallocate(&mut self, cx: &mut Cx, slot: Slot, entry: &NsEntry, command: DsmCommand) {
+    fn deallocate(
+        &mut self,
+        cx: &mut Cx,
+        slot: Slot,
+        ns: NsRef,
+        command: DsmCommand,
+        blocks: u64,
+        native: bool,
+    ) {
         let buf = std::mem::take(&mut self.command(slot).buf);
         let range = |r: DsmRange| LbaRange {
             slba: r.slba,
             blocks: r.length.into(),
         };
-        let bad =
-            DsmRange::decode_all(&buf).find_map(|r| inside(range(r), entry.info.blocks).err());
-        let wanted = command.attributes.contains(DsmAttributes::DEALLOCATE)
-            && entry.info.caps.deallocate == Support::Native;
+        let bad = DsmRange::decode_all(&buf).find_map(|r| inside(range(r), blocks).err());
+        let wanted = native && command.attributes.contains(DsmAttributes::DEALLOCATE);
         match (bad, wanted) {
             (Some(status), _) => self.complete(cx, slot, status, 0),
             (None, false) => self.complete(cx, slot, Status::SUCCESS, 0),
-            (None, true) => match cx.lanes.open(entry, &cx.poller) {
+            (None, true) => match self.lane(cx, ns) {
                 Ok(lane) => {
-                    let route = Route {
-                        conn: self.id,
-                        slot,
-                        lane,
-                    };
+                    let conn = self.id;
+                    let route = Route { conn, slot, lane };
                     let ranges = DsmRange::decode_all(&buf).map(range);
-                    let request = cx
-                        .requests
-                        .make_deallocate(entry.info.lba_shift, ranges, route);
+                    let request = cx.requests.make_deallocate(ns.lba_shift, ranges, route);
                     self.command(slot).after = After::Respond;
                     self.launch(cx, slot, lane, request);
                 }
@@ -401,38 +418,33 @@ impl Conn {
         let Queue::Io(queue) = &self.queue else {
             return;
         };
-        let Some(entry) = queue.table.get(nsid).cloned() else {
+        let Some(entry) = queue.table.get(nsid) else {
             return self.complete(cx, slot, Status::INVALID_NAMESPACE.dnr(), 0);
         };
+        let (ns, info) = (NsRef::of(entry), &entry.info);
+        let (blocks, volatile) = (info.blocks, info.volatile_cache);
         match self.command(slot).after {
-            After::Zeroes { rest, fua, .. } if rest.blocks > 0 => {
-                self.write_zeroes(cx, slot, &entry, rest, fua);
-            }
-            After::Zeroes { fua: true, .. } | After::Flush { .. } if entry.info.volatile_cache => {
+            After::Zeroes { rest, fua, .. } if rest.blocks > 0 => match inside(rest, blocks) {
+                Ok(rest) => self.write_zeroes(cx, slot, ns, rest, fua),
+                Err(status) => self.complete(cx, slot, status, 0),
+            },
+            After::Zeroes { fua: true, .. } | After::Flush { .. } if volatile => {
                 self.command(slot).after = After::Respond;
-                self.submit_flush(cx, slot, &entry);
+                self.submit(cx, slot, ns, Op::Flush, NOWHERE, IoBuf::empty());
             }
             _ => self.complete(cx, slot, Status::SUCCESS, 0),
         }
     }
 
     /// Writes the next zeroes of an emulated Write Zeroes.
-    fn write_zeroes(
-        &mut self,
-        cx: &mut Cx,
-        slot: Slot,
-        entry: &NsEntry,
-        rest: LbaRange,
-        fua: bool,
-    ) {
-        let shift = entry.info.lba_shift;
-        let max = ZEROES.min(cx.core.config.max_transfer.into()) >> shift;
+    fn write_zeroes(&mut self, cx: &mut Cx, slot: Slot, ns: NsRef, rest: LbaRange, fua: bool) {
+        let max = ZEROES.min(cx.core.config.max_transfer.into()) >> ns.lba_shift;
         let now = LbaRange {
             slba: rest.slba,
             blocks: rest.blocks.min(max.max(1)),
         };
         #[expect(clippy::cast_possible_truncation, reason = "at most 128 KiB")]
-        let len = (now.blocks << shift) as u32;
+        let len = (now.blocks << ns.lba_shift) as u32;
         if !self.take_buffer(cx, slot, len) {
             // The command holds nothing: to be retried costs less than to wait while it could.
             return self.complete(cx, slot, Status::COMMAND_INTERRUPTED, 0);
@@ -444,11 +456,11 @@ impl Conn {
             blocks: rest.blocks - now.blocks,
         };
         self.command(slot).after = After::Zeroes {
-            nsid: entry.nsid,
+            nsid: ns.nsid,
             rest,
             fua,
         };
-        self.submit(cx, slot, entry, Op::Write { fua: false }, now, buf);
+        self.submit(cx, slot, ns, Op::Write { fua: false }, now, buf);
     }
 
     /// SMART counters: NVMe Base 2.1, SMART / Health Information log.

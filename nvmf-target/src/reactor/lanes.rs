@@ -61,11 +61,13 @@ impl Lanes {
         }
     }
 
-    /// The lane of a namespace, opened if need be.
+    /// The lane of a namespace that is open already.
+    pub(crate) fn get(&self, uid: u64) -> Option<usize> {
+        self.by_uid.get(&uid).copied()
+    }
+
+    /// Opens the lane of a namespace that has none here yet.
     pub(crate) fn open(&mut self, entry: &NsEntry, poller: &Poller) -> Result<usize, Status> {
-        if let Some(&index) = self.by_uid.get(&entry.uid) {
-            return Ok(index);
-        }
         let cx = LaneCx {
             depth: entry.info.depth,
             reactor: self.reactor,

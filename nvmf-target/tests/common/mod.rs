@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod raw;
+
 use nvmf_host::{ConnectOptions, Controller};
 use nvmf_target::ns::{Inline, RamDisk};
 use nvmf_target::transport::{MemConnector, MemStream, MemTransport, Stream as _};
