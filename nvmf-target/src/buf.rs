@@ -227,12 +227,16 @@ impl BufPool {
         })
     }
 
-    /// Takes a buffer back; one of another pool goes home by itself.
-    pub(crate) fn give(&mut self, mut buf: IoBuf) {
-        if buf
-            .home
+    /// Whether a buffer is one of this pool's.
+    pub(crate) fn owns(&self, buf: &IoBuf) -> bool {
+        buf.home
             .as_ref()
             .is_some_and(|home| Arc::ptr_eq(home, &self.home))
+    }
+
+    /// Takes a buffer back; one of another pool goes home by itself.
+    pub(crate) fn give(&mut self, mut buf: IoBuf) {
+        if self.owns(&buf)
             && let Some(home) = buf.home.take()
         {
             self.spare.push(home);

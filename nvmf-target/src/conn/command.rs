@@ -37,9 +37,11 @@ impl Conn {
         match transfer {
             Transfer::None => self.execute(cx, slot),
             Transfer::ToHost(len) | Transfer::FromHost(len) => {
-                if self.waiting.is_empty() && self.has_quota(len) && self.take_buffer(cx, slot, len)
-                {
+                if self.may_take(cx, len) && self.take_buffer(cx, slot, len) {
                     self.with_buffer(cx, slot, transfer);
+                } else if in_capsule > 0 {
+                    self.blocked = Some((slot, len));
+                    cx.blocked.push_back(self.id);
                 } else {
                     if self.waiting.is_empty() {
                         cx.starved.push_back(self.id);
@@ -84,6 +86,11 @@ impl Conn {
         }
     }
 
+    /// Whether a command may have a buffer now, before those that wait for one.
+    fn may_take(&self, cx: &Cx, len: u32) -> bool {
+        self.waiting.is_empty() && !cx.exhausted && self.has_quota(len)
+    }
+
     fn has_quota(&self, len: u32) -> bool {
         self.held == 0 || self.held + len as usize <= self.quota
     }
@@ -100,6 +107,28 @@ impl Conn {
         }
     }
 
+    /// Gives the command whose in-capsule data is next its buffer; false if there is none. It does
+    /// not have to wait for others of its connection, nor for its quota: they may wait for what
+    /// stands behind its data.
+    pub(crate) fn feed_capsule(&mut self, cx: &mut Cx) -> bool {
+        let Some((slot, len)) = self.blocked else {
+            return true;
+        };
+        let regular = self.may_take(cx, len);
+        let buf = if regular {
+            cx.pool.take(len as usize)
+        } else {
+            None
+        };
+        let Some(buf) = buf.or_else(|| cx.reserve.take(len as usize)) else {
+            return false;
+        };
+        self.blocked = None;
+        self.hold(slot, buf);
+        self.enter(cx, slot);
+        true
+    }
+
     /// Gives the command that has waited longest its buffer, if there is one.
     pub(crate) fn feed_one(&mut self, cx: &mut Cx) -> Fed {
         let Some(&(slot, len)) = self.waiting.front() else {
@@ -112,17 +141,22 @@ impl Conn {
             return Fed::Empty;
         }
         self.waiting.pop_front();
+        self.enter(cx, slot);
+        if self.waiting.is_empty() {
+            Fed::Satisfied
+        } else {
+            Fed::More
+        }
+    }
+
+    /// A command has its buffer after a wait, in which anything may have changed.
+    fn enter(&mut self, cx: &mut Cx, slot: Slot) {
         let sqe = self.command(slot).sqe;
         match self.admit(cx, &sqe) {
             Ok(transfer) => self.with_buffer(cx, slot, transfer),
             Err((status, dw0)) => self.complete(cx, slot, status, dw0),
         }
         self.resume(cx);
-        if self.waiting.is_empty() {
-            Fed::Satisfied
-        } else {
-            Fed::More
-        }
     }
 
     /// All data of a command has come.

@@ -97,6 +97,8 @@ pub(crate) struct Conn {
     dirty: bool,
     /// Commands that wait for a buffer of this many bytes.
     waiting: VecDeque<(Slot, u32)>,
+    /// The command whose in-capsule data is next in the stream, while that waits for a buffer.
+    blocked: Option<(Slot, u32)>,
     /// Bytes of buffers that its commands hold.
     held: usize,
     quota: usize,
@@ -139,6 +141,7 @@ impl Conn {
             stalled: false,
             dirty: false,
             waiting: VecDeque::new(),
+            blocked: None,
             held: 0,
             quota,
             in_flight: 0,
@@ -223,14 +226,18 @@ impl Conn {
         let Some(buf) = cx.pool.take(len as usize) else {
             return false;
         };
+        self.hold(slot, buf);
+        true
+    }
+
+    fn hold(&mut self, slot: Slot, buf: IoBuf) {
         self.held += buf.len();
         self.command(slot).buf = buf;
-        true
     }
 
     fn give_buffer(&mut self, cx: &mut Cx, buf: IoBuf) {
         self.held -= buf.len();
-        cx.pool.give(buf);
+        cx.give_buffer(buf);
     }
 
     /// A backend has finished a request of this connection.
@@ -347,6 +354,7 @@ impl Conn {
             }
         }
         self.waiting.clear();
+        self.blocked = None;
         self.carry = Vec::new();
         if let Some(list) = self.list.take() {
             cx.give_list(list);

@@ -31,6 +31,11 @@ impl Conn {
         }
         while self.readable && self.stream.is_some() && !self.closing {
             let direct = match self.tcp.need() {
+                // The end of the stream stands behind what cannot be taken yet, perhaps for ever:
+                // it is not waited for. What the host wants done it has to stay for.
+                Need::Wait(_) if self.ended => {
+                    return self.close(cx, "the host closed the connection");
+                }
                 Need::Wait(_) => {
                     self.stalled = true;
                     return;
@@ -160,7 +165,8 @@ impl Conn {
     /// Takes as much of `bytes` as the machine can use now; returns how much that was.
     fn feed(&mut self, cx: &mut Cx, bytes: &[u8]) -> usize {
         let mut used = 0;
-        while self.stream.is_some() {
+        // A Disconnect is the last command of its queue.
+        while self.stream.is_some() && !self.closing {
             let rest = &bytes[used..];
             match self.tcp.need() {
                 Need::Bytes { min } => {

@@ -36,7 +36,7 @@ impl Conn {
             match result {
                 Ok(0) => {
                     self.list = Some(list);
-                    return;
+                    break;
                 }
                 Ok(n) => self.sent(cx, list, n),
                 Err(err) => {
@@ -101,7 +101,7 @@ impl Conn {
         tcp.transmitted(n, |slot| {
             let buf = std::mem::take(&mut commands[slot.index()].buf);
             *held -= buf.len();
-            cx.pool.give(buf);
+            cx.give_buffer(buf);
         });
         if list.is_empty() {
             cx.give_list(list);

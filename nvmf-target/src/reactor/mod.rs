@@ -22,6 +22,7 @@ use crate::transport::Stream;
 use lanes::LANE_TOKEN;
 use log::{debug, error};
 use nvmf_proto::tcp::{Slot, Time, TxList};
+use nvmf_proto::wire::pdu::ADMIN_IN_CAPSULE_MAX;
 use rustix::time::{ClockId, clock_gettime};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -41,6 +42,8 @@ const TX_HEADS: usize = 16 << 10;
 const TX_SEGS: usize = 256;
 /// Completions that one poll of a lane makes.
 const LANE_BUDGET: u32 = 256;
+/// Capsules with as much data as they may have, for which [`Cx::reserve`] has room.
+const RESERVE: usize = 16;
 
 /// Nanoseconds of the monotonic clock, the same for all threads.
 pub(crate) fn now() -> Time {
@@ -55,6 +58,10 @@ pub(crate) struct Cx {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) poller: Poller,
     pub(crate) pool: BufPool,
+    /// For in-capsule data when `pool` has nothing. Such data stands in front of all other data of
+    /// its connection: if it waited for buffers that commands before it hold, and these for their
+    /// H2CData behind it, neither would ever come.
+    pub(crate) reserve: BufPool,
     pub(crate) requests: RequestPool,
     pub(crate) lanes: Lanes,
     /// Where reads go before it is known what they bring.
@@ -65,6 +72,10 @@ pub(crate) struct Cx {
     pub(crate) dirty: Vec<u64>,
     /// Connections with commands that wait for a buffer, in the order of their waiting.
     pub(crate) starved: VecDeque<u64>,
+    /// The first of `starved` waits for the pool: no command may overtake it.
+    pub(crate) exhausted: bool,
+    /// Connections whose next bytes are in-capsule data that waits for a buffer.
+    pub(crate) blocked: VecDeque<u64>,
     /// Connections that have used up their share of this turn and go on in the next.
     pub(crate) ready: Vec<u64>,
     timers: BinaryHeap<Reverse<(Time, u64)>>,
@@ -88,6 +99,25 @@ impl Cx {
     pub(crate) fn give_list(&mut self, mut list: Box<TxList>) {
         list.clear();
         self.spare_lists.push(list);
+    }
+
+    /// Takes a buffer back, whichever pool it is from.
+    pub(crate) fn give_buffer(&mut self, buf: IoBuf) {
+        if self.reserve.owns(&buf) {
+            self.reserve.give(buf);
+        } else {
+            self.pool.give(buf);
+        }
+    }
+
+    fn free_bytes(&self) -> usize {
+        self.pool.free_bytes() + self.reserve.free_bytes()
+    }
+
+    /// Takes in what was dropped on other threads; says whether there was anything.
+    fn reclaim(&mut self) -> bool {
+        let any = self.pool.reclaim();
+        self.reserve.reclaim() || any
     }
 
     /// Calls `Conn::on_timer` at `at` or soon after.
@@ -118,6 +148,8 @@ struct Reactor {
     /// When the last turn that found work ended.
     last_work: Time,
     busy_poll: u64,
+    /// Free bytes of buffers when commands that wait were last given some.
+    fed_at: usize,
 }
 
 /// The connections of a reactor, by index and generation.
@@ -184,6 +216,10 @@ pub(crate) fn spawn(
     let bytes = config.buffer_bytes / config.reactors;
     let max = config.max_transfer.max(config.in_capsule) as usize;
     let pool = BufPool::new(bytes, max, mailbox.waker.clone()).map_err(failed)?;
+    let capsule = config.in_capsule.max(ADMIN_IN_CAPSULE_MAX) as usize;
+    let capsule = capsule.next_power_of_two();
+    let reserve = BufPool::new(RESERVE * capsule, capsule, mailbox.waker.clone());
+    let reserve = reserve.map_err(failed)?;
     let poller = Poller::new().map_err(failed)?;
     poller
         .add_level(&mailbox.waker, MAILBOX_TOKEN)
@@ -198,11 +234,14 @@ pub(crate) fn spawn(
                 mailbox,
                 poller,
                 pool,
+                reserve,
                 lanes: Lanes::new(index),
                 stage: vec![0; STAGE].into_boxed_slice(),
                 now: now(),
                 dirty: Vec::new(),
                 starved: VecDeque::new(),
+                exhausted: false,
+                blocked: VecDeque::new(),
                 ready: Vec::new(),
                 timers: BinaryHeap::new(),
                 spare_lists: Vec::new(),
@@ -216,6 +255,7 @@ pub(crate) fn spawn(
             ready: Vec::new(),
             last_work: Time(0),
             busy_poll,
+            fed_at: 0,
         };
         reactor.cx.mailbox.port.bind_to_thread();
         while reactor.phase != Phase::Done {
@@ -244,17 +284,18 @@ impl Reactor {
             self.bury(id);
         }
         self.ready = ready;
+        // Behind the reading, so that no Keep Alive is overlooked that has come in time.
+        self.timers();
         self.cx.lanes.commit();
         worked |= self.completions();
-        worked |= self.cx.pool.reclaim();
+        worked |= self.cx.reclaim();
         self.flush();
-        if self.feed_starved() {
+        if self.feed() {
             worked = true;
             self.cx.lanes.commit();
             self.completions();
             self.flush();
         }
-        self.timers();
         self.advance_shutdown();
         self.publish();
         if worked {
@@ -267,7 +308,10 @@ impl Reactor {
     fn wait(&mut self) {
         let spinning =
             self.busy_poll > 0 && self.cx.now.0.saturating_sub(self.last_work.0) < self.busy_poll;
-        let idle = self.cx.ready.is_empty() && !spinning;
+        // Buffers came back after commands that wait for some had been looked at.
+        let owed = !(self.cx.starved.is_empty() && self.cx.blocked.is_empty())
+            && self.cx.free_bytes() != self.fed_at;
+        let idle = self.cx.ready.is_empty() && !spinning && !owed;
         let timeout = if idle && self.cx.mailbox.waker.prepare_sleep() {
             let next = self.cx.timers.peek().map(|Reverse((at, _))| *at);
             next.map(|at| Duration::from_nanos(at.0.saturating_sub(now().0)))
@@ -381,7 +425,7 @@ impl Reactor {
                 self.cx.in_flight -= 1;
                 match self.conns.get(id) {
                     Some(conn) => conn.on_completion(&mut self.cx, &mut completion),
-                    None => self.cx.pool.give(completion.take_buf()),
+                    None => self.cx.give_buffer(completion.take_buf()),
                 }
                 self.cx.requests.recycle(completion);
                 self.bury(id);
@@ -405,10 +449,32 @@ impl Reactor {
         self.cx.dirty = dirty;
     }
 
-    /// Gives buffers to commands that wait for them, first come first served; one command per
-    /// connection and round, so that none takes all.
+    /// Gives buffers to commands that wait for them.
+    fn feed(&mut self) -> bool {
+        let fed = self.feed_blocked() | self.feed_starved();
+        self.fed_at = self.cx.free_bytes();
+        fed
+    }
+
+    /// In-capsule data goes first: nothing else of its connection moves before it has come.
+    fn feed_blocked(&mut self) -> bool {
+        let mut fed = false;
+        while let Some(&id) = self.cx.blocked.front() {
+            if let Some(conn) = self.conns.get(id)
+                && !conn.feed_capsule(&mut self.cx)
+            {
+                break;
+            }
+            self.cx.blocked.pop_front();
+            fed = true;
+        }
+        fed
+    }
+
+    /// First come first served; one command per connection and round, so that none takes all.
     fn feed_starved(&mut self) -> bool {
         let mut fed = false;
+        self.cx.exhausted = false;
         let mut rounds = self.cx.starved.len();
         while rounds > 0 {
             rounds -= 1;
@@ -428,6 +494,7 @@ impl Reactor {
                 // Its own quota, not the pool, holds this one back: others may go on.
                 crate::conn::Fed::Quota => self.cx.starved.push_back(id),
                 crate::conn::Fed::Empty => {
+                    self.cx.exhausted = true;
                     self.cx.starved.push_front(id);
                     break;
                 }
@@ -445,9 +512,6 @@ impl Reactor {
                 conn.on_timer(&mut self.cx);
             }
             self.bury(id);
-        }
-        if !self.cx.dirty.is_empty() {
-            self.flush();
         }
     }
 
@@ -528,10 +592,11 @@ impl Reactor {
         let Cx {
             mailbox,
             pool,
+            reserve,
             in_flight,
             ..
         } = &self.cx;
-        let lent = pool.total_bytes() - pool.free_bytes();
+        let lent = pool.total_bytes() + reserve.total_bytes() - self.cx.free_bytes();
         if mailbox.buffers_lent.load(Ordering::Relaxed) != lent {
             mailbox.buffers_lent.store(lent, Ordering::Relaxed);
         }

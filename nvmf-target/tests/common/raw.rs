@@ -47,7 +47,11 @@ impl Digests {
         flags.set(PduFlags::HDGST, self.header);
         flags.set(PduFlags::DDGST, self.data && !data.is_empty());
         let header = hlen + if self.header { 4 } else { 0 };
-        let digest = if flags.contains(PduFlags::DDGST) { 4 } else { 0 };
+        let digest = if flags.contains(PduFlags::DDGST) {
+            4
+        } else {
+            0
+        };
         CommonHeader {
             pdu_type,
             flags,
@@ -319,11 +323,10 @@ pub fn set_cc(cc: Cc) -> Sqe {
 pub fn set_queues(pairs: u16) -> Sqe {
     command::set_features(
         0,
-        &SetFeatures {
-            fid: Fid::NUMBER_OF_QUEUES,
-            sv: false,
-            cdw11: NumberOfQueues::pairs(pairs).to_bits(),
-        },
+        &SetFeatures::new(
+            Fid::NUMBER_OF_QUEUES,
+            NumberOfQueues::pairs(pairs).to_bits(),
+        ),
     )
 }
 
