@@ -118,6 +118,8 @@ pub(super) struct State {
     queues: BTreeMap<u16, (ConnRef, Arc<QueueStats>)>,
     /// Counters of queues that are gone.
     past: Totals,
+    /// When a command was last seen on a queue that is gone.
+    past_active: u64,
     /// The admin queue's connection has ended or is ending: no new queue may join.
     ending: bool,
     admin_gone: bool,
@@ -168,6 +170,7 @@ impl Controller {
             granted: None,
             queues: BTreeMap::new(),
             past: Totals::default(),
+            past_active: 0,
             ending: false,
             admin_gone: false,
         };
@@ -218,6 +221,7 @@ impl Controller {
             .map(|(_, stats)| stats)
             .chain([&self.admin_stats])
             .map(|stats| stats.last_active.load(Ordering::Relaxed))
+            .chain([state.past_active])
             .max()?;
         let kato_ms = u64::from(kato_ms).next_multiple_of(u64::from(KAS) * 100);
         Some(Time(last).after(kato_ms * 1_000_000))
@@ -276,6 +280,9 @@ impl Controller {
             let mut state = lock(&self.state);
             if let Some((_, stats)) = state.queues.remove(&qid) {
                 state.past = state.past.plus(stats.totals());
+                // What the host did on this queue kept the controller alive, and still does.
+                let last = stats.last_active.load(Ordering::Relaxed);
+                state.past_active = state.past_active.max(last);
             }
             state.finish_stopping();
             state.admin_gone && state.queues.is_empty()
@@ -430,5 +437,41 @@ impl State {
             }
             Some(Stopping::Shutdown) => self.csts = self.csts.with_shst(Csts::SHST_COMPLETE),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SubsystemConfig;
+    use crate::reactor::Mailbox;
+
+    #[test]
+    fn traffic_on_a_queue_that_is_gone_still_counts() {
+        let mailbox = Mailbox::new().unwrap();
+        let conn = |id| ConnRef {
+            mailbox: Arc::clone(&mailbox),
+            id,
+        };
+        let name = Nqn::new("nqn.2026-11.org.example:a").unwrap();
+        let config = SubsystemConfig::new(name.as_str());
+        let subsystem = Subsystem::nvm(name.clone(), &config);
+        let controller = subsystem
+            .open_controller(name, [1; 16], 5000, conn(1))
+            .unwrap();
+        controller.admin_stats().active(Time(1));
+        controller.grant_queues(1);
+        {
+            let mut state = lock(&controller.state);
+            state.cc = state.cc.with_en(true);
+            state.csts = state.csts.with_rdy(true);
+        }
+        let stats = controller.add_queue(1, conn(2), Time(2)).unwrap();
+        let at = Time(9_000_000_000);
+        stats.active(at);
+        let deadline = Some(at.after(5_000_000_000));
+        assert_eq!(controller.keep_alive_deadline(), deadline);
+        controller.queue_gone(1);
+        assert_eq!(controller.keep_alive_deadline(), deadline);
     }
 }
