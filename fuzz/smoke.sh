@@ -9,7 +9,7 @@ set -eu
 cd "$(dirname "$0")"
 seconds=${1:-20}
 [ $# -eq 0 ] || shift
-targets=${*:-rx ops host_rx wire}
+targets=${*:-rx ops host_rx target wire}
 host=$(rustc -vV | sed -n 's/^host: //p')
 # Instrumented code has a folder of its own, or every other build would start from nothing.
 target_dir=${CARGO_TARGET_DIR:-$PWD/../target}/fuzz

@@ -21,10 +21,13 @@ fn talk(host: u8, target: u8, commands: &[u8]) -> (Vec<u8>, Vec<u8>) {
     (to_target, to_host)
 }
 
+/// Name, options of host and target, commands (opcode, length).
+type Conversation<'a> = (&'a str, u8, u8, &'a [(u8, u16)]);
+
 fn main() -> io::Result<()> {
     // Opcodes stand for what `rx` does about them; the first is a Connect.
     let [connect, none, write, read, fail, late, abandon, result] = [0x7f, 0, 1, 2, 3, 4, 5, 6];
-    let conversations: [(&str, u8, u8, &[(u8, u16)]); 7] = [
+    let conversations: [Conversation<'_>; 7] = [
         (
             "read",
             0,

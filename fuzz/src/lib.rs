@@ -6,12 +6,14 @@
 //! * [`rx`]: a host's byte stream and a list of cuts, into the target's machine.
 //! * [`ops`]: calls to the target's machine in any order, with PDUs that are mostly right.
 //! * [`host_rx`]: a target's byte stream and a list of cuts, into the host's machine.
+//! * [`target`]: commands of every kind against a whole target, judged by the host.
 //! * [`wire`]: what is decoded, encoded and decoded again is the same.
 
 pub mod host_rx;
 pub mod ops;
 pub mod play;
 pub mod rx;
+pub mod target;
 pub mod wire;
 
 /// Runs one input of the target of this name; `false` if there is none.
@@ -24,6 +26,7 @@ pub fn run(target: &str, data: &[u8]) -> bool {
         "rx" => rx::run(data),
         "ops" => ops::run_bytes(data),
         "host_rx" => host_rx::run(data),
+        "target" => target::run_bytes(data),
         "wire" => wire::run(data),
         _ => return false,
     }

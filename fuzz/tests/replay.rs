@@ -40,7 +40,7 @@ fn mutate(input: &mut Vec<u8>, other: &[u8], rng: &mut Rng) {
     for _ in 0..=rng.below(6) {
         let at = rng.below(input.len());
         match rng.below(8) {
-            0 => input.insert(at, rng.below(256) as u8),
+            0 => input.insert(at, u8::try_from(rng.below(256)).unwrap()),
             1 if at < input.len() => drop(input.remove(at)),
             2 => input.truncate(at),
             3 => {
@@ -83,6 +83,11 @@ fn ops() {
 #[test]
 fn host_rx() {
     replay("host_rx");
+}
+
+#[test]
+fn target() {
+    replay("target");
 }
 
 #[test]
