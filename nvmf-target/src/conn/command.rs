@@ -10,6 +10,10 @@ use nvmf_proto::tcp::target::Done;
 use nvmf_proto::wire::sqe::Fuse;
 use nvmf_proto::wire::{AdminOpcode, SglDescriptor, Sqe, Status};
 
+/// The namespace was replaced by one of another format while a command waited: what its data
+/// pointer describes does not fit any more.
+const CHANGED: Status = Status::DATA_SGL_LENGTH_INVALID.dnr();
+
 impl Conn {
     pub(super) fn on_command(
         &mut self,
@@ -153,7 +157,10 @@ impl Conn {
     fn enter(&mut self, cx: &mut Cx, slot: Slot) {
         let sqe = self.command(slot).sqe;
         match self.admit(cx, &sqe) {
-            Ok(transfer) => self.with_buffer(cx, slot, transfer),
+            Ok(transfer) if transfer.len() == self.command(slot).buf.len() => {
+                self.with_buffer(cx, slot, transfer);
+            }
+            Ok(_) => self.complete(cx, slot, CHANGED, 0),
             Err((status, dw0)) => self.complete(cx, slot, status, dw0),
         }
         self.resume(cx);
@@ -170,7 +177,8 @@ impl Conn {
     }
 
     fn execute(&mut self, cx: &mut Cx, slot: Slot) {
-        let sqe = self.command(slot).sqe;
+        let command = self.command(slot);
+        let (sqe, held) = (command.sqe, command.buf.len());
         match &mut self.queue {
             Queue::Io(queue) => {
                 // The namespace may have changed while the data was on its way.
@@ -179,7 +187,8 @@ impl Conn {
                     .subsystem
                     .refresh(&mut queue.table, &mut queue.generation);
                 match IoPlan::new(&sqe, &queue.table, cx.core.config.max_transfer) {
-                    Ok(plan) => self.execute_io(cx, slot, &plan),
+                    Ok(plan) if plan.transfer().len() == held => self.execute_io(cx, slot, &plan),
+                    Ok(_) => self.complete(cx, slot, CHANGED, 0),
                     Err(status) => self.complete(cx, slot, status, 0),
                 }
             }

@@ -1,6 +1,6 @@
 //! Commands of the NVM command set: checks, requests to the lanes, completions.
 
-use super::{Conn, Queue};
+use super::{Conn, IoQueue, Queue};
 use crate::buf::IoBuf;
 use crate::ctrl::admin::Transfer;
 use crate::ctrl::{NsEntry, NsTable};
@@ -29,17 +29,17 @@ pub(super) enum After {
     #[default]
     Respond,
     /// A Flush, for a write with FUA on a backend that has no such thing.
-    Flush { nsid: u32 },
+    Flush { ns: NsRef },
     /// The rest of an emulated Write Zeroes.
     Zeroes {
-        nsid: u32,
+        ns: NsRef,
         rest: LbaRange,
         fua: bool,
     },
 }
 
 /// A namespace as a plan needs it: no reference count is touched per command.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NsRef {
     nsid: u32,
     uid: u64,
@@ -72,6 +72,7 @@ pub(super) enum IoPlan {
     WriteZeroes {
         ns: NsRef,
         op: Op,
+        after: After,
         range: LbaRange,
     },
     /// Write Zeroes on a backend that has no such thing.
@@ -79,6 +80,8 @@ pub(super) enum IoPlan {
     Dsm {
         ns: NsRef,
         command: DsmCommand,
+        /// Bytes from the host, at least those of the ranges.
+        len: u32,
         blocks: u64,
         /// The backend deallocates.
         native: bool,
@@ -128,21 +131,31 @@ impl IoPlan {
                 match caps.write_zeroes {
                     Support::None => Err(Status::INVALID_OPCODE.dnr()),
                     Support::Native => {
+                        let (fua, after) = force(&entry.info, ns, fua);
                         let op = Op::WriteZeroes { deallocate, fua };
-                        Ok(Self::WriteZeroes { ns, op, range })
+                        Ok(Self::WriteZeroes {
+                            ns,
+                            op,
+                            after,
+                            range,
+                        })
                     }
                     Support::Emulate => {
-                        let (nsid, rest) = (ns.nsid, range);
-                        Ok(Self::EmulateZeroes(After::Zeroes { nsid, rest, fua }))
+                        let rest = range;
+                        Ok(Self::EmulateZeroes(After::Zeroes { ns, rest, fua }))
                     }
                 }
             }
-            _ => Ok(Self::Dsm {
-                ns,
-                command: DsmCommand::decode(sqe),
-                blocks,
-                native: caps.deallocate == Support::Native,
-            }),
+            _ => {
+                let command = DsmCommand::decode(sqe);
+                Ok(Self::Dsm {
+                    ns,
+                    command,
+                    len: dsm_length(sqe, command),
+                    blocks,
+                    native: caps.deallocate == Support::Native,
+                })
+            }
         }
     }
 
@@ -153,14 +166,11 @@ impl IoPlan {
             .ok()
             .filter(|&len| len <= max_transfer)
             .ok_or(Status::INVALID_FIELD.dnr())?;
-        let native = info.caps.fua == Support::Native;
-        let (op, after) = match (sqe.opcode() == NvmOpcode::READ.0, sqe.fua()) {
-            (true, _) => (Op::Read, After::Respond),
-            (false, true) if !native && info.volatile_cache => {
-                let nsid = ns.nsid;
-                (Op::Write { fua: false }, After::Flush { nsid })
-            }
-            (false, fua) => (Op::Write { fua: fua && native }, After::Respond),
+        let (op, after) = if sqe.opcode() == NvmOpcode::READ.0 {
+            (Op::Read, After::Respond)
+        } else {
+            let (fua, after) = force(info, ns, sqe.fua());
+            (Op::Write { fua }, after)
         };
         Ok(Self::Rw {
             ns,
@@ -188,16 +198,30 @@ impl IoPlan {
                 op: Op::Read, len, ..
             } => Transfer::ToHost(*len),
             Self::Rw { len, .. } => Transfer::FromHost(*len),
-            Self::Dsm { command, .. } =>
-            {
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    reason = "256 ranges of 16 bytes at most"
-                )]
-                Transfer::FromHost(command.data_length() as u32)
-            }
+            Self::Dsm { len, .. } => Transfer::FromHost(*len),
             _ => Transfer::None,
         }
+    }
+}
+
+/// How FUA of a command that writes comes about: whether its request has it, and what follows.
+fn force(info: &NsInfo, ns: NsRef, fua: bool) -> (bool, After) {
+    let native = info.caps.fua == Support::Native;
+    if fua && !native && info.volatile_cache {
+        (false, After::Flush { ns })
+    } else {
+        (fua && native, After::Respond)
+    }
+}
+
+/// Bytes that a Dataset Management command transfers. A host may send room for more ranges than
+/// the command counts, up to the most there can be: Linux always sends all 4096 bytes.
+fn dsm_length(sqe: &Sqe, command: DsmCommand) -> u32 {
+    const MAX: usize = DsmCommand::MAX_RANGES * DsmRange::SIZE;
+    let offered = usize::try_from(sqe.sgl().length).unwrap_or(MAX);
+    #[expect(clippy::cast_possible_truncation, reason = "4096 at most")]
+    {
+        offered.clamp(command.data_length(), MAX) as u32
     }
 }
 
@@ -242,8 +266,13 @@ impl Conn {
                 self.submit(cx, slot, ns, Op::Flush, NOWHERE, IoBuf::empty());
             }
             IoPlan::FlushAll => self.flush_all(cx, slot),
-            IoPlan::WriteZeroes { ns, op, range } => {
-                self.command(slot).after = After::Respond;
+            IoPlan::WriteZeroes {
+                ns,
+                op,
+                after,
+                range,
+            } => {
+                self.command(slot).after = after;
                 self.submit(cx, slot, ns, op, range, IoBuf::empty());
             }
             IoPlan::EmulateZeroes(after) => {
@@ -255,6 +284,7 @@ impl Conn {
                 command,
                 blocks,
                 native,
+                ..
             } => self.deallocate(cx, slot, ns, command, blocks, native),
         }
     }
@@ -341,7 +371,10 @@ impl Conn {
             slba: r.slba,
             blocks: r.length.into(),
         };
-        let bad = DsmRange::decode_all(&buf).find_map(|r| inside(range(r), blocks).err());
+        let count = command.range_count.into();
+        let bad = DsmRange::decode_all(&buf)
+            .take(count)
+            .find_map(|r| inside(range(r), blocks).err());
         let wanted = native && command.attributes.contains(DsmAttributes::DEALLOCATE);
         match (bad, wanted) {
             (Some(status), _) => self.complete(cx, slot, status, 0),
@@ -350,7 +383,7 @@ impl Conn {
                 Ok(lane) => {
                     let conn = self.id;
                     let route = Route { conn, slot, lane };
-                    let ranges = DsmRange::decode_all(&buf).map(range);
+                    let ranges = DsmRange::decode_all(&buf).take(count).map(range);
                     let request = cx.requests.make_deallocate(ns.lba_shift, ranges, route);
                     self.command(slot).after = After::Respond;
                     self.launch(cx, slot, lane, request);
@@ -411,18 +444,26 @@ impl Conn {
 
     /// Takes the next step of a command whose last one succeeded.
     fn continue_after(&mut self, cx: &mut Cx, slot: Slot) {
-        let nsid = match self.command(slot).after {
+        let ns = match self.command(slot).after {
             After::Respond => return self.complete(cx, slot, Status::SUCCESS, 0),
-            After::Flush { nsid } | After::Zeroes { nsid, .. } => nsid,
+            After::Flush { ns } | After::Zeroes { ns, .. } => ns,
         };
-        let Queue::Io(queue) = &self.queue else {
+        let Queue::Io(IoQueue {
+            controller,
+            table,
+            generation,
+            ..
+        }) = &mut self.queue
+        else {
             return;
         };
-        let Some(entry) = queue.table.get(nsid) else {
+        controller.subsystem.refresh(table, generation);
+        // What is attached under the NSID now may be another namespace.
+        let entry = table.get(ns.nsid);
+        let Some(entry) = entry.filter(|entry| NsRef::of(entry) == ns) else {
             return self.complete(cx, slot, Status::INVALID_NAMESPACE.dnr(), 0);
         };
-        let (ns, info) = (NsRef::of(entry), &entry.info);
-        let (blocks, volatile) = (info.blocks, info.volatile_cache);
+        let (blocks, volatile) = (entry.info.blocks, entry.info.volatile_cache);
         match self.command(slot).after {
             After::Zeroes { rest, fua, .. } if rest.blocks > 0 => match inside(rest, blocks) {
                 Ok(rest) => self.write_zeroes(cx, slot, ns, rest, fua),
@@ -455,11 +496,7 @@ impl Conn {
             slba: now.slba + now.blocks,
             blocks: rest.blocks - now.blocks,
         };
-        self.command(slot).after = After::Zeroes {
-            nsid: ns.nsid,
-            rest,
-            fua,
-        };
+        self.command(slot).after = After::Zeroes { ns, rest, fua };
         self.submit(cx, slot, ns, Op::Write { fua: false }, now, buf);
     }
 

@@ -59,6 +59,16 @@ pub(crate) enum Transfer {
     FromHost(u32),
 }
 
+impl Transfer {
+    /// Bytes, in whichever direction.
+    pub(crate) const fn len(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::ToHost(len) | Self::FromHost(len) => len as usize,
+        }
+    }
+}
+
 /// The outcome of an admin command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reply {
