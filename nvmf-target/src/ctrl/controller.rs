@@ -253,7 +253,8 @@ impl Controller {
         }
         // NVMe Base 2.1 §3.3.1.1: I/O queues are created on an enabled controller, after Set
         // Features Number of Queues has said how many.
-        if !(state.cc.en() && state.csts.rdy()) || state.stopping.is_some() {
+        let ready = state.cc.en() && state.csts.rdy() && state.csts.shst() == Csts::SHST_NORMAL;
+        if !ready || state.stopping.is_some() {
             return Err(Refusal::status(Status::COMMAND_SEQUENCE_ERROR));
         }
         let Some(granted) = state.granted else {
@@ -430,8 +431,14 @@ impl State {
             Some(Stopping::Reset) => {
                 // NVMe Base 2.1 §3.7.2, Controller Level Reset: features go back to their
                 // defaults, events are forgotten.
-                // The host may have enabled the controller again meanwhile.
-                self.csts = Csts::default().with_rdy(self.cc.en());
+                // The host may have enabled the controller again meanwhile, or asked for a
+                // shutdown on top.
+                let shst = if self.cc.shn() == Cc::SHN_NONE {
+                    Csts::SHST_NORMAL
+                } else {
+                    Csts::SHST_COMPLETE
+                };
+                self.csts = Csts::default().with_rdy(self.cc.en()).with_shst(shst);
                 self.events = Events::default();
                 self.granted = None;
             }

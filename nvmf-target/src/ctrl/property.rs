@@ -81,13 +81,18 @@ impl Controller {
             return Err(Status::INVALID_FIELD.dnr());
         }
         state.cc = new;
-        if old.en() && !new.en() {
-            state.stopping = Some(Stopping::Reset);
-            state.stop_queues();
-            state.finish_stopping();
-        } else if new.shn() != Cc::SHN_NONE && old.shn() == Cc::SHN_NONE {
+        let reset = old.en() && !new.en();
+        let shutdown = new.shn() != Cc::SHN_NONE && old.shn() == Cc::SHN_NONE;
+        if shutdown {
             state.csts = state.csts.with_shst(Csts::SHST_OCCURRING);
-            state.stopping = Some(Stopping::Shutdown);
+        }
+        if reset {
+            state.stopping = Some(Stopping::Reset);
+        } else if shutdown {
+            // A reset that is under way remains one; its end completes the shutdown too.
+            state.stopping.get_or_insert(Stopping::Shutdown);
+        }
+        if reset || shutdown {
             state.stop_queues();
             state.finish_stopping();
         } else if new.en() && !old.en() && state.stopping.is_none() {
