@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +202,8 @@ impl Completion {
 /// Where the completions of one reactor's requests arrive.
 #[derive(Debug)]
 pub(crate) struct Port {
-    done: Mutex<Vec<Completion>>,
+    /// `None`: the reactor has ended. A completion holds its port, so none may stay here then.
+    done: Mutex<Option<Vec<Completion>>>,
     any: AtomicBool,
     waker: Waker,
 }
@@ -220,7 +221,7 @@ thread_local! {
 impl Port {
     pub(crate) fn new(waker: Waker) -> Arc<Self> {
         Arc::new(Self {
-            done: Mutex::default(),
+            done: Mutex::new(Some(Vec::new())),
             any: AtomicBool::new(false),
             waker,
         })
@@ -239,11 +240,21 @@ impl Port {
         LOCAL.set(None);
     }
 
+    fn done(&self) -> MutexGuard<'_, Option<Vec<Completion>>> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reactor has ended: what completes from now on is dropped.
+    pub(crate) fn close(&self) {
+        let left = self.done().take();
+        drop(left);
+    }
+
     fn push(&self, completion: Completion) {
-        self.done
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(completion);
+        match &mut *self.done() {
+            Some(done) => done.push(completion),
+            None => return,
+        }
         // Written only if it changes, so that completions in a row do not fight for the line.
         if !self.any.swap(true, Ordering::AcqRel) {
             self.waker.wake();
@@ -258,8 +269,11 @@ impl Port {
                 out.append(&mut local.done);
             }
         });
-        if self.any.load(Ordering::Acquire) && self.any.swap(false, Ordering::AcqRel) {
-            out.append(&mut self.done.lock().unwrap_or_else(PoisonError::into_inner));
+        if self.any.load(Ordering::Acquire)
+            && self.any.swap(false, Ordering::AcqRel)
+            && let Some(done) = &mut *self.done()
+        {
+            out.append(done);
         }
     }
 }

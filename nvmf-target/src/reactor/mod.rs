@@ -608,6 +608,7 @@ impl Reactor {
 
 impl Drop for Reactor {
     fn drop(&mut self) {
+        self.cx.mailbox.port.close();
         // Connections that a bounded shutdown cuts off.
         for id in self.conns.ids() {
             if let Some(conn) = self.conns.get(id) {
