@@ -1,5 +1,10 @@
 //! A host made of bytes: every PDU is built by hand, so that any of them can be wrong.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the numbers that tests make up are small"
+)]
+
 use super::{NQN, PATIENCE};
 use nvmf_host::command;
 use nvmf_host::nvmf_proto::tcp::crc32c;
