@@ -13,6 +13,7 @@ io() { # KIND FUNCTION
 
 write_and_read() {
   local where
+  rm -f /tmp/back # `nvme read` would leave the end of a longer file
   for where in 0 8 $((blocks - nlb - 1)); do
     says Success nvme write "$disk" -s $where -c $nlb -z 32768 -d /tmp/data
     says Success nvme read "$disk" -s $where -c $nlb -z 32768 -d /tmp/back
