@@ -5,7 +5,10 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use nvmf_host::{ConnectOptions, Connector, Controller, Data, Error, Queue, Stream, Token};
+use nvmf_proto::wire::dsm::DsmCommand;
 use nvmf_proto::wire::fabrics::FabricsType;
+use nvmf_proto::wire::feature::{Fid, GetFeatures, HOST_ID_EXTENDED};
+use nvmf_proto::wire::log::GetLogPage;
 use nvmf_proto::wire::{AdminOpcode, NvmOpcode, SglDescriptor, Sqe};
 use nvmf_target::ns::{Inline, RamDisk};
 use nvmf_target::transport::{MemConnector, MemStream, MemTransport, Stream as _};
@@ -62,7 +65,7 @@ struct Opcode {
 enum Length {
     Blocks(u8),
     Bytes(u16),
-    /// What NUMD of Get Log Page says, and NLB of Read and Write.
+    /// What the command moves.
     AsCommand,
 }
 
@@ -321,14 +324,11 @@ impl Command {
         if self.lie.odds >= 0xf8 {
             return (Data::AsIs, false);
         }
+        let exact = exact_length(sqe, admin);
         let len = match self.data {
             Length::Blocks(blocks) => usize::from(blocks % 64) * 512,
             Length::Bytes(bytes) => usize::from(bytes),
-            Length::AsCommand if admin => {
-                let numd = sqe.cdw10() >> 16;
-                (numd as usize + 1) * 4 % (1 << 16)
-            }
-            Length::AsCommand => sqe.block_count() as usize * 512 % (1 << 17),
+            Length::AsCommand => exact.min(1 << 17),
         };
         let fabrics = sqe.opcode() == 0x7f;
         // Bits 1:0 of the opcode (of FCTYPE in Fabrics commands) are the direction of the data.
@@ -339,10 +339,39 @@ impl Command {
         };
         match direction {
             0 => (Data::None, true),
-            1 => (Data::Write(vec![0x77; len]), true),
-            2 => (Data::Read(vec![0; len]), true),
+            // This host calls a success with less data than it made room for a violation.
+            1 => (Data::Write(vec![0x77; len]), len == exact),
+            2 => (Data::Read(vec![0; len]), len == exact),
             _ => (Data::Read(vec![0; len]), false),
         }
+    }
+}
+
+/// How many bytes a good command moves.
+fn exact_length(sqe: &Sqe, admin: bool) -> usize {
+    if !admin {
+        return match NvmOpcode(sqe.opcode()) {
+            NvmOpcode::READ | NvmOpcode::WRITE => {
+                let block = if sqe.nsid() == 2 { 4096 } else { 512 };
+                sqe.block_count() as usize * block
+            }
+            NvmOpcode::DATASET_MANAGEMENT => DsmCommand::decode(sqe).data_length(),
+            _ => 0,
+        };
+    }
+    match AdminOpcode(sqe.opcode()) {
+        AdminOpcode::IDENTIFY => 4096,
+        AdminOpcode::GET_LOG_PAGE => {
+            usize::try_from(GetLogPage::decode(sqe).length()).unwrap_or(usize::MAX)
+        }
+        AdminOpcode::GET_FEATURES if GetFeatures::decode(sqe).fid == Fid::HOST_IDENTIFIER => {
+            if GetFeatures::decode(sqe).cdw11 & HOST_ID_EXTENDED == 0 {
+                8
+            } else {
+                16
+            }
+        }
+        _ => 0,
     }
 }
 
