@@ -92,3 +92,8 @@ pub use config::{SubsystemConfig, TargetConfig};
 pub use ctrl::Role;
 pub use error::Error;
 pub use target::{Target, TargetStats};
+
+/// Compiles the examples of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/embedding.md")]
+struct EmbeddingGuide;
