@@ -90,13 +90,15 @@ impl Conn {
         }
     }
 
-    /// Whether a command may have a buffer now, before those that wait for one.
+    /// Whether a command may have a buffer now: none of its connection waits for one before it.
     fn may_take(&self, cx: &Cx, len: u32) -> bool {
-        self.waiting.is_empty() && !cx.exhausted && self.has_quota(len)
+        self.waiting.is_empty() && self.has_share(cx, len)
     }
 
-    fn has_quota(&self, len: u32) -> bool {
-        self.held == 0 || self.held + len as usize <= self.quota
+    /// A connection may hold half as much as is free. So one alone gets a third of the pool, and
+    /// however many there are whose hosts do not take or send what they should, some is left.
+    fn has_share(&self, cx: &Cx, len: u32) -> bool {
+        self.held == 0 || self.held + len as usize <= cx.pool.free_bytes() / 2
     }
 
     /// The command has its buffer: host data comes next, or execution.
@@ -112,7 +114,7 @@ impl Conn {
     }
 
     /// Gives the command whose in-capsule data is next its buffer; false if there is none. It does
-    /// not have to wait for others of its connection, nor for its quota: they may wait for what
+    /// not have to wait for others of its connection, nor for its share: they may wait for what
     /// stands behind its data.
     pub(crate) fn feed_capsule(&mut self, cx: &mut Cx) -> bool {
         let Some((slot, len)) = self.blocked else {
@@ -138,11 +140,8 @@ impl Conn {
         let Some(&(slot, len)) = self.waiting.front() else {
             return Fed::Satisfied;
         };
-        if !self.has_quota(len) {
-            return Fed::Quota;
-        }
-        if !self.take_buffer(cx, slot, len) {
-            return Fed::Empty;
+        if !self.has_share(cx, len) || !self.take_buffer(cx, slot, len) {
+            return Fed::Waits;
         }
         self.waiting.pop_front();
         self.enter(cx, slot);

@@ -24,8 +24,9 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-/// The part of a reactor's buffers that one connection may hold.
-const QUOTA_DIVISOR: usize = 4;
+/// A timer is set for no longer than this, in nanoseconds: it outlives its connection, and a Keep
+/// Alive Timeout may be seven weeks.
+const TIMER_MAX: u64 = 60_000_000_000;
 
 /// How a turn of giving buffers to waiting commands went for one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +35,8 @@ pub(crate) enum Fed {
     Satisfied,
     /// One got its buffer; others still wait.
     More,
-    /// It holds as much as it may.
-    Quota,
-    /// The pool has nothing for it.
-    Empty,
+    /// It holds its share already, or the pool has nothing for it.
+    Waits,
 }
 
 /// What the connection is, as far as NVMe goes.
@@ -101,7 +100,6 @@ pub(crate) struct Conn {
     blocked: Option<(Slot, u32)>,
     /// Bytes of buffers that its commands hold.
     held: usize,
-    quota: usize,
     /// Its requests in backends.
     in_flight: usize,
     timer: Option<Time>,
@@ -121,7 +119,6 @@ impl Conn {
             connect_timeout: timeout,
             ..Config::default()
         });
-        let quota = (cx.pool.total_bytes() / QUOTA_DIVISOR).max(config.max_transfer as usize);
         Self {
             id,
             peer: stream.peer(),
@@ -143,7 +140,6 @@ impl Conn {
             waiting: VecDeque::new(),
             blocked: None,
             held: 0,
-            quota,
             in_flight: 0,
             timer: None,
             closing: false,
@@ -279,7 +275,7 @@ impl Conn {
             Queue::None | Queue::Io(_) => None,
         };
         let next = self.tcp.poll_timeout().into_iter().chain(keep_alive).min();
-        if let Some(at) = next
+        if let Some(at) = next.map(|at| at.min(cx.now.after(TIMER_MAX)))
             && self.stream.is_some()
             && self.timer.is_none_or(|set| at < set)
         {

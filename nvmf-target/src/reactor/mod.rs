@@ -42,6 +42,9 @@ const TX_HEADS: usize = 16 << 10;
 const TX_SEGS: usize = 256;
 /// Completions that one poll of a lane makes.
 const LANE_BUDGET: u32 = 256;
+/// How often completions that make new ones are seen to in one turn: a command of many steps on a
+/// device that completes at once is not to keep everything else waiting.
+const COMPLETION_ROUNDS: usize = 16;
 /// Capsules with as much data as they may have, for which [`Cx::reserve`] has room.
 const RESERVE: usize = 16;
 
@@ -72,8 +75,6 @@ pub(crate) struct Cx {
     pub(crate) dirty: Vec<u64>,
     /// Connections with commands that wait for a buffer, in the order of their waiting.
     pub(crate) starved: VecDeque<u64>,
-    /// The first of `starved` waits for the pool: no command may overtake it.
-    pub(crate) exhausted: bool,
     /// Connections whose next bytes are in-capsule data that waits for a buffer.
     pub(crate) blocked: VecDeque<u64>,
     /// Connections that have used up their share of this turn and go on in the next.
@@ -148,6 +149,8 @@ struct Reactor {
     /// When the last turn that found work ended.
     last_work: Time,
     busy_poll: u64,
+    /// There may be completions that this turn had no time for.
+    backlog: bool,
     /// Free bytes of buffers when commands that wait were last given some.
     fed_at: usize,
 }
@@ -240,7 +243,6 @@ pub(crate) fn spawn(
                 now: now(),
                 dirty: Vec::new(),
                 starved: VecDeque::new(),
-                exhausted: false,
                 blocked: VecDeque::new(),
                 ready: Vec::new(),
                 timers: BinaryHeap::new(),
@@ -255,6 +257,7 @@ pub(crate) fn spawn(
             ready: Vec::new(),
             last_work: Time(0),
             busy_poll,
+            backlog: false,
             fed_at: 0,
         };
         reactor.cx.mailbox.port.bind_to_thread();
@@ -311,7 +314,7 @@ impl Reactor {
         // Buffers came back after commands that wait for some had been looked at.
         let owed = !(self.cx.starved.is_empty() && self.cx.blocked.is_empty())
             && self.cx.free_bytes() != self.fed_at;
-        let idle = self.cx.ready.is_empty() && !spinning && !owed;
+        let idle = self.cx.ready.is_empty() && !spinning && !owed && !self.backlog;
         let timeout = if idle && self.cx.mailbox.waker.prepare_sleep() {
             let next = self.cx.timers.peek().map(|Reverse((at, _))| *at);
             next.map(|at| Duration::from_nanos(at.0.saturating_sub(now().0)))
@@ -407,17 +410,16 @@ impl Reactor {
         self.bury(id);
     }
 
-    /// Hands completions to their connections, and repeats while that makes new ones.
+    /// Hands completions to their connections, and repeats if that makes new ones.
     fn completions(&mut self) -> bool {
-        let mut any = false;
-        loop {
+        for round in 0..COMPLETION_ROUNDS {
             let mut batch = std::mem::take(&mut self.completions);
             self.cx.mailbox.port.collect(&mut batch);
             if batch.is_empty() {
                 self.completions = batch;
-                return any;
+                self.backlog = false;
+                return round > 0;
             }
-            any = true;
             for mut completion in batch.drain(..) {
                 let Route { conn: id, lane, .. } = completion.route();
                 let Cx { lanes, poller, .. } = &mut self.cx;
@@ -433,6 +435,8 @@ impl Reactor {
             self.completions = batch;
             self.cx.lanes.commit();
         }
+        self.backlog = true;
+        true
     }
 
     /// Sends what the turn has finished, one gather write per connection.
@@ -474,7 +478,6 @@ impl Reactor {
     /// First come first served; one command per connection and round, so that none takes all.
     fn feed_starved(&mut self) -> bool {
         let mut fed = false;
-        self.cx.exhausted = false;
         let mut rounds = self.cx.starved.len();
         while rounds > 0 {
             rounds -= 1;
@@ -491,13 +494,8 @@ impl Reactor {
                     rounds += 1;
                     self.cx.starved.push_back(id);
                 }
-                // Its own quota, not the pool, holds this one back: others may go on.
-                crate::conn::Fed::Quota => self.cx.starved.push_back(id),
-                crate::conn::Fed::Empty => {
-                    self.cx.exhausted = true;
-                    self.cx.starved.push_front(id);
-                    break;
-                }
+                // What this one waits for, others may not need.
+                crate::conn::Fed::Waits => self.cx.starved.push_back(id),
             }
         }
         fed
