@@ -503,7 +503,7 @@ fn a_namespace_of_another_format_does_not_get_what_its_predecessor_was_sent() {
     let (_admin, cntlid) = Raw::admin(address);
     let mut queue = Raw::io(address, cntlid, 1);
     queue.submit(&raw::write_by_r2t(1, 0, 8), &[]);
-    queue.submit(&raw::write_by_r2t(2, 0, 2040), &[]);
+    queue.submit(&raw::write_by_r2t(2, 0, 2000), &[]);
     let (small, large) = (queue.recv().r2t(), queue.recv().r2t());
     // No buffer is left for this one.
     queue.submit(&raw::read(3, 0, 16), &[]);

@@ -2,11 +2,17 @@
 
 mod common;
 
-use common::raw::{Digests, Raw, write_by_r2t, write_in_capsule};
-use common::{assert_idle, config, connect, pattern, target};
-use nvmf_host::command;
+use common::raw::{self, Digests, Raw, read, write_by_r2t, write_in_capsule};
+use common::{
+    NQN, Witness, assert_idle, config, connect, eventually, pattern, target, verified_io,
+};
 use nvmf_host::nvmf_proto::wire::Status;
+use nvmf_host::nvmf_proto::wire::pdu::PduType;
+use nvmf_host::{Data, command};
 use nvmf_target::TargetConfig;
+use nvmf_target::ns::{BlockDevice, Inline, NsError, NsInfo};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 const MIB: u32 = 1 << 20;
@@ -36,7 +42,7 @@ fn in_capsule_data_is_taken_while_writes_that_wait_for_data_have_all_buffers() {
     let mut done = Vec::new();
     while done.len() < 60 {
         let pdu = queue.recv();
-        if pdu.ch.plen == 24 && pdu.ch.pdu_type.0 == 9 {
+        if pdu.ch.pdu_type == PduType::R2T {
             let data = Digests::default().h2c_data(&pdu.r2t(), 0, &large, true);
             queue.send(&data);
         } else {
@@ -85,17 +91,135 @@ fn commands_that_wait_for_buffers_need_no_spinning_reactor() {
 #[test]
 fn a_host_that_ends_while_the_target_does_not_read_is_let_go() {
     let (target, address) = target(tight());
-    let mut raw = Raw::open(address, Digests::default());
-    let mut connect = common::raw::admin_connect();
+    let mut host = Raw::open(address, Digests::default());
+    let mut connect = raw::admin_connect();
     connect.sqsize = 1;
-    raw.connect_ok(&connect, &common::raw::connect_data());
-    raw.ok(&common::raw::enable(), &[]);
+    host.connect_ok(&connect, &raw::connect_data());
+    host.ok(&raw::enable(), &[]);
     // Two commands that never end fill the queue of two entries; the third cannot be taken.
     for cid in 0..3 {
         let mut sqe = command::async_event_request();
         sqe.set_cid(cid);
-        raw.submit(&sqe, &[]);
+        host.submit(&sqe, &[]);
     }
-    drop(raw);
+    drop(host);
     assert_idle(&target);
+}
+
+/// Counts; takes its time over writes until it has been read.
+#[derive(Default)]
+struct Paced {
+    writes: AtomicU64,
+    written_at_read: AtomicU64,
+}
+
+impl BlockDevice for Paced {
+    fn info(&self) -> NsInfo {
+        NsInfo::new(4096, 1 << 20)
+    }
+
+    fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<(), NsError> {
+        buf.fill(0);
+        let written = self.writes.load(Ordering::SeqCst);
+        self.written_at_read.fetch_max(written, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn write_at(&self, _: u64, _: &[u8], _: bool) -> Result<(), NsError> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        if self.written_at_read.load(Ordering::SeqCst) == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
+
+/// An emulated Write Zeroes of 256 MiB on a device that completes at once is 2048 writes in a row.
+#[test]
+fn a_long_command_lets_others_have_their_turns() {
+    let (target, address) = target(tight());
+    let device = Arc::new(Paced::default());
+    target
+        .add_namespace(NQN, 2, Inline::new(Arc::clone(&device)))
+        .unwrap();
+    let mut hosts = [connect(address), connect(address)];
+    let mut queues = hosts.each_mut().map(|host| {
+        host.set_queue_count(1).unwrap();
+        host.io_queue(1).unwrap()
+    });
+    let ns = hosts[0].namespace(2).unwrap();
+    let [long, short] = &mut queues;
+    let zeroes = command::write_zeroes(2, 0, 65_536, false);
+    let token = long.queue().submit(zeroes, Data::None).unwrap();
+    assert!(long.queue().flush().unwrap());
+    eventually("it has begun", || device.writes.load(Ordering::SeqCst) > 0);
+    short.read(&ns, 0, &mut [1; 4096]).unwrap();
+    let done = long.queue().wait_for("Write Zeroes", token).unwrap();
+    done.success("Write Zeroes").unwrap();
+    assert_eq!(device.writes.load(Ordering::SeqCst), 2048);
+    assert!(device.written_at_read.load(Ordering::SeqCst) < 2048);
+    drop((hosts, queues));
+    assert_idle(&target);
+}
+
+/// Hosts that stop reading, or stop sending what they were asked for, hold some of the buffers; not
+/// those that others need.
+#[test]
+fn hosts_that_stop_moving_data_do_not_stop_others() {
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 16 << 20);
+    let (target, address) = target(config);
+    let mut witness = Witness::new(&target, address);
+    let (admin, cntlid) = Raw::admin(address);
+    let mut queues: Vec<Raw> = (1..=8).map(|qid| Raw::io(address, cntlid, qid)).collect();
+    let (readers, writers) = queues.split_at_mut(4);
+    for queue in &mut *readers {
+        for cid in 0..100 {
+            queue.submit(&read(cid, u64::from(cid) * 256, 256), &[]);
+        }
+    }
+    for queue in &mut *writers {
+        for cid in 0..100 {
+            queue.submit(&write_by_r2t(cid, u64::from(cid) * 256, 256), &[]);
+        }
+    }
+    eventually("they have many buffers", || {
+        target.stats().buffers_lent > 8 << 20
+    });
+    for _ in 0..100 {
+        witness.works();
+    }
+    // So do hosts that come only now.
+    verified_io(address, 1);
+    // And what was begun can be finished.
+    for queue in readers {
+        let mut data = 0;
+        let mut done = 0;
+        while done < 100 {
+            let pdu = queue.recv();
+            if pdu.ch.plen > 24 {
+                data += pdu.data().len();
+            } else {
+                assert_eq!(pdu.cqe().status, Status::SUCCESS);
+                done += 1;
+            }
+        }
+        assert_eq!(data, 100 * 256 * 512);
+    }
+    let block = pattern(1, 128 << 10);
+    for queue in writers {
+        let mut done = 0;
+        while done < 100 {
+            let pdu = queue.recv();
+            if pdu.ch.pdu_type == PduType::R2T {
+                let data = Digests::default().h2c_data(&pdu.r2t(), 0, &block, true);
+                queue.send(&data);
+            } else {
+                assert_eq!(pdu.cqe().status, Status::SUCCESS);
+                done += 1;
+            }
+        }
+    }
+    drop((admin, queues));
+    witness.is_alone();
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::raw::{self, Digests, Raw, connect_data, with_sgl};
 use common::step::Step;
-use common::{NQN, PATIENCE, assert_idle, config, connect, eventually, pattern};
+use common::{NQN, PATIENCE, assert_idle, config, connect, eventually, pattern, verified_io};
 use nvmf_host::command;
 use nvmf_host::nvmf_proto::wire::fabrics::{ConnectData, PropertyGet, PropertySize};
 use nvmf_host::nvmf_proto::wire::identify::{Cns, IdentifyCommand};
@@ -187,19 +187,6 @@ impl Mortal {
         self.die();
         Ok(())
     }
-}
-
-/// A host that is served as if nothing had happened, and whose data is right.
-fn verified_io(address: SocketAddr, seed: u64) {
-    let mut controller = connect(address);
-    let ns = controller.namespace(1).unwrap();
-    controller.set_queue_count(1).unwrap();
-    let mut queue = controller.io_queue(1).unwrap();
-    let data = pattern(seed, 96 << 10);
-    queue.write(&ns, 1000, &data).unwrap();
-    let mut back = vec![0; data.len()];
-    queue.read(&ns, 1000, &mut back).unwrap();
-    assert!(back == data);
 }
 
 /// A target that has served a host, and the descriptors of the process with it.

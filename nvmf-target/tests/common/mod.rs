@@ -5,10 +5,10 @@
 pub mod raw;
 pub mod step;
 
-use nvmf_host::{ConnectOptions, Controller};
+use nvmf_host::{ConnectOptions, Controller, IoQueue, Namespace};
 use nvmf_target::ns::{Inline, RamDisk};
 use nvmf_target::transport::{MemConnector, MemStream, MemTransport, Stream as _};
-use nvmf_target::{Role, SubsystemConfig, Target, TargetConfig};
+use nvmf_target::{Role, SubsystemConfig, Target, TargetConfig, TargetStats};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
@@ -59,6 +59,69 @@ pub fn assert_idle(target: &Target) {
     eventually("everything is given back", || {
         target.stats() == Default::default()
     });
+}
+
+/// A new host that is served as if nothing had happened, and whose data is right.
+pub fn verified_io(address: SocketAddr, seed: u64) {
+    let mut controller = connect(address);
+    let ns = controller.namespace(1).unwrap();
+    controller.set_queue_count(1).unwrap();
+    let mut queue = controller.io_queue(1).unwrap();
+    let data = pattern(seed, 96 << 10);
+    queue.write(&ns, 1000, &data).unwrap();
+    let mut back = vec![0; data.len()];
+    queue.read(&ns, 1000, &mut back).unwrap();
+    assert!(back == data);
+}
+
+/// A host that is served as ever, whatever others do.
+pub struct Witness {
+    target: Target,
+    before: TargetStats,
+    _controller: Controller,
+    queue: IoQueue,
+    ns: Namespace,
+    seed: u64,
+}
+
+impl Witness {
+    pub fn new(target: &Target, address: SocketAddr) -> Self {
+        let mut controller = connect(address);
+        controller.set_queue_count(1).unwrap();
+        let ns = controller.namespace(1).unwrap();
+        let queue = controller.io_queue(1).unwrap();
+        let mut witness = Self {
+            target: target.clone(),
+            before: TargetStats::default(),
+            _controller: controller,
+            queue,
+            ns,
+            seed: 0,
+        };
+        witness.works();
+        eventually("its I/O is over", || target.stats().buffers_lent == 0);
+        witness.before = target.stats();
+        witness
+    }
+
+    /// Writes and reads back the last mebibyte of the namespace.
+    pub fn works(&mut self) {
+        self.seed += 1;
+        let data = pattern(self.seed, 64 << 10);
+        let slba = self.ns.blocks - 2048 + self.seed % 8 * 128;
+        self.queue.write(&self.ns, slba, &data).unwrap();
+        let mut back = vec![0; data.len()];
+        self.queue.read(&self.ns, slba, &mut back).unwrap();
+        assert!(back == data, "other data than was written");
+    }
+
+    /// The others have left nothing behind, and this one still works.
+    pub fn is_alone(&mut self) {
+        self.works();
+        eventually("what the others had is given back", || {
+            self.target.stats() == self.before
+        });
+    }
 }
 
 /// The host's end of an in-memory connection.

@@ -140,6 +140,8 @@ impl Pdu {
 pub struct Raw {
     pub stream: TcpStream,
     pub digests: Digests,
+    /// Bytes of one write.
+    pub chunk: usize,
 }
 
 impl Raw {
@@ -152,6 +154,7 @@ impl Raw {
         Self {
             stream,
             digests: Digests::default(),
+            chunk: usize::MAX,
         }
     }
 
@@ -189,7 +192,9 @@ impl Raw {
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).unwrap();
+        for chunk in bytes.chunks(self.chunk) {
+            self.stream.write_all(chunk).unwrap();
+        }
     }
 
     /// The next PDU.
@@ -278,6 +283,7 @@ pub fn read_pdu(stream: &mut TcpStream) -> io::Result<Pdu> {
 pub fn admin_connect() -> ConnectCommand {
     ConnectCommand {
         sqsize: 31,
+        kato: 120_000,
         ..ConnectCommand::default()
     }
 }
