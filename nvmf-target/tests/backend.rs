@@ -12,9 +12,7 @@ use nvmf_host::nvmf_proto::wire::{Sqe, Status};
 use nvmf_host::{Completion, Controller, Data, IoQueue, Namespace, Token, command};
 use nvmf_proto::wire::feature::AsyncEventConfig;
 use nvmf_target::Target;
-use nvmf_target::ns::{
-    BlockDevice, Inline, LbaRange, NsError, NsInfo, Op, Request, Support, Threaded,
-};
+use nvmf_target::ns::{LbaRange, NsInfo, Op, Request, Support};
 use std::thread;
 
 const BLOCKS: u64 = 4096;
@@ -419,57 +417,6 @@ fn flush_of_all_namespaces_waits_for_all_and_fails_with_one() {
         assert_eq!(fourth.pending(), 0, "it has no volatile cache");
         rig.end();
     }
-}
-
-/// Panics wherever it can, but reads block 0.
-struct Bomb;
-
-impl BlockDevice for Bomb {
-    fn info(&self) -> NsInfo {
-        plain().with_volatile_cache()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), NsError> {
-        assert_eq!(offset, 0, "read");
-        buf.fill(7);
-        Ok(())
-    }
-
-    fn write_at(&self, _: u64, _: &[u8], _: bool) -> Result<(), NsError> {
-        panic!("write")
-    }
-
-    fn flush(&self) -> Result<(), NsError> {
-        panic!("flush")
-    }
-}
-
-#[test]
-fn a_device_that_panics_fails_its_command_and_nothing_else() {
-    let (target, address) = common::target(config());
-    target.add_namespace(NQN, 2, Inline::new(Bomb)).unwrap();
-    target
-        .add_namespace(NQN, 3, Threaded::new(Bomb, 1))
-        .unwrap();
-    let mut controller = connect(address);
-    controller.set_queue_count(1).unwrap();
-    let mut queue = controller.io_queue(1).unwrap();
-    for nsid in [2, 3] {
-        let ns = controller.namespace(nsid).unwrap();
-        let mut block = [0; 512];
-        for outcome in [
-            queue.write(&ns, 0, &block),
-            queue.read(&ns, 1, &mut block),
-            queue.flush(&ns),
-        ] {
-            let err = outcome.unwrap_err();
-            assert_eq!(err.status(), Some(Status::INTERNAL_ERROR), "{err}");
-        }
-        queue.read(&ns, 0, &mut block).unwrap();
-        assert_eq!(block, [7; 512]);
-    }
-    drop((controller, queue));
-    assert_idle(&target);
 }
 
 #[test]

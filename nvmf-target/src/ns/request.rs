@@ -119,16 +119,18 @@ impl Request {
         self.inner().lba_shift
     }
 
-    /// The data to write: as long as [`Request::byte_range`].
+    /// The data to write: as long as [`Request::byte_range`], at an address that is a multiple of
+    /// 4096 and stays the same while the request lives.
     #[must_use]
-    pub fn data(&self) -> &IoBuf {
+    pub fn data(&self) -> &[u8] {
         &self.inner().buf
     }
 
-    /// Where read data goes: as long as [`Request::byte_range`]. All of it must be filled before
+    /// Where read data goes: as long as [`Request::byte_range`], at an address as in
+    /// [`Request::data`]. All of it must be filled before
     /// the request is completed with success: it holds other hosts' old data.
     #[must_use]
-    pub fn data_mut(&mut self) -> &mut IoBuf {
+    pub fn data_mut(&mut self) -> &mut [u8] {
         match &mut self.0 {
             Some(inner) => &mut inner.buf,
             None => unreachable!("only `complete` and `drop` take it, and both end the request"),

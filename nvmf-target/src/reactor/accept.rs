@@ -5,7 +5,7 @@ use crate::Error;
 use crate::ctrl::{Core, Listener};
 use crate::transport::Transport;
 use crate::wake::Waker;
-use log::{debug, warn};
+use log::{debug, error, warn};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -153,11 +153,15 @@ impl Acceptor {
                     let least = self
                         .reactors
                         .iter()
+                        .filter(|m| !m.ended.load(Ordering::Acquire))
                         .min_by_key(|m| m.connections.load(Ordering::Acquire));
                     if let Some(mailbox) = least {
                         debug!("{}: connected", stream.peer());
                         mailbox.connections.fetch_add(1, Ordering::AcqRel);
                         mailbox.send(Message::Accept(stream, Arc::clone(listener)));
+                    } else {
+                        error!("{}: refused, no reactor is left", stream.peer());
+                        self.core.connections.fetch_sub(1, Ordering::AcqRel);
                     }
                 }
                 // The peer gave up, or a signal came: there may be more.

@@ -44,6 +44,8 @@ pub(crate) struct Mailbox {
     any: AtomicBool,
     pub(crate) waker: Waker,
     pub(crate) port: Arc<Port>,
+    /// The reactor has ended: nobody takes messages any more.
+    pub(crate) ended: AtomicBool,
     /// Connections that the reactor has, for placing the next one.
     pub(crate) connections: AtomicUsize,
     /// Bytes of buffers that are lent out.
@@ -60,6 +62,7 @@ impl Mailbox {
             any: AtomicBool::new(false),
             port: Port::new(waker.clone()),
             waker,
+            ended: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             buffers_lent: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),

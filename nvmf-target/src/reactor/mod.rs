@@ -606,8 +606,12 @@ impl Reactor {
 
 impl Drop for Reactor {
     fn drop(&mut self) {
-        self.cx.mailbox.port.close();
-        // Connections that a bounded shutdown cuts off.
+        let mailbox = &self.cx.mailbox;
+        mailbox.port.close();
+        mailbox.ended.store(true, Ordering::Release);
+        mailbox.buffers_lent.store(0, Ordering::Relaxed);
+        mailbox.in_flight.store(0, Ordering::Relaxed);
+        // Connections that a bounded shutdown or a panic in a lane cuts off.
         for id in self.conns.ids() {
             if let Some(conn) = self.conns.get(id) {
                 conn.close(&mut self.cx, "the target has shut down");
