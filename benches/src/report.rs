@@ -144,11 +144,13 @@ impl Report {
         self.bytes as f64 / f64::from(1 << 20) / self.elapsed.as_secs_f64()
     }
 
-    /// Processor time of the other side per I/O in microseconds: user, system.
+    /// Processor time of the other side per I/O in microseconds: all, user, system. The split is
+    /// coarse in short runs.
     #[must_use]
-    pub fn cpu_per_io(&self) -> Option<(f64, f64)> {
+    pub fn cpu_per_io(&self) -> Option<[f64; 3]> {
         let per_io = |time: Duration| time.as_secs_f64() * 1e6 / self.latency.count().max(1) as f64;
-        self.cpu.map(|cpu| (per_io(cpu.user), per_io(cpu.system)))
+        self.cpu
+            .map(|cpu| [cpu.busy, cpu.user, cpu.system].map(per_io))
     }
 
     /// One JSON object; times in microseconds.
@@ -167,8 +169,10 @@ impl Report {
             micros(999),
             self.latency.max() as f64 / 1e3,
         );
-        if let Some((user, system)) = self.cpu_per_io() {
-            json += &format!(",\"cpu_user_us\":{user:.4},\"cpu_system_us\":{system:.4}");
+        if let Some([busy, user, system]) = self.cpu_per_io() {
+            json += &format!(
+                ",\"cpu_us\":{busy:.4},\"cpu_user_us\":{user:.4},\"cpu_system_us\":{system:.4}"
+            );
         }
         json + "}"
     }
@@ -194,8 +198,7 @@ impl fmt::Display for Report {
             micros(999),
             self.latency.max() as f64 / 1e3
         )?;
-        if let Some((user, system)) = self.cpu_per_io() {
-            let total = user + system;
+        if let Some([total, user, system]) = self.cpu_per_io() {
             write!(
                 f,
                 "\nserver CPU us per I/O: {total:.2} (user {user:.2}, system {system:.2})"

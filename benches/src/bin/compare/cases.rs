@@ -233,8 +233,8 @@ impl Row {
     /// The head of the table.
     pub(crate) const HEAD: &'static str = "\
 | case | nvmfd IOPS (min-max) | stub IOPS: asleep | spinning | nvmfd / stub | nvmfd us: mean | p99 \
-| stub us: mean | p99 | nvmfd CPU us per I/O: user + sys | stub |
-|---|---|---|---|---|---|---|---|---|---|---|";
+| stub us: mean | p99 | nvmfd CPU us per I/O | of it user | stub, asleep |
+|---|---|---|---|---|---|---|---|---|---|---|---|";
 
     fn median(&self, value: impl Fn(&Round) -> f64) -> f64 {
         let mut values: Vec<f64> = self.rounds.iter().map(value).collect();
@@ -252,7 +252,7 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mean = |report: &Report| report.latency.mean() / 1e3;
         let p99 = |report: &Report| report.latency.per_mille(990) as f64 / 1e3;
-        let cpu = |report: &Report| report.cpu_per_io().unwrap_or((f64::NAN, f64::NAN));
+        let cpu = |report: &Report| report.cpu_per_io().unwrap_or([f64::NAN; 3]);
         let iops = || self.rounds.iter().map(|round| round.target.iops());
         let better = |round: &Round| {
             let asleep = round.asleep.iops() > round.spinning.iops();
@@ -265,7 +265,7 @@ impl fmt::Display for Row {
         write!(
             f,
             "| {} | {:.0} ({:.0}-{:.0}) | {:.0} | {:.0} | **{:.2}** | {:.1} | {:.1} | {:.1} | {:.1} \
-             | {:.2} + {:.2} | {:.2} |",
+             | {:.2} | {:.2} | {:.2} |",
             self.name,
             self.median(|round| round.target.iops()),
             iops().fold(f64::INFINITY, f64::min),
@@ -277,10 +277,10 @@ impl fmt::Display for Row {
             self.median(|round| p99(&round.target)),
             self.median(|round| mean(&better(round))),
             self.median(|round| p99(&better(round))),
-            self.median(|round| cpu(&round.target).0),
-            self.median(|round| cpu(&round.target).1),
+            self.median(|round| cpu(&round.target)[0]),
+            self.median(|round| cpu(&round.target)[1]),
             // What a spinning server uses says nothing.
-            self.median(|round| cpu(&round.asleep).0 + cpu(&round.asleep).1),
+            self.median(|round| cpu(&round.asleep)[0]),
         )
     }
 }

@@ -4,7 +4,7 @@ use crate::Setup;
 use crate::cases::{CASES, case_options, median};
 use crate::servers::Server;
 use nvmf_benches::load::{Error, Load};
-use nvmf_benches::system::{busy_time, resident_bytes};
+use nvmf_benches::system::{CpuTime, resident_bytes};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fmt::Write;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
@@ -81,9 +81,9 @@ pub(crate) fn idle(setup: &Setup) -> Result<String, Error> {
     let load = Load::connect(case_options(setup, &CASES[0], &server))?;
     // What connecting takes is not idleness, nor is the spinning that follows it.
     thread::sleep(Duration::from_millis(200));
-    let (before, watched) = (busy_time(server.pid())?, Duration::from_secs(3));
+    let (before, watched) = (CpuTime::of(server.pid())?, Duration::from_secs(3));
     thread::sleep(watched);
-    let busy = busy_time(server.pid())? - before;
+    let used = CpuTime::of(server.pid())? - before;
     let connected = resident_bytes(server.pid())?;
     load.disconnect()?;
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
@@ -91,7 +91,7 @@ pub(crate) fn idle(setup: &Setup) -> Result<String, Error> {
         "| idle with one connected host: processor | {:.3} % |\n\
          | resident memory, RAM disk of 1 GiB never written: alone | {:.1} MiB |\n\
          | the same with one connected host | {:.1} MiB |",
-        busy.as_secs_f64() / watched.as_secs_f64() * 100.0,
+        used.busy.as_secs_f64() / watched.as_secs_f64() * 100.0,
         mib(alone),
         mib(connected)
     ))
