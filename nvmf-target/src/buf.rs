@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Size and alignment of the smallest block.
-pub const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 4096;
 const BLOCK_SHIFT: u32 = BLOCK.trailing_zeros();
 
 /// The pool's mapping. Unmapped when the pool and the last buffer are gone.
@@ -75,7 +75,7 @@ struct Block {
 ///
 /// Dereferences to its bytes. Dropping it returns the memory to its pool, from any thread. The
 /// contents are whatever the last user left; whoever fills it for a peer fills all of it.
-pub struct IoBuf {
+pub(crate) struct IoBuf {
     ptr: NonNull<u8>,
     len: usize,
     block: Block,
@@ -91,7 +91,7 @@ unsafe impl Sync for IoBuf {}
 impl IoBuf {
     /// A buffer of no bytes, for requests without data.
     #[must_use]
-    pub const fn empty() -> Self {
+    pub(crate) const fn empty() -> Self {
         Self {
             ptr: NonNull::dangling(),
             len: 0,

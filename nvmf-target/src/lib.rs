@@ -77,7 +77,7 @@
     unsafe_code,
     reason = "the memory of I/O buffers is mapped and lent by hand"
 )]
-pub mod buf;
+mod buf;
 mod config;
 mod conn;
 mod ctrl;

@@ -112,8 +112,14 @@ impl Target {
     /// [`Error::NotFound`] without such a subsystem, [`Error::Config`] if the NSID is taken or out
     /// of range or the namespace's information is not acceptable.
     pub fn add_namespace(&self, nqn: &str, nsid: u32, ns: impl Namespace) -> Result<(), Error> {
-        self.subsystem(nqn)?
-            .add_namespace(nsid, self.0.core.new_uid(), Arc::new(ns))
+        let (block, max) = (ns.info().block_size(), self.0.core.config.max_transfer);
+        if block > max {
+            return Err(Error::config(format!(
+                "block size {block}: at most max_transfer, {max} bytes, is wanted"
+            )));
+        }
+        let uid = self.0.core.new_uid();
+        self.subsystem(nqn)?.add_namespace(nsid, uid, Arc::new(ns))
     }
 
     /// Detaches a namespace. Hosts that are connected are told; commands that are in the backend

@@ -241,7 +241,8 @@ impl Conn {
         self.in_flight -= 1;
         let slot = completion.route().slot;
         let (buf, status) = (completion.take_buf(), completion.status());
-        if self.stream.is_none() {
+        // Nobody is answered any more on a connection that is closed or ends after a violation.
+        if self.stream.is_none() || self.tcp.need() == Need::Drain {
             self.give_buffer(cx, buf);
             return;
         }
@@ -349,11 +350,20 @@ impl Conn {
                 debug!("{}: queue {} closed: {why}", self.peer, queue.qid);
             }
         }
+        if let Some(list) = self.list.take() {
+            cx.give_list(list);
+        }
+        self.abandon(cx);
+    }
+
+    /// Gives back what commands hold or wait for, when none of them will be answered any more. Not
+    /// what is in a backend, nor what is being sent.
+    fn abandon(&mut self, cx: &mut Cx) {
         self.waiting.clear();
         self.blocked = None;
         self.carry = Vec::new();
-        if let Some(list) = self.list.take() {
-            cx.give_list(list);
+        if self.list.is_some() {
+            return;
         }
         for index in 0..self.commands.len() {
             let buf = std::mem::take(&mut self.commands[index].buf);

@@ -182,6 +182,7 @@ impl Conn {
                         }
                         Err(violation) => {
                             warn!("{}: {violation}; the connection ends", self.peer);
+                            self.abandon(cx);
                             self.mark_dirty(cx);
                             self.arm(cx);
                         }
