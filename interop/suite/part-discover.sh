@@ -1,8 +1,8 @@
-# The discovery service, on its own port and on the I/O port; connect-all; unknown subsystems
+# The discovery service, on its own port and on the I/O port, once and persistently; connect-all; unknown subsystems
 
-discovery_log() { # PORT
+discovery_log() { # OPTION... that say where to ask
   local log entry
-  log=$(nvme discover -t tcp -a "$address" -s "$1" -o json)
+  log=$(nvme discover "$@" -o json)
   # The one record of the subsystem: from its `{` to its `}`.
   entry=$(tr -d '\n' <<<"$log" | grep -o '{[^{}]*}' | grep "\"$(nqn_of main)\"")
   entry=$(tr ',' '\n' <<<"$entry" | tr -d '{}')
@@ -13,8 +13,21 @@ discovery_log() { # PORT
   is "$(field trsvcid <<<"$entry")" "$(io_port main)" "transport service ID"
   is "$(field traddr <<<"$entry")" 127.0.0.1 "transport address"
 }
-step "discover: log on the discovery port" discovery_log "$(discovery_port main)"
-step "discover: log on the I/O port" discovery_log "$(io_port main)"
+step "discover: log on the discovery port" discovery_log -t tcp -a "$address" -s "$(discovery_port main)"
+step "discover: log on the I/O port" discovery_log -t tcp -a "$address" -s "$(io_port main)"
+
+persistent() {
+  local device
+  device=$(nvme connect -t tcp -a "$address" -s "$(discovery_port main)" -n nqn.2014-08.org.nvmexpress.discovery \
+    --keep-alive-tmo=2 -o json | field device)
+  is "$(nvme id-ctrl "/dev/$device" | field cntrltype)" 2 "controller type"
+  discovery_log -d "$device"
+  sleep 5
+  is "$(state_of "$device")" live "state after two idle timeouts"
+  discovery_log -d "$device"
+  nvme disconnect -d "$device"
+}
+step "discover: a persistent discovery controller" persistent
 
 banner_shows_commands() {
   nvmet_deviates "prints nothing"
