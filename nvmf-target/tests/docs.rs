@@ -33,9 +33,10 @@ fn root() -> &'static Path {
 fn files(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
-        let (path, name) = (entry.path(), entry.file_name());
+        let path = entry.path();
         if entry.file_type().unwrap().is_dir() {
-            if name != "target" && name != "corpus" {
+            // Not what a build has left.
+            if !path.join("CACHEDIR.TAG").exists() {
                 files(&path, extension, found);
             }
         } else if path.extension().is_some_and(|e| e == extension) {
