@@ -45,8 +45,7 @@
 //! * this one: [`Target`] and its configuration, [`Error`], the [`Role`] of a listener;
 //! * [`ns`]: what is served: the traits, their adapters, RAM, files and block devices;
 //! * [`transport`]: where connections come from: TCP, memory, or a [`transport::Transport`] of
-//!   your own;
-//! * [`buf`]: the buffers that requests carry.
+//!   your own.
 //!
 //! # Which calls come on which thread
 //!
@@ -91,6 +90,7 @@ mod wake;
 pub use config::{SubsystemConfig, TargetConfig};
 pub use ctrl::Role;
 pub use error::Error;
+pub use nvmf_proto::wire::Status;
 pub use target::{Target, TargetStats};
 
 /// Compiles the examples of the guide.
