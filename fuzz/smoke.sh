@@ -17,7 +17,7 @@ target_dir=${CARGO_TARGET_DIR:-$PWD/../target}/fuzz
 if ! command -v c++ >/dev/null; then
     echo "no C++ compiler: mutations of the corpus instead of libFuzzer"
     export RUSTFLAGS="--cfg fuzzing -Cdebug-assertions" CARGO_TARGET_DIR="$target_dir"
-    build="cargo test --release -p nvmf-fuzz --test replay"
+    build="cargo test --release -p nvmf-fuzz --no-default-features --test replay"
     $build --no-run
     for target in $targets; do
         end=$(($(date +%s) + seconds))
