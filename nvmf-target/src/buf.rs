@@ -101,6 +101,17 @@ impl IoBuf {
     }
 }
 
+impl IoBuf {
+    /// Bytes of the pool that the buffer takes up.
+    pub(crate) const fn footprint(&self) -> usize {
+        if self.home.is_some() {
+            BLOCK << self.block.order
+        } else {
+            0
+        }
+    }
+}
+
 impl Default for IoBuf {
     fn default() -> Self {
         Self::empty()

@@ -112,7 +112,9 @@ impl Target {
     /// [`Error::NotFound`] without such a subsystem, [`Error::Config`] if the NSID is taken or out
     /// of range or the namespace's information is not acceptable.
     pub fn add_namespace(&self, nqn: &str, nsid: u32, ns: impl Namespace) -> Result<(), Error> {
-        let (block, max) = (ns.info().block_size(), self.0.core.config.max_transfer);
+        let (info, max) = (ns.info(), self.0.core.config.max_transfer);
+        info.validate()?;
+        let block = info.block_size();
         if block > max {
             return Err(Error::config(format!(
                 "block size {block}: at most max_transfer, {max} bytes, is wanted"
@@ -217,7 +219,7 @@ impl Target {
         }
     }
 
-    /// Shuts down: closes the listeners, lets connections finish the commands that they have,
+    /// Shuts down: closes the listeners, lets connections finish the commands that are in backends,
     /// flushes the backends, closes the connections. What is not done `within` the time is cut
     /// off. True if everything was done; also if it was shut down before.
     #[must_use = "false means that commands were cut off"]
@@ -249,7 +251,7 @@ impl Inner {
             );
         }
         let complete = running.threads.iter().all(JoinHandle::is_finished);
-        if !complete {
+        if !complete && !within.is_zero() {
             warn!("shutdown: not everything was finished in {within:?}, the rest is cut off");
         }
         for mailbox in &self.reactors {

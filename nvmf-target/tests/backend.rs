@@ -445,7 +445,7 @@ fn a_namespace_that_is_removed_finishes_what_it_has() {
 #[test]
 fn a_namespace_of_another_format_does_not_get_what_its_predecessor_was_sent() {
     let mut config = config();
-    (config.reactors, config.buffer_bytes) = (1, 2 << 20);
+    (config.reactors, config.buffer_bytes) = (1, 3 << 20);
     let (target, address) = common::target(config);
     let (_admin, cntlid) = Raw::admin(address);
     let mut queue = Raw::io(address, cntlid, 1);

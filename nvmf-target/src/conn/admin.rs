@@ -12,6 +12,7 @@ use nvmf_proto::wire::fabrics::{
     AuthReq, ConnectCommand, ConnectData, ConnectResponse, FabricsType, InvalidParameter,
     PropertyGet, PropertySet,
 };
+use nvmf_proto::wire::nqn::Escaped;
 use nvmf_proto::wire::pdu::ADMIN_IN_CAPSULE_MAX;
 use nvmf_proto::wire::{AdminOpcode, Sqe, Status};
 use std::collections::VecDeque;
@@ -188,8 +189,8 @@ impl Conn {
                 info!(
                     "{}: Connect of {} to {} queue {} refused: {} (dword 0 {:#x})",
                     self.peer,
-                    nvmf_proto::wire::nqn::Escaped(&data.hostnqn),
-                    nvmf_proto::wire::nqn::Escaped(&data.subnqn),
+                    Escaped(until_nul(&data.hostnqn)),
+                    Escaped(until_nul(&data.subnqn)),
                     command.qid,
                     refusal.status,
                     refusal.dw0
@@ -248,6 +249,11 @@ impl Conn {
         self.complete(cx, slot, Status::SUCCESS, response.dw0().into());
         self.arm(cx);
     }
+}
+
+/// What a field of a fixed size says.
+fn until_nul(field: &[u8]) -> &[u8] {
+    field.split(|&b| b == 0).next().unwrap_or_default()
 }
 
 /// The only command that a connection takes before it is a queue.

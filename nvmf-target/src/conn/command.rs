@@ -3,6 +3,7 @@
 use super::admin::AdminPlan;
 use super::io::IoPlan;
 use super::{Conn, Fed, Queue};
+use crate::buf::BLOCK;
 use crate::ctrl::admin::Transfer;
 use crate::reactor::Cx;
 use nvmf_proto::tcp::Slot;
@@ -98,7 +99,8 @@ impl Conn {
     /// A connection may hold half as much as is free. So one alone gets a third of the pool, and
     /// however many there are whose hosts do not take or send what they should, some is left.
     fn has_share(&self, cx: &Cx, len: u32) -> bool {
-        self.held == 0 || self.held + len as usize <= cx.pool.free_bytes() / 2
+        let footprint = (len as usize).next_power_of_two().max(BLOCK);
+        self.held == 0 || self.held + footprint <= cx.pool.free_bytes() / 2
     }
 
     /// The command has its buffer: host data comes next, or execution.
@@ -241,7 +243,8 @@ fn check_pointer(sqe: &Sqe, transfer: Transfer, in_capsule: u32) -> Result<(), S
         (Transfer::None | Transfer::ToHost(_), SglDescriptor::IN_CAPSULE) => {
             Err(Status::INVALID_FIELD.dnr())
         }
-        // A host may offer more room than there is data (SGLS).
+        // Hosts are promised no more than exact lengths (SGLS bit 18 is clear), but a reader that
+        // offers more room than there is data does no harm.
         (Transfer::ToHost(len), SglDescriptor::TRANSPORT) if in_capsule == 0 => {
             if sgl.length >= len {
                 Ok(())

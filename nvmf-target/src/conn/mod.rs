@@ -227,12 +227,12 @@ impl Conn {
     }
 
     fn hold(&mut self, slot: Slot, buf: IoBuf) {
-        self.held += buf.len();
+        self.held += buf.footprint();
         self.command(slot).buf = buf;
     }
 
     fn give_buffer(&mut self, cx: &mut Cx, buf: IoBuf) {
-        self.held -= buf.len();
+        self.held -= buf.footprint();
         cx.give_buffer(buf);
     }
 

@@ -100,7 +100,7 @@ impl Conn {
         } = self;
         tcp.transmitted(n, |slot| {
             let buf = std::mem::take(&mut commands[slot.index()].buf);
-            *held -= buf.len();
+            *held -= buf.footprint();
             cx.give_buffer(buf);
         });
         if list.is_empty() {

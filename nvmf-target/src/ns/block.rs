@@ -33,8 +33,8 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// An I/O error becomes the status that [`NsError`] describes.
     fn write_at(&self, offset: u64, buf: &[u8], fua: bool) -> Result<(), NsError>;
 
-    /// Brings everything written before to stable storage. Called only if [`super::Caps::flush`]
-    /// is `Native`.
+    /// Brings everything written before to stable storage. Called only if there is a volatile
+    /// cache ([`NsInfo::volatile_cache`]).
     ///
     /// # Errors
     /// An I/O error becomes the status that [`NsError`] describes.

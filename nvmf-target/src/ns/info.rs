@@ -18,10 +18,11 @@ pub enum Support {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Caps {
-    /// Flush. `None` or `Emulate`: there is nothing to flush, the command succeeds at once.
+    /// Flush. Used only with [`NsInfo::volatile_cache`], and then it has to be `Native`; without
+    /// such a cache there is nothing to flush, and the command succeeds at once.
     pub flush: Support,
     /// Force Unit Access. `Native`: [`crate::ns::Op::Write`] carries it. Otherwise a write with
-    /// FUA is followed by a Flush.
+    /// FUA is followed by a Flush, if there is a volatile cache.
     pub fua: Support,
     /// Write Zeroes. `Emulate`: the target writes zeroes. `None`: Invalid Command Opcode.
     pub write_zeroes: Support,
@@ -165,6 +166,11 @@ impl NsInfo {
                 self.blocks,
                 self.block_size()
             )));
+        }
+        if self.volatile_cache && self.caps.flush != Support::Native {
+            return Err(Error::config(
+                "a volatile cache without Flush: caps.flush has to be Native".to_owned(),
+            ));
         }
         if self.depth == 0 {
             return Err(Error::config(

@@ -53,7 +53,9 @@ pub trait Stream: Send + 'static {
     /// something. It is watched edge-triggered.
     fn readiness(&self) -> BorrowedFd<'_>;
 
-    /// Reads into the buffers in order; 0 at the end of the stream.
+    /// Reads into the buffers in order; 0 at the end of the stream. Less than the buffers hold means
+    /// that nothing more is there until [`Stream::readiness`] says so again, unless
+    /// [`Stream::has_buffered`] is true.
     ///
     /// # Errors
     /// `WouldBlock` when nothing is there; any other error ends the connection.

@@ -3,8 +3,9 @@
 use super::{Stream, Transport, TransportAddress};
 use crate::Error;
 use nvmf_proto::wire::discovery::{AddressFamily, TransportType};
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use socket2::{Domain, Protocol, Socket, Type};
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -109,7 +110,15 @@ impl Stream for TcpConnection {
     }
 
     fn writev(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.stream.write_vectored(bufs)
+        // Not `writev`: a peer that is gone must not raise SIGPIPE, whatever the embedder's process
+        // does about signals.
+        let mut nothing = SendAncillaryBuffer::default();
+        Ok(sendmsg(
+            &self.stream,
+            bufs,
+            &mut nothing,
+            SendFlags::NOSIGNAL,
+        )?)
     }
 
     fn shutdown_write(&mut self) {
