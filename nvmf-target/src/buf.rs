@@ -176,7 +176,10 @@ impl BufPool {
         let bytes = bytes.max(top).next_multiple_of(top);
         let orders = (top >> BLOCK_SHIFT).trailing_zeros() as usize + 1;
         let total_units = bytes >> BLOCK_SHIFT;
-        let mut free = vec![Vec::new(); orders];
+        // Room on the lists, so that early bursts do not make them grow.
+        let mut free: Vec<Vec<u32>> = std::iter::repeat_with(|| Vec::with_capacity(256))
+            .take(orders)
+            .collect();
         let step = top >> BLOCK_SHIFT;
         if let Some(largest) = free.last_mut() {
             // Backwards, so that the first blocks to go out are those at the arena's start.
@@ -188,7 +191,7 @@ impl BufPool {
             any_returned: AtomicBool::new(false),
             waker,
         });
-        let (spare, uncoalesced) = (Vec::new(), false);
+        let (spare, uncoalesced) = (Vec::with_capacity(256), false);
         Ok(Self {
             home,
             spare,

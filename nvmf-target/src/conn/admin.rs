@@ -225,6 +225,7 @@ impl Conn {
         });
         self.commands
             .resize_with(self.tcp.slots(), super::Command::default);
+        cx.requests.prepare(self.tcp.slots());
         let authreq = AuthReq::empty();
         let response = ConnectResponse {
             cntlid: controller.cntlid,

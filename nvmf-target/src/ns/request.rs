@@ -46,7 +46,7 @@ pub struct LbaRange {
 }
 
 /// Where a completion belongs: which connection of the reactor, which of its commands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Route {
     /// Index and generation of the connection.
     pub(crate) conn: u64,
@@ -233,7 +233,7 @@ impl Port {
     pub(crate) fn bind_to_thread(self: &Arc<Self>) {
         LOCAL.set(Some(LocalPort {
             port: Arc::clone(self),
-            done: Vec::new(),
+            done: Vec::with_capacity(AHEAD),
         }));
     }
 
@@ -286,14 +286,44 @@ pub(crate) struct RequestPool {
     port: Arc<Port>,
     #[expect(clippy::vec_box, reason = "a request is its box: used again as it is")]
     spare: Vec<Box<Inner>>,
+    /// How many there are, here and in backends.
+    count: usize,
 }
+
+/// Requests that are made before they are needed, at most.
+const AHEAD: usize = 256;
 
 impl RequestPool {
     pub(crate) const fn new(port: Arc<Port>) -> Self {
         Self {
             port,
             spare: Vec::new(),
+            count: 0,
         }
+    }
+
+    /// Makes requests ahead for a queue of this many entries, so that its first bursts allocate
+    /// nothing.
+    pub(crate) fn prepare(&mut self, entries: usize) {
+        self.spare.reserve(AHEAD);
+        while self.count < entries.min(AHEAD) {
+            let inner = self.allocate();
+            self.spare.push(inner);
+        }
+    }
+
+    fn allocate(&mut self) -> Box<Inner> {
+        self.count += 1;
+        Box::new(Inner {
+            op: Op::Flush,
+            lba_shift: 0,
+            range: LbaRange { slba: 0, blocks: 0 },
+            ranges: Vec::new(),
+            buf: IoBuf::empty(),
+            route: Route::default(),
+            status: Status::SUCCESS,
+            port: Arc::clone(&self.port),
+        })
     }
 
     pub(crate) fn make(
@@ -304,26 +334,12 @@ impl RequestPool {
         buf: IoBuf,
         route: Route,
     ) -> Request {
-        let inner = match self.spare.pop() {
-            Some(mut inner) => {
-                inner.op = op;
-                inner.lba_shift = lba_shift;
-                inner.range = range;
-                inner.buf = buf;
-                inner.route = route;
-                inner
-            }
-            None => Box::new(Inner {
-                op,
-                lba_shift,
-                range,
-                ranges: Vec::new(),
-                buf,
-                route,
-                status: Status::SUCCESS,
-                port: Arc::clone(&self.port),
-            }),
-        };
+        let mut inner = self.spare.pop().unwrap_or_else(|| self.allocate());
+        inner.op = op;
+        inner.lba_shift = lba_shift;
+        inner.range = range;
+        inner.buf = buf;
+        inner.route = route;
         Request(Some(inner))
     }
 

@@ -40,6 +40,8 @@ const STAGE: usize = 128 << 10;
 /// Headers and runs of one gather write.
 const TX_HEADS: usize = 16 << 10;
 const TX_SEGS: usize = 256;
+/// Room on lists that grow with the load, so that early bursts allocate nothing.
+const EARLY: usize = 256;
 /// Completions that one poll of a lane makes.
 const LANE_BUDGET: u32 = 256;
 /// How often completions that make new ones are seen to in one turn: a command of many steps on a
@@ -241,10 +243,10 @@ pub(crate) fn spawn(
                 lanes: Lanes::new(index),
                 stage: vec![0; STAGE].into_boxed_slice(),
                 now: now(),
-                dirty: Vec::new(),
+                dirty: Vec::with_capacity(EARLY),
                 starved: VecDeque::new(),
                 blocked: VecDeque::new(),
-                ready: Vec::new(),
+                ready: Vec::with_capacity(EARLY),
                 timers: BinaryHeap::new(),
                 spare_lists: Vec::new(),
                 in_flight: 0,
@@ -252,9 +254,9 @@ pub(crate) fn spawn(
             },
             conns: Conns::default(),
             phase: Phase::Running,
-            completions: Vec::new(),
+            completions: Vec::with_capacity(EARLY),
             messages: Vec::new(),
-            ready: Vec::new(),
+            ready: Vec::with_capacity(EARLY),
             last_work: Time(0),
             busy_poll,
             backlog: false,
