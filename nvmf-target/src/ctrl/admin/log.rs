@@ -162,7 +162,8 @@ fn changed_namespaces(cx: &AdminCx<'_>, get: &GetLogPage, page: &mut [u8; IDENTI
 
 fn effects() -> CommandEffectsLog {
     let controller = CommandEffects::SUPPORTED | CommandEffects::SCOPE_CONTROLLER;
-    let namespace = CommandEffects::SUPPORTED | CommandEffects::SCOPE_NAMESPACE;
+    // Without a scope: Linux calls I/O commands that state one unusual, and their scope is plain.
+    let io = CommandEffects::SUPPORTED;
     let mut log = CommandEffectsLog::default();
     for opcode in [
         AdminOpcode::GET_LOG_PAGE,
@@ -177,16 +178,16 @@ fn effects() -> CommandEffectsLog {
         log.set_admin(opcode, controller);
     }
     for opcode in [NvmOpcode::FLUSH, NvmOpcode::READ] {
-        log.set_io(opcode, namespace);
+        log.set_io(opcode, io);
     }
     for opcode in [
         NvmOpcode::WRITE,
         NvmOpcode::WRITE_ZEROES,
         NvmOpcode::DATASET_MANAGEMENT,
     ] {
-        log.set_io(opcode, namespace | CommandEffects::LOGICAL_BLOCK_CHANGE);
+        log.set_io(opcode, io | CommandEffects::LOGICAL_BLOCK_CHANGE);
     }
-    log.set_io(NvmOpcode::FABRICS, controller);
+    log.set_io(NvmOpcode::FABRICS, io);
     log
 }
 
