@@ -30,6 +30,9 @@ pub struct TargetConfig {
     pub max_connections: usize,
     /// How long a connection may take from accept to ICReq, and from there to Connect.
     pub connect_timeout: Duration,
+    /// While commands wait for buffers: how long a connection may hold some without moving a byte
+    /// before it is ended.
+    pub stall_timeout: Duration,
     /// Header digests are used if the host asks for them.
     pub header_digest: bool,
     /// Data digests are used if the host asks for them.
@@ -51,6 +54,7 @@ impl Default for TargetConfig {
             io_queues: 64,
             max_connections: 4096,
             connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(5),
             header_digest: true,
             data_digest: true,
             sq_flow_control_disable: true,

@@ -6,7 +6,7 @@ use crate::ctrl::{Core, Role, Subsystem};
 use crate::ns::Namespace;
 use crate::reactor::{self, AcceptorHandle, Mailbox, Message, spawn_acceptor};
 use crate::transport::{TcpTransport, Transport};
-use log::{info, warn};
+use log::{debug, warn};
 use nvmf_proto::wire::nqn::Nqn;
 use std::fmt;
 use std::net::SocketAddr;
@@ -263,7 +263,7 @@ impl Inner {
                 let _ = thread.join();
             }
         }
-        info!("the target is shut down");
+        debug!("the target is shut down");
         *self.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.ended.notify_all();
         complete

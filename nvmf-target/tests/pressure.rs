@@ -223,3 +223,25 @@ fn hosts_that_stop_moving_data_do_not_stop_others() {
     drop((admin, queues));
     witness.is_alone();
 }
+
+#[test]
+fn hosts_that_hold_buffers_and_move_nothing_are_ended_when_others_wait() {
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 8 << 20);
+    config.stall_timeout = Duration::from_millis(200);
+    let (target, address) = target(config);
+    // More hosts than the pool has room for: each asks for megabytes and reads none of them.
+    let stuck: Vec<_> = (0..40)
+        .map(|_| {
+            let (admin, cntlid) = Raw::admin(address);
+            let mut queue = Raw::io(address, cntlid, 1);
+            for i in 0..12_u16 {
+                queue.submit(&read(i, u64::from(i) * 2048, 2048), &[]);
+            }
+            (admin, queue)
+        })
+        .collect();
+    verified_io(address, 5);
+    drop(stuck);
+    assert_idle(&target);
+}

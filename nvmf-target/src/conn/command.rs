@@ -132,7 +132,7 @@ impl Conn {
             return false;
         };
         self.blocked = None;
-        self.hold(slot, buf);
+        self.hold(slot, buf, cx.now);
         self.enter(cx, slot);
         true
     }

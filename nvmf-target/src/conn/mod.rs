@@ -28,6 +28,9 @@ use std::sync::Arc;
 /// Alive Timeout may be seven weeks.
 const TIMER_MAX: u64 = 60_000_000_000;
 
+/// In a shutdown: nanoseconds that a host has for taking more of what it is sent.
+const DRAIN_PATIENCE: u64 = 2_000_000_000;
+
 /// How a turn of giving buffers to waiting commands went for one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fed {
@@ -100,6 +103,8 @@ pub(crate) struct Conn {
     blocked: Option<(Slot, u32)>,
     /// Bytes of buffers that its commands hold.
     held: usize,
+    /// When a byte was last moved, or a buffer taken.
+    moved: Time,
     /// Its requests in backends.
     in_flight: usize,
     timer: Option<Time>,
@@ -140,6 +145,7 @@ impl Conn {
             waiting: VecDeque::new(),
             blocked: None,
             held: 0,
+            moved: cx.now,
             in_flight: 0,
             timer: None,
             closing: false,
@@ -148,6 +154,10 @@ impl Conn {
 
     pub(crate) const fn id(&self) -> u64 {
         self.id
+    }
+
+    pub(crate) fn peer(&self) -> &str {
+        &self.peer
     }
 
     /// The stream's descriptor. Called once, before anything could close it.
@@ -222,11 +232,12 @@ impl Conn {
         let Some(buf) = cx.pool.take(len as usize) else {
             return false;
         };
-        self.hold(slot, buf);
+        self.hold(slot, buf, cx.now);
         true
     }
 
-    fn hold(&mut self, slot: Slot, buf: IoBuf) {
+    fn hold(&mut self, slot: Slot, buf: IoBuf, now: Time) {
+        self.moved = now;
         self.held += buf.footprint();
         self.command(slot).buf = buf;
     }
@@ -314,6 +325,12 @@ impl Conn {
         self.arm(cx);
     }
 
+    /// Whether it holds buffers that only its host can free, and the host has moved no byte since.
+    pub(crate) fn is_stuck(&self, since: Time) -> bool {
+        let waits_for_host = self.in_flight == 0 && !self.stalled;
+        self.held > 0 && self.moved < since && (self.list.is_some() || waits_for_host)
+    }
+
     /// While the target shuts down: ends the connection when it has nothing in hand. An admin queue
     /// outlives the I/O queues of its controller, for its end would be theirs.
     pub(crate) fn close_if_idle(&mut self, cx: &mut Cx) {
@@ -321,8 +338,10 @@ impl Conn {
             Queue::Admin(admin) => admin.controller.io_queue_count(),
             Queue::None | Queue::Io(_) => 0,
         };
-        let idle = self.in_flight == 0 && self.list.is_none() && !self.tcp.has_transmit();
-        if idle && io_queues == 0 {
+        let sent = self.list.is_none() && !self.tcp.has_transmit();
+        // A host that takes nothing must not keep the others' data from being flushed.
+        let given_up = self.moved.after(DRAIN_PATIENCE) <= cx.now;
+        if self.in_flight == 0 && io_queues == 0 && (sent || given_up) {
             self.close(cx, "the target shuts down");
         }
     }

@@ -127,6 +127,9 @@ impl Conn {
 
     /// Parses `n` bytes that a read has brought.
     fn take_in(&mut self, cx: &mut Cx, stage: &[u8], direct: Option<&Target>, n: usize) {
+        if n > 0 {
+            self.moved = cx.now;
+        }
         if let Some(target) = direct {
             let placed = n.min(target.len);
             self.placed(cx, target.slot, target.offset, placed);

@@ -1,7 +1,8 @@
 //! A namespace in memory.
 
 use super::{BlockDevice, Caps, NsError, NsInfo, Support};
-use crate::Error;
+use crate::buf::zeroed;
+use crate::{Error, Status};
 use std::fmt;
 use std::sync::{PoisonError, RwLock};
 
@@ -36,9 +37,12 @@ impl RamDisk {
         }
         let count = usize::try_from(bytes.div_ceil(CHUNK as u64))
             .map_err(|_| Error::config(format!("{bytes} bytes do not fit this machine")))?;
-        let chunks = std::iter::repeat_with(|| RwLock::new(None))
-            .take(count)
-            .collect();
+        let mut chunks = Vec::new();
+        chunks.try_reserve_exact(count).map_err(|_| {
+            Error::config(format!("{bytes} bytes: no memory for the table of chunks"))
+        })?;
+        chunks.resize_with(count, || RwLock::new(None));
+        let chunks = chunks.into_boxed_slice();
         let caps = Caps {
             fua: Support::Native,
             write_zeroes: Support::Native,
@@ -117,11 +121,13 @@ impl BlockDevice for RamDisk {
         for (chunk, start, n) in self.pieces(offset, buf.len() as u64) {
             let (from, rest) = buf.split_at(n);
             buf = rest;
-            chunk
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get_or_insert_with(|| vec![0; CHUNK].into_boxed_slice())[start..start + n]
-                .copy_from_slice(from);
+            let mut chunk = chunk.write().unwrap_or_else(PoisonError::into_inner);
+            let bytes = match &mut *chunk {
+                Some(bytes) => bytes,
+                // Memory that is refused fails the command, not the process.
+                None => chunk.insert(zeroed(CHUNK).ok_or(Status::CAPACITY_EXCEEDED.dnr())?),
+            };
+            bytes[start..start + n].copy_from_slice(from);
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use crate::ctrl::Core;
 use crate::ns::{Completion, LbaRange, Op, Port, RequestPool, Route};
 use crate::transport::Stream;
 use lanes::LANE_TOKEN;
-use log::{debug, error};
+use log::{debug, error, warn};
 use nvmf_proto::tcp::{Slot, Time, TxList};
 use nvmf_proto::wire::pdu::ADMIN_IN_CAPSULE_MAX;
 use rustix::time::{ClockId, clock_gettime};
@@ -42,6 +42,8 @@ const TX_HEADS: usize = 16 << 10;
 const TX_SEGS: usize = 256;
 /// Room on lists that grow with the load, so that early bursts allocate nothing.
 const EARLY: usize = 256;
+/// In a shutdown: nanoseconds between two looks at hosts that take their time.
+const DRAIN_STEP: u64 = 100_000_000;
 /// Completions that one poll of a lane makes.
 const LANE_BUDGET: u32 = 256;
 /// How often completions that make new ones are seen to in one turn: a command of many steps on a
@@ -133,10 +135,8 @@ impl Cx {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Running,
-    /// Connections finish what they have.
+    /// Connections finish what they have, and backends flush.
     Draining,
-    /// Backends flush.
-    Flushing,
     Done,
 }
 
@@ -155,6 +155,10 @@ struct Reactor {
     backlog: bool,
     /// Free bytes of buffers when commands that wait were last given some.
     fed_at: usize,
+    /// Commands wait for buffers: when to look for connections that hold them idly.
+    shortage: Option<Time>,
+    /// Backends have flushed since the last command completed; of interest in a shutdown.
+    flushed: bool,
 }
 
 /// The connections of a reactor, by index and generation.
@@ -261,6 +265,8 @@ pub(crate) fn spawn(
             busy_poll,
             backlog: false,
             fed_at: 0,
+            shortage: None,
+            flushed: false,
         };
         reactor.cx.mailbox.port.bind_to_thread();
         while reactor.phase != Phase::Done {
@@ -301,6 +307,7 @@ impl Reactor {
             self.completions();
             self.flush();
         }
+        self.end_stuck();
         self.advance_shutdown();
         self.publish();
         if worked {
@@ -318,7 +325,10 @@ impl Reactor {
             && self.cx.free_bytes() != self.fed_at;
         let idle = self.cx.ready.is_empty() && !spinning && !owed && !self.backlog;
         let timeout = if idle && self.cx.mailbox.waker.prepare_sleep() {
-            let next = self.cx.timers.peek().map(|Reverse((at, _))| *at);
+            let timer = self.cx.timers.peek().map(|Reverse((at, _))| *at);
+            let drain = (self.phase == Phase::Draining).then(|| self.cx.now.after(DRAIN_STEP));
+            let next = [timer, drain, self.shortage];
+            let next = next.into_iter().flatten().min();
             next.map(|at| Duration::from_nanos(at.0.saturating_sub(now().0)))
         } else {
             Some(Duration::ZERO)
@@ -427,6 +437,7 @@ impl Reactor {
                 let Cx { lanes, poller, .. } = &mut self.cx;
                 lanes.completed(lane, poller);
                 self.cx.in_flight -= 1;
+                self.flushed &= id == NO_CONN;
                 match self.conns.get(id) {
                     Some(conn) => conn.on_completion(&mut self.cx, &mut completion),
                     None => self.cx.give_buffer(completion.take_buf()),
@@ -527,21 +538,55 @@ impl Reactor {
         }
     }
 
-    fn advance_shutdown(&mut self) {
-        if self.phase == Phase::Draining {
-            for id in self.conns.ids() {
-                if let Some(conn) = self.conns.get(id) {
-                    conn.close_if_idle(&mut self.cx);
-                }
-                self.bury(id);
-            }
-            if self.conns.count == 0 && self.cx.in_flight == 0 {
-                debug!("connections are drained, backends flush");
-                self.phase = Phase::Flushing;
-                self.flush_backends();
-            }
+    /// While commands wait for buffers: ends connections that hold some and whose hosts have not
+    /// moved a byte for too long. Without this a few hosts that stop reading would stop the others.
+    fn end_stuck(&mut self) {
+        if self.cx.starved.is_empty() && self.cx.blocked.is_empty() {
+            self.shortage = None;
+            return;
         }
-        if self.phase == Phase::Flushing && self.cx.in_flight == 0 {
+        let now = self.cx.now;
+        let limit = self.cx.core.config.stall_timeout.as_nanos();
+        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+        if now < *self.shortage.get_or_insert_with(|| now.after(limit)) {
+            return;
+        }
+        self.shortage = Some(now.after(limit / 4));
+        let since = Time(now.0.saturating_sub(limit));
+        for id in self.conns.ids() {
+            if let Some(conn) = self.conns.get(id)
+                && conn.is_stuck(since)
+            {
+                warn!(
+                    "{}: holds buffers and moves no data; it is ended",
+                    conn.peer()
+                );
+                conn.close(&mut self.cx, "it held buffers that others wait for");
+            }
+            self.bury(id);
+        }
+    }
+
+    fn advance_shutdown(&mut self) {
+        if self.phase != Phase::Draining {
+            return;
+        }
+        for id in self.conns.ids() {
+            if let Some(conn) = self.conns.get(id) {
+                conn.close_if_idle(&mut self.cx);
+            }
+            self.bury(id);
+        }
+        if self.cx.in_flight > 0 {
+            return;
+        }
+        if !self.flushed {
+            // At once: what is acknowledged must not depend on hosts that take their time.
+            debug!("backends flush");
+            self.flushed = true;
+            self.flush_backends();
+        }
+        if self.conns.count == 0 && self.cx.in_flight == 0 {
             self.phase = Phase::Done;
         }
     }
