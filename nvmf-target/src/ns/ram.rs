@@ -29,12 +29,12 @@ impl RamDisk {
     /// [`Error::Config`] if the block size is none or `bytes` is not a multiple of it.
     pub fn new(bytes: u64, block_size: u32) -> Result<Self, Error> {
         let info = NsInfo::new(block_size, bytes / u64::from(block_size.max(1)));
-        info.validate()?;
-        if info.bytes() != bytes {
+        if block_size != 0 && bytes % u64::from(block_size) != 0 {
             return Err(Error::config(format!(
                 "{bytes} bytes is no multiple of the block size, {block_size} bytes"
             )));
         }
+        info.validate()?;
         let count = usize::try_from(bytes.div_ceil(CHUNK as u64))
             .map_err(|_| Error::config(format!("{bytes} bytes do not fit this machine")))?;
         let mut chunks = Vec::new();
