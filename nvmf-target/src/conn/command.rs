@@ -15,6 +15,9 @@ use nvmf_proto::wire::{AdminOpcode, SglDescriptor, Sqe, Status};
 /// pointer describes does not fit any more.
 const CHANGED: Status = Status::DATA_SGL_LENGTH_INVALID.dnr();
 
+/// Bytes up to which a command is small, where buffers are short.
+const SMALL: usize = 16 << 10;
+
 impl Conn {
     pub(super) fn on_command(
         &mut self,
@@ -100,7 +103,11 @@ impl Conn {
     /// however many there are whose hosts do not take or send what they should, some is left.
     fn has_share(&self, cx: &Cx, len: u32) -> bool {
         let footprint = (len as usize).next_power_of_two().max(BLOCK);
-        self.held == 0 || self.held + footprint <= cx.pool.free_bytes() / 2
+        let fits = self.held + footprint <= cx.pool.free_bytes() / 2;
+        // Its first buffer a connection gets in any case, but a large one only while as much stays
+        // free: what many connections hold at least must leave room for small commands of others.
+        let first = footprint <= SMALL || footprint > cx.pool.total_bytes() / 4;
+        fits || (self.held == 0 && first)
     }
 
     /// The command has its buffer: host data comes next, or execution.

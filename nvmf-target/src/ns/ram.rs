@@ -29,7 +29,7 @@ impl RamDisk {
     /// [`Error::Config`] if the block size is none or `bytes` is not a multiple of it.
     pub fn new(bytes: u64, block_size: u32) -> Result<Self, Error> {
         let info = NsInfo::new(block_size, bytes / u64::from(block_size.max(1)));
-        if block_size != 0 && bytes % u64::from(block_size) != 0 {
+        if block_size != 0 && !bytes.is_multiple_of(u64::from(block_size)) {
             return Err(Error::config(format!(
                 "{bytes} bytes is no multiple of the block size, {block_size} bytes"
             )));
