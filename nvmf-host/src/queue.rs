@@ -491,6 +491,11 @@ impl Queue {
     fn wait(&mut self, timeout: Duration) -> Result<(), Error> {
         let more_to_send = !self.tx.is_empty() || self.machine.has_transmit();
         let result = self.stream.wait(more_to_send, timeout);
+        // A signal ends the wait early, as any wait may end.
+        let result = result.or_else(|error| match error.kind() {
+            std::io::ErrorKind::Interrupted => Ok(()),
+            _ => Err(error),
+        });
         result.map_err(|error| self.fail(Failure::Io("waiting for the target", error.kind())))
     }
 
