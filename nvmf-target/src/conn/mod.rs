@@ -103,7 +103,7 @@ pub(crate) struct Conn {
     blocked: Option<(Slot, u32)>,
     /// Bytes of buffers that its commands hold.
     held: usize,
-    /// When a byte was last moved, or a buffer taken.
+    /// When a byte was last moved, a buffer taken, or a request completed.
     moved: Time,
     /// Its requests in backends.
     in_flight: usize,
@@ -250,6 +250,8 @@ impl Conn {
     /// A backend has finished a request of this connection.
     pub(crate) fn on_completion(&mut self, cx: &mut Cx, completion: &mut Completion) {
         self.in_flight -= 1;
+        // The host's time to take the answer starts here, however long the backend took.
+        self.moved = cx.now;
         let slot = completion.route().slot;
         let (buf, status) = (completion.take_buf(), completion.status());
         // Nobody is answered any more on a connection that is closed or ends after a violation.
