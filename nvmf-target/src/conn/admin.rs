@@ -83,7 +83,6 @@ impl Conn {
         AdminCx {
             core: &cx.core,
             controller: &queue.controller,
-            listener: &self.listener,
             local_ip: self.stream.as_ref().and_then(|s| s.local_ip()),
         }
     }
@@ -97,7 +96,7 @@ impl Conn {
         };
         let controller = &queue.controller;
         let outcome = match plan {
-            AdminPlan::PropertyGet(get) => controller.property_get(&cx.core.config, get),
+            AdminPlan::PropertyGet(get) => controller.property_get(get),
             AdminPlan::PropertySet(set) => {
                 let was_enabled = controller.enabled();
                 let result = controller.property_set(set).map(|()| 0);
@@ -216,7 +215,7 @@ impl Conn {
         let in_capsule = if qid == 0 {
             ADMIN_IN_CAPSULE_MAX
         } else {
-            cx.core.config.in_capsule
+            controller.limits.in_capsule
         };
         self.tcp.open_queue(&QueueConfig {
             entries,
@@ -238,12 +237,12 @@ impl Conn {
                 requests: VecDeque::new(),
             })
         } else {
-            let table = controller.subsystem.table();
+            let view = controller.view();
             Queue::Io(IoQueue {
                 controller,
                 qid,
                 stats,
-                table,
+                view,
                 generation: 0,
             })
         };

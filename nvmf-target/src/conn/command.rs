@@ -78,11 +78,8 @@ impl Conn {
         }
         match &mut self.queue {
             Queue::Io(queue) => {
-                queue
-                    .controller
-                    .subsystem
-                    .refresh(&mut queue.table, &mut queue.generation);
-                match IoPlan::new(sqe, &queue.table, cx.core.config.max_transfer) {
+                queue.refresh();
+                match IoPlan::new(sqe, &queue.view, queue.controller.limits.max_transfer) {
                     Ok(plan) => Ok(plan.transfer()),
                     Err(status) => Err((status, 0)),
                 }
@@ -190,11 +187,8 @@ impl Conn {
         match &mut self.queue {
             Queue::Io(queue) => {
                 // The namespace may have changed while the data was on its way.
-                queue
-                    .controller
-                    .subsystem
-                    .refresh(&mut queue.table, &mut queue.generation);
-                match IoPlan::new(&sqe, &queue.table, cx.core.config.max_transfer) {
+                queue.refresh();
+                match IoPlan::new(&sqe, &queue.view, queue.controller.limits.max_transfer) {
                     Ok(plan) if plan.transfer().len() == held => self.execute_io(cx, slot, &plan),
                     Ok(_) => self.complete(cx, slot, CHANGED, 0),
                     Err(status) => self.complete(cx, slot, status, 0),

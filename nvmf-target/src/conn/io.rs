@@ -1,9 +1,9 @@
 //! Commands of the NVM command set: checks, requests to the lanes, completions.
 
-use super::{Conn, IoQueue, Queue};
+use super::{Conn, Queue};
 use crate::buf::IoBuf;
 use crate::ctrl::admin::Transfer;
-use crate::ctrl::{NsEntry, NsTable};
+use crate::ctrl::{NsEntry, Seen, View};
 use crate::ns::{LbaRange, NsInfo, Op, Request, Route, Support};
 use crate::reactor::Cx;
 use nvmf_proto::tcp::Slot;
@@ -93,7 +93,7 @@ pub(super) enum IoPlan {
 
 impl IoPlan {
     /// Checks a command against the namespaces of this moment.
-    pub(super) fn new(sqe: &Sqe, table: &NsTable, max_transfer: u32) -> Result<Self, Status> {
+    pub(super) fn new(sqe: &Sqe, view: &View, max_transfer: u32) -> Result<Self, Status> {
         let opcode = NvmOpcode(sqe.opcode());
         match opcode {
             NvmOpcode::FABRICS => return Self::fabrics(sqe),
@@ -105,12 +105,16 @@ impl IoPlan {
             | NvmOpcode::DATASET_MANAGEMENT => {}
             _ => return Err(Status::INVALID_OPCODE.dnr()),
         }
-        let entry = table
+        let Seen { entry, access } = view
             .get(sqe.nsid())
             .ok_or(Status::INVALID_NAMESPACE.dnr())?;
-        let reads = matches!(opcode, NvmOpcode::READ | NvmOpcode::FLUSH);
-        if entry.info.read_only && !reads {
-            return Err(Status::NAMESPACE_WRITE_PROTECTED.dnr());
+        let refused = match opcode {
+            NvmOpcode::READ => access.ana.or(access.reads),
+            NvmOpcode::FLUSH => access.ana.or(access.flush),
+            _ => access.ana.or(access.writes),
+        };
+        if let Some(status) = refused {
+            return Err(status);
         }
         let ns = NsRef::of(entry);
         let NsInfo {
@@ -297,9 +301,9 @@ impl Conn {
         let Queue::Io(queue) = &self.queue else {
             return Err(Status::INTERNAL_ERROR);
         };
-        let entry = queue.table.get(ns.nsid);
-        let entry = entry.ok_or(Status::INVALID_NAMESPACE.dnr())?;
-        cx.lanes.open(entry, &cx.poller)
+        let seen = queue.view.get(ns.nsid);
+        let seen = seen.ok_or(Status::INVALID_NAMESPACE.dnr())?;
+        cx.lanes.open(&seen.entry, &cx.poller)
     }
 
     /// Hands one request to the namespace's lane.
@@ -330,13 +334,15 @@ impl Conn {
         let Queue::Io(queue) = &self.queue else {
             return;
         };
-        let table = Arc::clone(&queue.table);
-        let volatile =
-            |e: &&Arc<NsEntry>| e.info.volatile_cache && e.info.caps.flush == Support::Native;
+        let view = Arc::clone(&queue.view);
+        let volatile = |seen: &&Seen| {
+            let info = &seen.entry.info;
+            info.volatile_cache && info.caps.flush == Support::Native
+        };
         self.command(slot).after = After::Respond;
         let mut launched = false;
-        for entry in table.iter().filter(volatile) {
-            let ns = NsRef::of(entry);
+        for seen in view.iter().filter(volatile) {
+            let ns = NsRef::of(&seen.entry);
             match self.lane(cx, ns) {
                 Ok(lane) => {
                     let conn = self.id;
@@ -448,18 +454,12 @@ impl Conn {
             After::Respond => return self.complete(cx, slot, Status::SUCCESS, 0),
             After::Flush { ns } | After::Zeroes { ns, .. } => ns,
         };
-        let Queue::Io(IoQueue {
-            controller,
-            table,
-            generation,
-            ..
-        }) = &mut self.queue
-        else {
+        let Queue::Io(queue) = &mut self.queue else {
             return;
         };
-        controller.subsystem.refresh(table, generation);
+        queue.refresh();
         // What is attached under the NSID now may be another namespace.
-        let entry = table.get(ns.nsid);
+        let entry = queue.view.get(ns.nsid).map(|seen| &seen.entry);
         let Some(entry) = entry.filter(|entry| NsRef::of(entry) == ns) else {
             return self.complete(cx, slot, Status::INVALID_NAMESPACE.dnr(), 0);
         };

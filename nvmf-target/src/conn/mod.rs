@@ -10,7 +10,7 @@ mod rx;
 mod tx;
 
 use crate::buf::IoBuf;
-use crate::ctrl::{Controller, Listener, NsTable, QueueStats};
+use crate::ctrl::{Controller, Listener, QueueStats, View};
 use crate::ns::Completion;
 use crate::reactor::{Cx, Ready};
 use crate::transport::Stream;
@@ -56,8 +56,16 @@ struct IoQueue {
     controller: Arc<Controller>,
     qid: u16,
     stats: Arc<QueueStats>,
-    table: Arc<NsTable>,
+    view: Arc<View>,
     generation: u64,
+}
+
+impl IoQueue {
+    /// Takes note of what has changed about the namespaces.
+    fn refresh(&mut self) {
+        self.controller
+            .refresh(&mut self.view, &mut self.generation);
+    }
 }
 
 /// One command that is being worked on.
@@ -271,14 +279,8 @@ impl Conn {
     /// Lets go of namespaces that have been detached: a queue without commands would keep their
     /// devices open.
     pub(crate) fn forget_detached(&mut self) {
-        if let Queue::Io(IoQueue {
-            controller,
-            table,
-            generation,
-            ..
-        }) = &mut self.queue
-        {
-            controller.subsystem.refresh(table, generation);
+        if let Queue::Io(queue) = &mut self.queue {
+            queue.refresh();
         }
     }
 

@@ -1,6 +1,6 @@
 //! Connect: how a connection becomes a queue of a controller (NVMe Base 2.1 §6.3).
 
-use super::{ConnRef, Controller, Core, Kind, Listener, QueueStats, Role};
+use super::{ConnRef, Controller, Core, Kind, Limits, Listener, Opening, QueueStats, Role};
 use log::info;
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::Status;
@@ -73,7 +73,7 @@ pub(crate) fn check_command(command: &ConnectCommand) -> Result<(), Refusal> {
 /// Carries out a Connect whose command has passed [`check_command`].
 pub(crate) fn connect(
     core: &Core,
-    listener: &Listener,
+    listener: &Arc<Listener>,
     command: &ConnectCommand,
     data: &ConnectData,
     conn: ConnRef,
@@ -97,8 +97,16 @@ pub(crate) fn connect(
         if data.cntlid != CNTLID_DYNAMIC {
             return Err(Refusal::data(ConnectData::CNTLID));
         }
+        let opening = Opening {
+            hostnqn,
+            hostid: data.hostid,
+            kato_ms: command.kato,
+            listener: Arc::clone(listener),
+            limits: Limits::new(&core.config),
+            admin: conn,
+        };
         let controller = subsystem
-            .open_controller(hostnqn, data.hostid, command.kato, conn)
+            .open_controller(opening)
             .ok_or(Refusal::status(Status::CONNECT_CONTROLLER_BUSY))?;
         let stats = controller.admin_stats();
         stats.active(now);
@@ -121,7 +129,7 @@ pub(crate) fn connect(
         if controller.hostnqn != hostnqn {
             return Err(Refusal::data(ConnectData::HOSTNQN));
         }
-        if entries > core.config.io_queue_entries {
+        if entries > controller.limits.io_queue_entries {
             return Err(InvalidParameter::Command(ConnectCommand::SQSIZE).into());
         }
         let stats = controller.add_queue(command.qid, conn, now)?;

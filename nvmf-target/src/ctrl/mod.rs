@@ -10,10 +10,14 @@ mod controller;
 mod namespaces;
 mod property;
 mod subsystem;
+#[cfg(test)]
+mod testing;
+mod view;
 
-pub(crate) use controller::{Controller, QueueStats};
-pub(crate) use namespaces::{NsEntry, NsTable};
+pub(crate) use controller::{Controller, Opening, QueueStats};
+pub(crate) use namespaces::{NsEntry, NsShared, NsTable, Visibility};
 pub(crate) use subsystem::{Kind, Subsystem};
+pub(crate) use view::{Access, Seen, View};
 
 use crate::TargetConfig;
 use crate::reactor::{Mailbox, Message};
@@ -41,6 +45,30 @@ pub(crate) struct Listener {
     pub(crate) port_id: u16,
     pub(crate) address: TransportAddress,
     pub(crate) role: Role,
+}
+
+/// What a controller offers its host, from the settings of target, subsystem and listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// I/O queues that Set Features may grant.
+    pub(crate) io_queues: u16,
+    /// CAP.MQES + 1.
+    pub(crate) io_queue_entries: u32,
+    /// MDTS in bytes: a power of two.
+    pub(crate) max_transfer: u32,
+    /// In-capsule data of commands on I/O queues, bytes.
+    pub(crate) in_capsule: u32,
+}
+
+impl Limits {
+    pub(crate) const fn new(config: &TargetConfig) -> Self {
+        Self {
+            io_queues: config.io_queues,
+            io_queue_entries: config.io_queue_entries,
+            max_transfer: config.max_transfer,
+            in_capsule: config.in_capsule,
+        }
+    }
 }
 
 /// What all parts of one target share.

@@ -1,27 +1,56 @@
 //! The namespaces of a subsystem: a snapshot that is replaced, never changed.
 
 use crate::ns::{Namespace, NsInfo};
+use nvmf_proto::wire::nqn::Nqn;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 /// An attached namespace at one moment.
+#[derive(Clone, Debug)]
 pub(crate) struct NsEntry {
     pub(crate) nsid: u32,
     /// Tells this attachment from any other that has or had the same NSID.
     pub(crate) uid: u64,
     pub(crate) info: NsInfo,
-    pub(crate) namespace: Arc<dyn Namespace>,
-    /// What the backend's sink calls; the backend holds a weak reference.
-    pub(crate) notify: Arc<dyn Fn() + Send + Sync>,
+    /// ANAGRPID: the ANA group that it is in.
+    #[expect(dead_code, reason = "ANA uses it")]
+    pub(crate) anagrpid: u32,
+    pub(crate) visibility: Visibility,
+    /// Write protected by a host (Namespace Write Protection Config), whatever the backend allows.
+    pub(crate) write_protected: bool,
+    pub(crate) shared: Arc<NsShared>,
 }
 
-impl fmt::Debug for NsEntry {
+/// What stays the same while a namespace is attached.
+pub(crate) struct NsShared {
+    pub(crate) namespace: Arc<dyn Namespace>,
+    /// What the backend's sink calls: kept, for the backend holds a weak reference.
+    pub(crate) _notify: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl fmt::Debug for NsShared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NsEntry")
-            .field("nsid", &self.nsid)
-            .field("uid", &self.uid)
-            .field("info", &self.info)
-            .finish_non_exhaustive()
+        f.write_str("NsShared")
+    }
+}
+
+/// Which hosts a namespace is there for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Visibility {
+    #[default]
+    All,
+    /// Those with these NQNs.
+    #[expect(dead_code, reason = "masking makes them")]
+    Hosts(Arc<BTreeSet<Nqn>>),
+}
+
+impl Visibility {
+    pub(crate) fn includes(&self, hostnqn: &Nqn) -> bool {
+        match self {
+            Self::All => true,
+            Self::Hosts(hosts) => hosts.contains(hostnqn),
+        }
     }
 }
 

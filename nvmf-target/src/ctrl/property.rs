@@ -2,7 +2,6 @@
 
 use super::controller::Stopping;
 use super::{Controller, lock};
-use crate::TargetConfig;
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::fabrics::{PropertyGet, PropertySet, PropertySize};
 use nvmf_proto::wire::property::{Cap, Cc, Crto, Csts, PropertyOffset, Vs};
@@ -16,13 +15,9 @@ pub(super) const VERSION: Vs = Vs::V2_1;
 
 impl Controller {
     /// Property Get.
-    pub(crate) fn property_get(
-        &self,
-        config: &TargetConfig,
-        get: &PropertyGet,
-    ) -> Result<u64, Status> {
+    pub(crate) fn property_get(&self, get: &PropertyGet) -> Result<u64, Status> {
         let (value, size) = match get.offset {
-            PropertyOffset::CAP => (Self::capabilities(config).0, PropertySize::BYTES_8),
+            PropertyOffset::CAP => (self.capabilities().0, PropertySize::BYTES_8),
             PropertyOffset::VS => (u64::from(VERSION.0), PropertySize::BYTES_4),
             PropertyOffset::CC => (u64::from(lock(&self.state).cc.0), PropertySize::BYTES_4),
             PropertyOffset::CSTS => (u64::from(lock(&self.state).csts.0), PropertySize::BYTES_4),
@@ -43,9 +38,9 @@ impl Controller {
         }
     }
 
-    fn capabilities(config: &TargetConfig) -> Cap {
+    fn capabilities(&self) -> Cap {
         Cap::default()
-            .with_mqes(u64::from(config.io_queue_entries - 1))
+            .with_mqes(u64::from(self.limits.io_queue_entries - 1))
             .with_cqr(true)
             .with_to(TO)
             .with_css(Cap::CSS_NVM)

@@ -1,8 +1,9 @@
 //! A subsystem: a name, namespaces, and the controllers that hosts have opened.
 
-use super::{ConnRef, Controller, NsEntry, NsTable, lock};
+use super::{Access, Controller, NsEntry, NsShared, NsTable, Opening, View, Visibility, lock};
 use crate::ns::{Namespace, NsInfo, NsSink};
 use crate::{Error, SubsystemConfig};
+use nvmf_proto::wire::Status;
 use nvmf_proto::wire::fabrics::CNTLID_MAX;
 use nvmf_proto::wire::nqn::Nqn;
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ pub(crate) struct Subsystem {
     pub(crate) model: String,
     pub(crate) max_namespaces: u32,
     table: Mutex<Arc<NsTable>>,
-    /// Moves with every change of `table`: what I/O queues compare before each command.
+    /// See [`Subsystem::generation`]: what I/O queues compare before each command.
     generation: AtomicU64,
     controllers: Mutex<Controllers>,
 }
@@ -62,7 +63,8 @@ impl Subsystem {
             model,
             max_namespaces,
             table: Mutex::default(),
-            generation: AtomicU64::new(0),
+            // A view that was never made is of generation 0.
+            generation: AtomicU64::new(1),
             controllers: Mutex::new(Controllers {
                 live: BTreeMap::new(),
                 next: 1,
@@ -75,13 +77,18 @@ impl Subsystem {
         Arc::clone(&lock(&self.table))
     }
 
-    /// Brings a queue's copy of the table up to date.
-    pub(crate) fn refresh(&self, table: &mut Arc<NsTable>, generation: &mut u64) {
-        let now = self.generation.load(Ordering::Acquire);
-        if now != *generation {
-            *generation = now;
-            *table = self.table();
-        }
+    /// Moves with every change of what a controller may see of the namespaces or do with them.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// What a controller sees of the namespaces; see [`Controller::view`].
+    pub(super) fn view_of(&self, controller: &Controller) -> View {
+        View::new(&self.table(), &controller.hostnqn, |entry| Access {
+            writes: (entry.info.read_only || entry.write_protected)
+                .then_some(Status::NAMESPACE_WRITE_PROTECTED.dnr()),
+            ..Access::default()
+        })
     }
 
     pub(crate) fn add_namespace(
@@ -117,8 +124,13 @@ impl Subsystem {
                 nsid,
                 uid,
                 info,
-                namespace,
-                notify,
+                anagrpid: 1,
+                visibility: Visibility::All,
+                write_protected: false,
+                shared: Arc::new(NsShared {
+                    namespace,
+                    _notify: notify,
+                }),
             };
             *table = Arc::new(table.with(nsid, Some(Arc::new(entry))));
             self.generation.fetch_add(1, Ordering::Release);
@@ -152,7 +164,7 @@ impl Subsystem {
             let Some(old) = table.get(nsid).filter(|entry| entry.uid == uid) else {
                 return;
             };
-            let info = match self.checked_info(nsid, &*old.namespace) {
+            let info = match self.checked_info(nsid, &*old.shared.namespace) {
                 Ok(info) => info,
                 Err(err) => {
                     log::error!(
@@ -164,13 +176,9 @@ impl Subsystem {
             };
             let changed = info != old.info;
             if changed {
-                let (namespace, notify) = (Arc::clone(&old.namespace), Arc::clone(&old.notify));
                 let entry = NsEntry {
-                    nsid,
-                    uid,
                     info,
-                    namespace,
-                    notify,
+                    ..NsEntry::clone(old)
                 };
                 *table = Arc::new(table.with(nsid, Some(Arc::new(entry))));
                 self.generation.fetch_add(1, Ordering::Release);
@@ -222,13 +230,7 @@ impl Subsystem {
     }
 
     /// A new controller for a host; `None` if every CNTLID is taken.
-    pub(crate) fn open_controller(
-        self: &Arc<Self>,
-        hostnqn: Nqn,
-        hostid: [u8; 16],
-        kato_ms: u32,
-        admin: ConnRef,
-    ) -> Option<Arc<Controller>> {
+    pub(crate) fn open_controller(self: &Arc<Self>, opening: Opening) -> Option<Arc<Controller>> {
         let mut controllers = lock(&self.controllers);
         let first = controllers.next;
         let mut cntlid = first;
@@ -239,8 +241,7 @@ impl Subsystem {
             }
         }
         controllers.next = following(cntlid);
-        let controller = Controller::new(Arc::clone(self), cntlid, hostnqn, hostid, kato_ms, admin);
-        let controller = Arc::new(controller);
+        let controller = Arc::new(Controller::new(Arc::clone(self), cntlid, opening));
         controllers.live.insert(cntlid, Arc::clone(&controller));
         Some(controller)
     }

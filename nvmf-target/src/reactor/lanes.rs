@@ -72,7 +72,7 @@ impl Lanes {
             depth: entry.info.depth,
             reactor: self.reactor,
         };
-        let lane = entry.namespace.open_lane(&cx).map_err(|err| {
+        let lane = entry.shared.namespace.open_lane(&cx).map_err(|err| {
             error!("namespace {}: no lane: {err}", entry.nsid);
             Status::NAMESPACE_NOT_READY
         })?;

@@ -1,8 +1,8 @@
 //! The Discovery log page (NVMe Base 2.1, Discovery Log Page): one record per way to a subsystem.
 
-use super::{AdminCx, Listener, Subsystem};
-use crate::ctrl::Role;
+use super::{AdminCx, Subsystem};
 use crate::ctrl::connect::ADMIN_ENTRIES_MAX;
+use crate::ctrl::{Listener, Role};
 use crate::transport::TransportAddress;
 use nvmf_proto::wire::discovery::{
     AddressFamily, DiscoveryLogEntry, DiscoveryLogHeader, EntryFlags, SubsystemType, Treq,
@@ -46,7 +46,7 @@ impl DiscoveryLog {
         Self {
             genctr,
             treq,
-            own: Path::new(cx.listener, cx.local_ip),
+            own: Path::new(&cx.controller.listener, cx.local_ip),
             subsystems: cx.core.subsystems(),
             paths: listeners
                 .iter()

@@ -124,7 +124,7 @@ fn current(cx: &AdminCx<'_>, get: &GetFeatures) -> Result<u32, Status> {
             let granted = cx
                 .controller
                 .granted_queues()
-                .unwrap_or(cx.core.config.io_queues);
+                .unwrap_or(cx.controller.limits.io_queues);
             Ok(NumberOfQueues::pairs(granted).to_bits())
         }
         Fid::ASYNC_EVENT_CONFIG => Ok(cx.controller.event_config().bits()),
@@ -135,7 +135,9 @@ fn current(cx: &AdminCx<'_>, get: &GetFeatures) -> Result<u32, Status> {
 
 fn default(cx: &AdminCx<'_>, get: &GetFeatures) -> Result<u32, Status> {
     match get.fid {
-        Fid::NUMBER_OF_QUEUES => Ok(NumberOfQueues::pairs(cx.core.config.io_queues).to_bits()),
+        Fid::NUMBER_OF_QUEUES => {
+            Ok(NumberOfQueues::pairs(cx.controller.limits.io_queues).to_bits())
+        }
         Fid::ASYNC_EVENT_CONFIG => Ok(AsyncEventConfig::empty().bits()),
         Fid::KEEP_ALIVE_TIMER => Ok(KATO_DEFAULT_MS),
         // NVMe over Fabrics has the 128-bit form only. The identifier goes as data.
@@ -206,7 +208,7 @@ fn set_queues(cx: &AdminCx<'_>, cdw11: u32) -> Result<u32, Status> {
     }
     // A Connect makes a submission and a completion queue, so they are granted in pairs.
     let pairs = u16::try_from(asked.pair_count()).unwrap_or(u16::MAX);
-    let granted = pairs.min(cx.core.config.io_queues);
+    let granted = pairs.min(cx.controller.limits.io_queues);
     if !cx.controller.grant_queues(granted) {
         return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
     }

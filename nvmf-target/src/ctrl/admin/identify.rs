@@ -116,8 +116,9 @@ impl Structure {
             }
             Self::Descriptors(entry) => descriptors(&entry.info).encode(out),
             Self::ActiveNsids { above } => {
-                let table = cx.subsystem().table();
-                encode_nsid_list(table.iter().map(|e| e.nsid).filter(|&n| n > above), out);
+                let view = cx.controller.view();
+                let nsids = view.iter().map(|seen| seen.entry.nsid);
+                encode_nsid_list(nsids.filter(|&n| n > above), out);
             }
             Self::NvmController => {
                 let ver = NVM_VERSION.0;
@@ -154,10 +155,10 @@ fn nvm_only(csi: Csi) -> Result<(), Status> {
 
 /// What I/O controllers and discovery controllers have in common.
 fn controller(cx: &AdminCx<'_>) -> IdentifyController {
-    let config = &cx.core.config;
+    let limits = &cx.controller.limits;
     let subsystem = cx.subsystem();
     // The unit is CAP.MPSMIN, which is 4 KiB.
-    let mdts = config.max_transfer.ilog2().saturating_sub(12);
+    let mdts = limits.max_transfer.ilog2().saturating_sub(12);
     IdentifyController {
         sn: padded_ascii(&subsystem.serial),
         mn: padded_ascii(&subsystem.model),
@@ -170,7 +171,7 @@ fn controller(cx: &AdminCx<'_>) -> IdentifyController {
         aerl: AERL,
         elpe: log::ELPE,
         kas: KAS,
-        maxcmd: u16::try_from(config.io_queue_entries).unwrap_or(u16::MAX),
+        maxcmd: u16::try_from(limits.io_queue_entries).unwrap_or(u16::MAX),
         sgls: Sgls::SUPPORTED | Sgls::OFFSET | Sgls::TRANSPORT_DATA_BLOCK,
         subnqn: subsystem.nqn.to_field(),
         ..IdentifyController::default()
@@ -200,7 +201,7 @@ fn io_controller(cx: &AdminCx<'_>) -> IdentifyController {
         // For the life of the controller, whatever namespaces come later.
         oncs: Oncs::DATASET_MANAGEMENT | Oncs::WRITE_ZEROES | Oncs::SAVE_AND_SELECT,
         vwc: Vwc::PRESENT | Vwc::FLUSH_BROADCAST,
-        ioccsz: (64 + cx.core.config.in_capsule) / 16,
+        ioccsz: (64 + cx.controller.limits.in_capsule) / 16,
         iorcsz: 1,
         msdbd: 1,
         ofcs: Ofcs::DISCONNECT,

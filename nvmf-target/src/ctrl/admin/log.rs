@@ -41,7 +41,7 @@ fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(GetLogPage, u32), Status> {
         return Err(invalid);
     }
     let length = u32::try_from(get.length()).map_err(|_| invalid)?;
-    if length > cx.core.config.max_transfer {
+    if length > cx.controller.limits.max_transfer {
         return Err(invalid);
     }
     Ok((get, length))

@@ -11,7 +11,7 @@ mod log;
 #[cfg(test)]
 mod tests;
 
-use super::{Controller, Core, Kind, Listener, NsEntry, Subsystem};
+use super::{Controller, Core, Kind, NsEntry, Subsystem};
 use nvmf_proto::wire::{AdminOpcode, Sqe, Status};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,7 +27,6 @@ pub(crate) const AERL: u8 = 3;
 pub(crate) struct AdminCx<'a> {
     pub(crate) core: &'a Core,
     pub(crate) controller: &'a Controller,
-    pub(crate) listener: &'a Listener,
     /// The local address by which the host has reached the target.
     pub(crate) local_ip: Option<IpAddr>,
 }
@@ -47,7 +46,8 @@ impl AdminCx<'_> {
         if nsid == 0 || nsid > self.subsystem().max_namespaces {
             return Err(Status::INVALID_NAMESPACE.dnr());
         }
-        Ok(self.subsystem().table().get(nsid).cloned())
+        let view = self.controller.view();
+        Ok(view.get(nsid).map(|seen| Arc::clone(&seen.entry)))
     }
 }
 

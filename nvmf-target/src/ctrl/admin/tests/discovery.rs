@@ -1,6 +1,9 @@
 use super::*;
+use crate::TargetConfig;
+use crate::ctrl::{Core, Role};
 use nvmf_proto::wire::discovery::{
-    DiscoveryLogEntry, DiscoveryLogHeader, EntryFlags, SubsystemType, Treq,
+    AddressFamily, DiscoveryLogEntry, DiscoveryLogHeader, EntryFlags, SubsystemType, TransportType,
+    Treq,
 };
 use nvmf_proto::wire::log::{GetLogPage, Lid};
 
@@ -97,9 +100,10 @@ fn wildcard_listeners_are_shown_by_the_address_that_was_reached() {
     rig.core
         .add_listener(tcp_address("0.0.0.0", 5000), Role::Io);
     rig.core.add_listener(tcp_address("::", 6000), Role::Io);
-    rig.listener = rig
+    let listener = rig
         .core
         .add_listener(tcp_address("::", 8009), Role::Discovery);
+    rig.come_by(listener);
 
     let fixed = way(NVM, "a", "192.0.2.1", "4420");
     rig.local_ip = Some("2001:db8::7".parse().unwrap());

@@ -1,11 +1,12 @@
 use super::*;
 use crate::ctrl::admin::{ACL, AERL};
-use crate::ns::{Caps, Support};
+use crate::ns::{Caps, NsInfo, Support};
 use nvmf_proto::wire::identify::{
     Cmic, Cns, ControllerType, Csi, Ctratt, Dlfeat, IdentifyCommand, IdentifyController,
     IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceIndependent, Lpa, Nmic, NsFeatures,
     NsFeaturesIndependent, NsIdDescriptors, Nsattr, Nstat, Oaes, Ofcs, Oncs, decode_nsid_list,
 };
+use nvmf_proto::wire::nqn::Nqn;
 use nvmf_proto::wire::trimmed_text;
 
 const OK: Status = Status::SUCCESS;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::ns::NsInfo;
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::feature::{AsyncEventConfig, Fid};
 use nvmf_proto::wire::identify::decode_nsid_list;
