@@ -1,6 +1,13 @@
 //! Get Features and Set Features: the commands and the values of the features that matter over
 //! Fabrics. (NVMe Base 2.1, Get Features and Set Features commands.)
 
+mod value;
+
+pub use value::{
+    HostBehavior, TemperatureThreshold, Timestamp, TimestampOrigin, WRITE_ATOMICITY_DISABLE_NORMAL,
+    WriteProtectState,
+};
+
 use super::Sqe;
 use super::log::CriticalWarning;
 use bitflags::bitflags;

@@ -44,14 +44,24 @@ impl Cns {
     pub const NAMESPACE_INDEPENDENT: Self = Self(0x08);
     /// Allocated NSIDs greater than NSID.
     pub const ALLOCATED_NSID_LIST: Self = Self(0x10);
+    /// Identify Namespace of an allocated NSID.
+    pub const ALLOCATED_NAMESPACE: Self = Self(0x11);
     /// Controllers that a namespace is attached to.
     pub const NS_CONTROLLER_LIST: Self = Self(0x12);
     /// Controllers of the NVM subsystem.
     pub const CONTROLLER_LIST: Self = Self(0x13);
+    /// Primary Controller Capabilities.
+    pub const PRIMARY_CONTROLLER: Self = Self(0x14);
+    /// Secondary Controller list.
+    pub const SECONDARY_CONTROLLERS: Self = Self(0x15);
     /// UUID list.
     pub const UUID_LIST: Self = Self(0x17);
     /// Endurance group list.
     pub const ENDURANCE_GROUP_LIST: Self = Self(0x19);
+    /// Allocated NSIDs of one I/O command set.
+    pub const CS_ALLOCATED_NSID_LIST: Self = Self(0x1a);
+    /// I/O command set specific Identify Namespace of an allocated NSID.
+    pub const CS_ALLOCATED_NAMESPACE: Self = Self(0x1b);
     /// I/O command set vectors.
     pub const IO_COMMAND_SETS: Self = Self(0x1c);
 }
@@ -178,6 +188,16 @@ pub fn encode_controller_list(
     count
 }
 
+/// The identifiers of a Controller List, as many as it says and can hold.
+pub fn decode_controller_list(bytes: &[u8; IDENTIFY_SIZE]) -> impl Iterator<Item = u16> + '_ {
+    let count = usize::from(LittleEndian::read_u16(&bytes[..2]));
+    bytes
+        .chunks_exact(2)
+        .skip(1)
+        .take(count)
+        .map(LittleEndian::read_u16)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,6 +241,10 @@ mod tests {
         let mut out = [0xff; 4096];
         assert_eq!(encode_controller_list([3, 0x0201], &mut out), 2);
         assert_eq!(out[..8], [2, 0, 3, 0, 1, 2, 0, 0]);
+        assert_eq!(
+            decode_controller_list(&out).collect::<Vec<_>>(),
+            [3, 0x0201]
+        );
         assert_eq!(
             usize::from(encode_controller_list(0..=u16::MAX, &mut out)),
             CONTROLLER_LIST_LEN

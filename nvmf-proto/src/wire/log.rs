@@ -3,11 +3,17 @@
 
 mod event;
 mod pages;
+mod persistent;
 
 pub use event::{AsyncEvent, AsyncEventType};
 pub use pages::{
     CommandEffects, CommandEffectsLog, CriticalWarning, ErrorLogEntry, FirmwareSlotLog, LidSupport,
-    SmartLog, SupportedLogPages,
+    ParameterLocation, SmartLog, SupportedLogPages,
+};
+pub use persistent::{
+    NamespaceChange, PERSISTENT_EVENT_DATA_MAX, PersistentEventAction, PersistentEventHeader,
+    PersistentEventLogHeader, PersistentEventType, ReportingContext, ResetInformation,
+    TimestampChange, persistent_events,
 };
 
 use super::Sqe;

@@ -1,6 +1,7 @@
 //! Log page data structures.
 
 use super::Lid;
+use crate::wire::Status;
 use crate::wire::identify::Csi;
 use crate::wire::layout::{flag_fields, newtype_fields, wire_struct};
 use crate::wire::{AdminOpcode, NvmOpcode};
@@ -65,6 +66,36 @@ flag_fields! { CriticalWarning(u8), LidSupport(u32), CommandEffects(u32) }
 
 newtype_fields! {
     Csi(u8): Self, |c| c.0;
+    Lid(u8): Self, |l| l.0;
+    ParameterLocation(u16): Self, |l| l.0;
+}
+
+/// Parameter Error Location: which part of a command is in error. Bits 7:0 are a byte of the SQE,
+/// bits 10:8 the lowest bit of the parameter in that byte.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ParameterLocation(pub u16);
+
+impl ParameterLocation {
+    /// The error is not of a parameter.
+    pub const NONE: Self = Self(0xffff);
+
+    /// A parameter that begins at a byte of the SQE.
+    #[must_use]
+    pub const fn byte(byte: u8) -> Self {
+        Self(byte as u16)
+    }
+
+    /// A parameter that begins at a bit of a little-endian field, which itself begins at `byte`.
+    #[must_use]
+    pub const fn bit(byte: u8, bit: u8) -> Self {
+        Self((byte + bit / 8) as u16 | ((bit % 8) as u16) << 8)
+    }
+
+    /// The same parameter for CDW10 to CDW15: `dword` is 10 to 15, `bit` its lowest bit.
+    #[must_use]
+    pub const fn cdw(dword: u8, bit: u8) -> Self {
+        Self::bit(dword * 4, bit)
+    }
 }
 
 wire_struct! {
@@ -139,9 +170,8 @@ wire_struct! {
         10 => cid: u16,
         /// Status in bits 15:1, phase tag in bit 0.
         12 => status: u16,
-        /// Parameter Error Location: byte of the command in bits 7:0, bit in bits 10:8; FFFFh if
-        /// not of a parameter.
-        14 => parameter_location: u16,
+        /// Parameter Error Location.
+        14 => parameter_location: ParameterLocation,
         /// LBA: the first one with the error.
         16 => lba: u64,
         /// Namespace.
@@ -160,6 +190,14 @@ wire_struct! {
         40 => transport_specific: u16,
         /// Log Page Version; 1.
         63 => log_page_version: u8,
+    }
+}
+
+impl ErrorLogEntry {
+    /// The status of the command.
+    #[must_use]
+    pub const fn command_status(&self) -> Status {
+        Status::from_bits(self.status >> 1)
     }
 }
 
@@ -285,7 +323,7 @@ mod tests {
             sqid: W => 8..10;
             cid: W => 10..12;
             status: W => 12..14;
-            parameter_location: W => 14..16;
+            parameter_location: ParameterLocation(W) => 14..16;
             lba: Q => 16..24;
             nsid: D => 24..28;
             vendor_log_page: 0x80 => 28..29;
@@ -300,6 +338,16 @@ mod tests {
             afi: 1 => 0..1;
             revisions: [*b"1.0     "; 7] => 8..64;
         });
+    }
+
+    #[test]
+    fn parameter_locations() {
+        assert_eq!(ParameterLocation::byte(4).0, 0x0004);
+        // NUMDL of Get Log Page: bits 31:16 of CDW10.
+        assert_eq!(ParameterLocation::cdw(10, 16).0, 0x002a);
+        // SEL of Get Features: bits 10:8 of CDW10; OT: bit 23 of CDW14.
+        assert_eq!(ParameterLocation::cdw(10, 8).0, 0x0029);
+        assert_eq!(ParameterLocation::cdw(14, 23).0, 0x073a);
     }
 
     #[test]
