@@ -225,6 +225,19 @@ impl Status {
         self.0 & MORE != 0
     }
 
+    /// The same status with More clear: what the status says of the command itself.
+    #[must_use]
+    pub const fn without_more(self) -> Self {
+        Self(self.0 & !MORE)
+    }
+
+    /// The same status with a Command Retry Delay index, of which bits 1:0 count: CRDT1 to CRDT3 of
+    /// Identify Controller, or 0 for none.
+    #[must_use]
+    pub const fn with_crd(self, crd: u8) -> Self {
+        Self(self.0 & !(3 << CRD_SHIFT) | (crd as u16 & 3) << CRD_SHIFT)
+    }
+
     /// Command Retry Delay index, 0 to 3.
     #[must_use]
     pub const fn crd(self) -> u8 {
@@ -271,6 +284,12 @@ mod tests {
         assert!(s.same_code(Status::CONNECT_INVALID_PARAMETERS));
         assert_eq!(Status::from_bits(s.bits()), s);
         assert_eq!(Status::from_bits(0x1800).crd(), 3);
+        assert_eq!(s.without_more(), Status::CONNECT_INVALID_PARAMETERS.dnr());
+        let delayed = Status::NAMESPACE_NOT_READY.with_crd(2);
+        assert_eq!(
+            (delayed.crd(), delayed.with_crd(0)),
+            (2, Status::NAMESPACE_NOT_READY)
+        );
     }
 
     #[test]

@@ -41,7 +41,8 @@ impl Timestamp {
     /// Who has set it.
     #[must_use]
     pub const fn origin(self) -> TimestampOrigin {
-        TimestampOrigin((self.0 >> 49) as u8 & 7)
+        let [.., attributes, _] = self.0.to_le_bytes();
+        TimestampOrigin(attributes >> 1 & 7)
     }
 }
 
