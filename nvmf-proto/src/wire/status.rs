@@ -96,6 +96,8 @@ statuses! {
     COMMAND_INTERRUPTED = 0 / 0x21, "Command Interrupted";
     /// Transient Transport Error.
     TRANSIENT_TRANSPORT_ERROR = 0 / 0x22, "Transient Transport Error";
+    /// Host Identifier Not Initialized: it is 0h, and the command needs one.
+    HOST_ID_NOT_INITIALIZED = 0 / 0x27, "Host Identifier Not Initialized";
     /// Invalid IO Command Set: the CSI field names a command set that is not supported.
     INVALID_IO_COMMAND_SET = 0 / 0x2c, "Invalid IO Command Set";
     /// LBA Out of Range.
