@@ -1,0 +1,241 @@
+# Every subcommand of nvme-cli once: what it shows, or the status with which it is refused
+
+# Notes what is run, for the last step.
+nvme() { echo "$1" >>/tmp/subcommands; command nvme "$@"; }
+: >/tmp/subcommands
+
+commands() { # FUNCTION, which finds the controller in c, a namespace's disk in d
+  attach main
+  c=/dev/$controller
+  d=$(disk main 1)
+  random 4096 >/tmp/data
+  "$1"
+}
+
+# all_refused STATUS: each line of the input is a command, which must fail with STATUS.
+all_refused() {
+  local words
+  while read -r -a words; do refused "$1" nvme "${words[@]}"; done
+}
+
+lists() {
+  says "$d .* 0x1 .*512   B" nvme list
+  says "$(nqn_of main) .*$controller" nvme list -v
+  says "$controller tcp traddr=$address,trsvcid=$(io_port main).* live" nvme list-subsys "$d"
+  says "ns 1.*$controller tcp .* live" nvme show-topology "$d"
+  says "$controller.*ns 3 " nvme show-topology "$c" -r ctrl
+  says "$(basename "$d"): namespace-id:1" nvme get-ns-id "$d"
+}
+step "commands: list, list-subsys, show-topology, get-ns-id" commands lists
+
+identify() {
+  says "subnqn *: $(nqn_of main)" nvme id-ctrl "$c" -H
+  says 'in use' nvme id-ns "$d" -H
+  says '\[   0\]:0x1' nvme list-ns "$c"
+  says 'uuid *: [0-9a-f]{8}-' nvme ns-descs "$d"
+  says 'dmrl *: ' nvme nvm-id-ctrl "$c"
+  says 'elbaf  0 : qpif:0 pif:0 sts:0 *\(in use\)' nvme nvm-id-ns "$d"
+  says 'nstat *: 0x1' nvme cmdset-ind-id-ns "$d"
+  says 'Combination\[0\]:1' nvme id-iocs "$c"
+}
+step "commands: id-ctrl, id-ns, list-ns, ns-descs, nvm-id-ctrl, nvm-id-ns, cmdset-ind-id-ns, id-iocs" commands identify
+
+identify_refused() {
+  nvmet_deviates "answers some of them"
+  all_refused 'Invalid Field in Command' <<-LIST
+	id-ns-granularity $c
+	id-ns-lba-format $c -i 0
+	nvm-id-ns-lba-format $c -i 0
+	list-ns $c -a
+	list-ctrl $c
+	list-ctrl $c -n 1
+	primary-ctrl-caps $c
+	list-secondary $c
+	id-nvmset $c
+	id-uuid $c
+	id-domain $c
+	list-endgrp $c
+	LIST
+}
+step "commands: Identify data that is not there" commands identify_refused
+
+logs() {
+  says 'Device:.* log-id:2 ' nvme get-log "$c" -i 2 -l 512
+  says 'temperature' nvme smart-log "$c"
+  says 'error_count' nvme error-log "$c"
+  says 'afi *: 0x1' nvme fw-log "$c"
+  says 'no ns changed' nvme changed-ns-list-log "$c"
+  says 'Identify *\]' nvme effects-log "$c"
+}
+step "commands: get-log, smart-log, error-log, fw-log, changed-ns-list-log, effects-log" commands logs
+
+logs_nvmet_lacks() {
+  nvmet_deviates "lacks them"
+  says 'LID 0x12 ' nvme supported-log-pages "$c"
+  says 'FID 0f -> Support Effects Log: 00[0-9a-f]{5}1' nvme fid-support-effects-log "$c"
+  says 'MI Commands Support Effects Log' nvme mi-cmd-support-effects-log "$c"
+}
+step "commands: supported-log-pages, fid-support-effects-log, mi-cmd-support-effects-log" commands logs_nvmet_lacks
+
+logs_refused() {
+  nvmet_deviates "answers Invalid Field"
+  all_refused 'Invalid Log Page' <<-LIST
+	ana-log $c
+	endurance-log $c -g 1
+	predictable-lat-log $c -i 1
+	pred-lat-event-agg-log $c -e 1
+	persistent-event-log $c -a 1
+	endurance-event-agg-log $c -e 1
+	lba-status-log $c
+	resv-notif-log $c
+	boot-part-log $c -f /tmp/partition
+	phy-rx-eom-log $c -s 0 -c 0
+	self-test-log $c
+	sanitize-log $c
+	media-unit-stat-log $c
+	supported-cap-config-log $c
+	mgmt-addr-list-log $c
+	rotational-media-info-log $c
+	changed-alloc-ns-list-log $c
+	dispersed-ns-participating-nss-log $c -n 1
+	reachability-groups-log $c
+	reachability-associations-log $c
+	host-discovery-log $c
+	ave-discovery-log $c
+	pull-model-ddc-req-log $c
+	LIST
+  # It looks into LPA first.
+  refused 'No such device or address' nvme telemetry-log "$c" -O /tmp/telemetry
+}
+step "commands: log pages that are not there" commands logs_refused
+
+# Every feature there is, and of those that are not: Get shows a value or is refused, by the specification's name.
+features() {
+  nvmet_deviates "has fewer features"
+  local fid
+  for fid in 0x1 0x2 0x4 0x6 0x7 0xa 0xb 0xf; do
+    says "get-feature:$(printf 0x%02x $fid) .*Current value: ?(0x)?[0-9a-f]{8}" nvme get-feature "$c" -f $fid
+  done
+  says 'Error Recovery.*Current value' nvme get-feature "$c" -f 5 -n 1
+  says 'Host Identifier' nvme get-feature "$c" -f 0x81 --cdw11=1 --data-len=16
+  # Without -f, all that there are; those of a namespace need one.
+  says 'Keep Alive Timer' nvme get-feature "$c" -s 1 -n 1
+  for fid in 0x3 0x8 0x9 0xc 0xd 0xe 0x10 0x11 0x12 0x13 0x14 0x15 0x17 0x18 0x19 0x1a 0x1b 0x1d 0x1e 0x1f 0x20 0x21 0x22 \
+    0x78 0x7d 0x7e 0x7f 0x80 0x85 0xc0; do
+    refused 'Invalid Field in Command' nvme get-feature "$c" -f $fid --cdw11=0 -n 0
+  done
+  refused 'Invalid Field in Command' nvme set-feature "$c" -f 0xd -V 0
+  says 'Keep Alive Timer' nvme set-feature "$c" -f 0xf -V 5000
+  refused 'Feature Not Changeable' nvme set-feature "$c" -f 1 -V 0
+  refused 'Not Saveable' nvme set-feature "$c" -f 0xf -V 5000 -s
+}
+step "commands: get-feature and set-feature of every FID" commands features
+
+properties() {
+  local cc
+  cc=$(nvme get-property "$c" --offset=0x14 | sed 's/.*value: //')
+  says 'Command Set Selected|Enable *\(EN\): Yes' nvme show-regs "$c" -H
+  # It shows garbage in the upper half.
+  says 'Controller Configuration.*0x[0-9a-f]*460001' nvme set-property "$c" --offset=0x14 --value="$cc"
+  says 'value: 0x460001' nvme set-reg "$c" --cc="$cc"
+  says "value: 0x[0-9a-f]+" nvme get-reg "$c" --cap
+  is_live "$controller"
+}
+step "commands: show-regs, get-property, set-property, get-reg, set-reg" commands properties
+
+io() {
+  says Success nvme write "$d" -s 0 -c 7 -z 4096 -d /tmp/data
+  says Success nvme read "$d" -s 0 -c 7 -z 4096 -d /tmp/back
+  cmp /tmp/data /tmp/back
+  says success nvme flush "$d"
+  says Success nvme write-zeroes "$d" -s 0 -c 7
+  says success nvme dsm "$d" -d -s 0 -b 8
+  read_disk "$d" 0 4096 | cmp -n 4096 - /dev/zero
+  says 'Flush is Success' nvme io-passthru "$d" --opcode=0 --namespace-id=1
+  says 'Identify is Success.*6e 76 6d 66 20 74 61 72' nvme admin-passthru "$c" --opcode=6 --cdw10=1 --data-len=4096 -r
+}
+step "commands: read, write, flush, write-zeroes, dsm, io-passthru, admin-passthru" commands io
+
+unsupported() {
+  nvmet_deviates "answers Invalid Field to some of them"
+  all_refused 'Invalid Command Opcode' <<-LIST
+	create-ns $c --nsze=2048 --ncap=2048 --flbas=0
+	delete-ns $c -n 1
+	attach-ns $c -n 1 -c 1
+	detach-ns $c -n 1 -c 1
+	format $d --force
+	sanitize $c -a 2
+	fw-download $c -f /tmp/data
+	fw-commit $c -s 1 -a 1
+	device-self-test $c -s 1
+	security-send $c -f /tmp/data -p 1 -s 1 -t 512
+	security-recv $c -p 0 -x 512
+	get-lba-status $d -s 0 -m 64 -a 0x10 -l 8
+	capacity-mgmt $c -O 0 -i 1
+	dir-receive $c -D 0 -O 1 -H
+	dir-send $c -D 0 -O 1 -n 1 -e 1 -T 1
+	virt-mgmt $c -c 1 -a 7
+	lockdown $c -O 6 -f 0
+	nvme-mi-recv $c -O 0 -l 4096
+	nvme-mi-send $c -O 0
+	io-mgmt-recv $d --mo=1 --data-len=4096
+	io-mgmt-send $d --mo=1
+	resv-register $d -n 1 -k 1 -r 0
+	resv-acquire $d -n 1 -c 1 -t 1
+	resv-release $d -n 1 -c 1 -t 1
+	resv-report $d -n 1
+	copy $d -d 0 -s 8 -b 1
+	compare $d -s 0 -c 0 -z 512 -d /tmp/data
+	write-uncor $d -s 0 -c 0
+	verify $d -s 0 -c 0
+	LIST
+  says 'No RPMB targets' nvme rpmb "$c" -c info
+  data_survives "$d"
+}
+step "commands: commands that are not there" commands unsupported
+
+resets() {
+  nvme reset "$c"
+  wait_until is_live "$controller"
+  refused 'NVM Subsystem Reset not supported' nvme subsystem-reset "$c"
+  nvme ns-rescan "$c"
+  data_survives "$d"
+}
+step "commands: reset, subsystem-reset, ns-rescan" commands resets
+
+fabrics() {
+  like "$(nvme gen-hostnqn)" '^nqn.2014-08.org.nvmexpress:uuid:[0-9a-f-]{36}$'
+  is "$(nvme show-hostnqn)" "$(cat /etc/nvme/hostnqn)" "host NQN"
+  says "\"nqn\":\"$(nqn_of main)\"" nvme config --scan --dump
+  nvme disconnect -d "$controller"
+  wait_until gone main
+  says 'subnqn: ' nvme discover -t tcp -a "$address" -s "$(discovery_port main)"
+  says 'connecting to device: nvme' \
+    nvme connect -t tcp -a "$address" -s "$(io_port main)" -n "$(nqn_of main)" --keep-alive-tmo=5
+  nvme disconnect-all
+  wait_until gone main
+}
+step "commands: gen-hostnqn, show-hostnqn, config, discover, connect, disconnect, disconnect-all" commands fabrics
+
+# Registration with a discovery service is a matter of centralised ones.
+dim() {
+  nvmet_deviates "answers in its own way"
+  local device
+  device=$(nvme connect -t tcp -a "$address" -s "$(discovery_port main)" -n nqn.2014-08.org.nvmexpress.discovery -o json |
+    field device)
+  refused 'Invalid Command Opcode|not supported' nvme dim -t register -d "$device"
+  nvme disconnect -d "$device"
+}
+step "commands: dim" commands dim
+
+# What works on keys and says nothing to a target, and what other parts show (connect-all needs a forwarder).
+elsewhere='gen-dhchap-key check-dhchap-key gen-tls-key check-tls-key tls-key connect-all version help'
+
+complete() {
+  local left
+  left=$(command nvme help 2>&1 | sed -n '/implemented sub-commands/,/^See/s/^  \([a-z-]\+\)  .*/\1/p' |
+    grep -v -x -F -f <(sort -u /tmp/subcommands; tr ' ' '\n' <<<"$elsewhere") || :)
+  is "$left" "" "subcommands left out"
+}
+step "commands: none is left out" complete
+unset -f nvme
