@@ -1,17 +1,17 @@
 //! The command line: what it says, and nothing of what is done with it.
 
+mod value;
+
 use crate::Failure;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
-use clap::{Parser, ValueEnum};
-use nvmf_proto::wire::nqn::Nqn;
+use clap::{CommandFactory, FromArgMatches, Parser};
 use nvmf_target::TargetConfig;
-use nvmf_target::ns::Direct;
 use std::ffi::OsString;
-use std::net::IpAddr;
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::net::SocketAddr;
 use std::time::Duration;
+pub(crate) use value::{Bind, Device, DirectName, DiscoveryPort, TransportName, one_line};
+use value::{number, own_nqn, power_of_two, printable, size, size_within};
 
 const AFTER_HELP: &str = "\
 Sizes are decimal, or hexadecimal after 0x, with k, m, g or t for powers of 1024.
@@ -50,20 +50,35 @@ pub(crate) struct Cli {
 
     /// Subsystem NQN [default: nqn.2014-08.org.nvmexpress:uuid:UUID, with a UUID that is derived
     /// from the machine's id]
-    #[arg(short, long, value_name = "NQN", value_parser = subsystem_nqn)]
+    #[arg(short, long, value_name = "NQN", value_parser = own_nqn)]
     pub(crate) nqn: Option<String>,
 
+    /// Serial number of the subsystem, at most 20 characters [default: derived like the NQN]
+    #[arg(long, value_name = "TEXT", value_parser = printable(20))]
+    pub(crate) serial: Option<String>,
+
+    /// Model number of the subsystem, at most 40 characters [default: nvmf target]
+    #[arg(long, value_name = "TEXT", value_parser = printable(40))]
+    pub(crate) model: Option<String>,
+
     /// TCP port for I/O (and discovery); 0: any free one
-    #[arg(short, long, value_name = "PORT", default_value_t = 4420)]
+    #[arg(
+        short,
+        long,
+        value_name = "PORT",
+        default_value_t = 4420,
+        value_parser = number(0_u16, 65535),
+    )]
     pub(crate) port: u16,
 
     /// TCP port for discovery only; 0: any free one; none: no such port
     #[arg(short = 'P', long, value_name = "PORT", default_value = "8009")]
     pub(crate) discovery_port: DiscoveryPort,
 
-    /// Local IP address to listen on; may be given several times [default: all, IPv4 and IPv6]
+    /// Local IP address to listen on, or ADDR:PORT for an I/O port of its own; may be given several
+    /// times [default: all, IPv4 and IPv6]
     #[arg(long, value_name = "ADDR")]
-    pub(crate) bind: Vec<IpAddr>,
+    pub(crate) bind: Vec<Bind>,
 
     /// Transport
     #[arg(
@@ -106,7 +121,7 @@ pub(crate) struct Cli {
     pub(crate) maxh2cdata: Option<u32>,
 
     /// Most data of one command (MDTS): a power of two from 8k to 32m [default: 1m]
-    #[arg(long, value_name = "SIZE", value_parser = mdts)]
+    #[arg(long, value_name = "SIZE", value_parser = power_of_two(8192, 32 << 20))]
     pub(crate) mdts: Option<u32>,
 
     /// Most data in a command capsule of an I/O queue: a multiple of 16, at most 64k
@@ -114,13 +129,25 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "SIZE", value_parser = size_within(0, 64 << 10, 16))]
     pub(crate) in_capsule: Option<u32>,
 
+    /// I/O queues that a host may have, 1 to 1024 [default: 64]
+    #[arg(long, value_name = "N", value_parser = number(1_u16, 1024))]
+    pub(crate) io_queues: Option<u16>,
+
+    /// Entries of an I/O queue, 2 to 65536 [default: 1024]
+    #[arg(long, value_name = "N", value_parser = number(2_u32, 65536))]
+    pub(crate) queue_entries: Option<u32>,
+
+    /// Connections at a time, of all hosts together; further ones are closed [default: 4096]
+    #[arg(long, value_name = "N", value_parser = number(1_u32, 1 << 20))]
+    pub(crate) connections: Option<u32>,
+
     /// Memory for data in flight; commands wait when it is lent out [default: 64m]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) buffers: Option<u64>,
 
     /// Logical block size of all namespaces: a power of two from 512 to 64k
     /// [default: a block device's own, else 512]
-    #[arg(long, value_name = "SIZE", value_parser = block_size)]
+    #[arg(long, value_name = "SIZE", value_parser = power_of_two(512, 64 << 10))]
     pub(crate) block_size: Option<u32>,
 
     /// Refuse writes to all namespaces
@@ -133,7 +160,7 @@ pub(crate) struct Cli {
     pub(crate) direct: DirectName,
 
     /// Threads that serve connections, 1 to 1024 [default: one per CPU, at most 16]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = number(1_u32, 1024))]
     pub(crate) threads: Option<u32>,
 
     /// Most threads that read and write files and block devices, 1 to 1024
@@ -141,13 +168,13 @@ pub(crate) struct Cli {
         long,
         value_name = "N",
         default_value_t = 32,
-        value_parser = clap::value_parser!(u32).range(1..=1024),
+        value_parser = number(1_u32, 1024),
     )]
     pub(crate) io_threads: u32,
 
     /// How long a thread that has just worked looks for more before it sleeps, in microseconds;
     /// 0: not at all [default: 50]
-    #[arg(long, value_name = "USECS", value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    #[arg(long, value_name = "USECS", value_parser = number(0_u64, 1_000_000))]
     pub(crate) busy_poll: Option<u64>,
 
     /// Take commands on standard input, one per line: `add NSID DEVICE`, `remove NSID`,
@@ -167,7 +194,7 @@ impl Cli {
     /// # Errors
     /// `Err(None)` after help or version, else what is wrong.
     pub(crate) fn read() -> Result<Self, Option<Failure>> {
-        let cli = Self::try_parse().map_err(|err| {
+        let cli = Self::parse_words(std::env::args_os()).map_err(|err| {
             if matches!(
                 err.kind(),
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
@@ -176,10 +203,20 @@ impl Cli {
                 let _ = err.print();
                 return None;
             }
-            Some(Failure::Usage(one_line(&err)))
+            Some(Failure::Usage(summary(&err)))
         })?;
         cli.check()?;
         Ok(cli)
+    }
+
+    fn parse_words(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        // `--mdts -1` is a wrong size, not an unknown option `-1`.
+        let command = Self::command().mut_args(|arg| {
+            let valued = arg.get_action().takes_values() && !arg.is_positional();
+            arg.allow_hyphen_values(valued)
+        });
+        let mut matches = command.try_get_matches_from(words)?;
+        Self::from_arg_matches_mut(&mut matches)
     }
 
     /// What one option alone does not tell.
@@ -192,6 +229,15 @@ impl Cli {
                  nvmetcli, or name the devices here without -K"
                     .to_owned(),
             );
+        }
+        for (index, bind) in self.bind.iter().enumerate() {
+            let port = |bind: &Bind| bind.port.unwrap_or(self.port);
+            let same =
+                |other: &&Bind| other.ip == bind.ip && port(other) == port(bind) && port(bind) != 0;
+            if self.bind[..index].iter().find(same).is_some() {
+                let address = SocketAddr::new(bind.ip, port(bind));
+                return fail(format!("--bind {address} is given twice; once is wanted"));
+            }
         }
         let TargetConfig {
             buffer_bytes,
@@ -234,6 +280,11 @@ impl Cli {
         if let Some(micros) = self.busy_poll {
             config.busy_poll = Duration::from_micros(micros);
         }
+        set(&mut config.io_queue_entries, self.queue_entries);
+        config.io_queues = self.io_queues.unwrap_or(config.io_queues);
+        if let Some(connections) = self.connections {
+            config.max_connections = connections as usize;
+        }
         config.header_digest = self.header_digest || !self.no_header_digest;
         config.data_digest = self.data_digest || !self.no_data_digest;
         config.sq_flow_control_disable =
@@ -243,7 +294,7 @@ impl Cli {
 }
 
 /// Clap's message without its advice: up to the first empty line, joined.
-fn one_line(err: &clap::Error) -> String {
+fn summary(err: &clap::Error) -> String {
     let text = err.to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let lines: Vec<&str> = text
@@ -254,163 +305,15 @@ fn one_line(err: &clap::Error) -> String {
     format!("{} (see nvmfd --help)", lines.join(" "))
 }
 
-/// What to serve.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Device {
-    /// A RAM disk of so many bytes.
-    RamDisk {
-        /// Size in bytes.
-        bytes: u64,
-    },
-    /// A regular file or block device.
-    File(PathBuf),
-}
-
-impl Device {
-    /// The largest RAM disk: a bound for the tables that even an empty one needs.
-    const MAX_RAM_DISK: u64 = 16 << 40;
-
-    /// Reads a DEVICE argument.
-    ///
-    /// # Errors
-    /// What is wrong with the size of a RAM disk.
-    pub(crate) fn parse(text: OsString) -> Result<Self, String> {
-        let Some(bytes) = text.to_str().and_then(|text| text.strip_prefix("ramdisk:")) else {
-            return Ok(Self::File(text.into()));
-        };
-        match size(bytes)? {
-            0 => Err("the size is 0".to_owned()),
-            bytes if bytes > Self::MAX_RAM_DISK => Err("the size is over 16t".to_owned()),
-            bytes => Ok(Self::RamDisk { bytes }),
-        }
-    }
-}
-
-/// `-P`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DiscoveryPort {
-    /// Discovery on the I/O port only.
-    None,
-    /// On a port of its own as well.
-    Port(u16),
-}
-
-impl FromStr for DiscoveryPort {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.parse() {
-            Ok(port) => Ok(Self::Port(port)),
-            Err(_) if text == "none" => Ok(Self::None),
-            Err(_) => Err("a number from 0 to 65535 or \"none\" is wanted".to_owned()),
-        }
-    }
-}
-
-/// `-t`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum TransportName {
-    /// NVMe/TCP
-    Tcp,
-}
-
-/// `--direct`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DirectName {
-    Auto,
-    On,
-    Off,
-}
-
-impl From<DirectName> for Direct {
-    fn from(name: DirectName) -> Self {
-        match name {
-            DirectName::Auto => Self::Auto,
-            DirectName::On => Self::On,
-            DirectName::Off => Self::Off,
-        }
-    }
-}
-
-fn subsystem_nqn(text: &str) -> Result<String, String> {
-    match Nqn::new(text) {
-        Ok(nqn) if nqn.is_discovery() => Err("that is the discovery service's NQN".to_owned()),
-        Ok(_) => Ok(text.to_owned()),
-        Err(err) => Err(err.to_string()),
-    }
-}
-
-/// A size in bytes: `4096`, `0x1000`, `4k`, `1g` (also `4K`, `4kb`, `4KiB`).
-fn size(text: &str) -> Result<u64, String> {
-    let wanted = || "a size such as 4096, 0x1000, 64k, 512m, 1g or 2t is wanted".to_owned();
-    let lower = text.to_ascii_lowercase();
-    let (radix, digits) = match lower.strip_prefix("0x") {
-        Some(digits) => (16, digits),
-        None => (10, lower.as_str()),
-    };
-    let end = digits
-        .find(|c: char| !c.is_digit(radix))
-        .unwrap_or(digits.len());
-    let (number, suffix) = digits.split_at(end);
-    let unit = suffix
-        .strip_suffix("ib")
-        .filter(|unit| !unit.is_empty())
-        .unwrap_or(suffix);
-    let shift = match unit {
-        "" | "b" => 0,
-        "k" | "kb" => 10,
-        "m" | "mb" => 20,
-        "g" | "gb" => 30,
-        "t" | "tb" => 40,
-        "p" | "pb" => 50,
-        "e" | "eb" => 60,
-        _ => return Err(wanted()),
-    };
-    let number = u64::from_str_radix(number, radix).map_err(|_| wanted())?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| "the size is over 64 bits".to_owned())
-}
-
-/// Reads sizes from `least` to `most` that are multiples of `unit`.
-fn size_within(
-    least: u32,
-    most: u32,
-    unit: u32,
-) -> impl Fn(&str) -> Result<u32, String> + Clone + Send + Sync + 'static {
-    move |text| {
-        let bytes = u32::try_from(size(text)?).ok();
-        bytes
-            .filter(|bytes| (least..=most).contains(bytes) && bytes.is_multiple_of(unit))
-            .ok_or_else(|| format!("a multiple of {unit} from {least} to {most} is wanted"))
-    }
-}
-
-fn mdts(text: &str) -> Result<u32, String> {
-    power_of_two(text, 8192, 32 << 20)
-}
-
-fn block_size(text: &str) -> Result<u32, String> {
-    power_of_two(text, 512, 64 << 10)
-}
-
-fn power_of_two(text: &str, least: u32, most: u32) -> Result<u32, String> {
-    let bytes = u32::try_from(size(text)?).ok();
-    bytes
-        .filter(|bytes| (least..=most).contains(bytes) && bytes.is_power_of_two())
-        .ok_or_else(|| format!("a power of two from {least} to {most} is wanted"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(line: &str) -> Result<Cli, String> {
         let words = std::iter::once("nvmfd")
             .chain(line.split_whitespace())
             .map(OsString::from);
-        let cli = Cli::try_parse_from(words).map_err(|err| one_line(&err))?;
+        let cli = Cli::parse_words(words).map_err(|err| summary(&err))?;
         cli.check().map_err(|err| err.to_string())?;
         Ok(cli)
     }
@@ -418,56 +321,6 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes() {
-        let good = [
-            ("0", 0),
-            ("4096", 4096),
-            ("0x1000", 4096),
-            ("0xb", 11),
-            ("64k", 65536),
-            ("64K", 65536),
-            ("1MiB", 1 << 20),
-            ("2gb", 2 << 30),
-            ("3t", 3 << 40),
-            ("15e", 15 << 60),
-            ("512b", 512),
-        ];
-        for (text, bytes) in good {
-            assert_eq!(size(text), Ok(bytes), "{text}");
-        }
-        for text in [
-            "",
-            "k",
-            "-1",
-            "1kk",
-            "1x",
-            "1 k",
-            "0x",
-            "1.5g",
-            "16e",
-            "ib",
-            "1ib",
-            "99999999999999999999",
-        ] {
-            assert!(size(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn devices() {
-        let device = |text: &str| Device::parse(text.into());
-        assert_eq!(device("ramdisk:1g"), Ok(Device::RamDisk { bytes: 1 << 30 }));
-        assert_eq!(device("/dev/sda"), Ok(Device::File("/dev/sda".into())));
-        assert_eq!(
-            device("./ramdisk:x"),
-            Ok(Device::File("./ramdisk:x".into()))
-        );
-        for bad in ["ramdisk:", "ramdisk:0", "ramdisk:x", "ramdisk:1e"] {
-            device(bad).unwrap_err();
-        }
     }
 
     #[test]
@@ -552,9 +405,29 @@ mod tests {
             ("--mdts 5000 x", "a power of two from 8192"),
             ("--in-capsule 17 x", "a multiple of 16"),
             ("-H 2048 x", "a multiple of 4 from 4096"),
-            ("--threads 0 x", "1..=1024"),
+            ("--threads 0 x", "a number from 1 to 1024"),
             ("--io-threads many x", "--io-threads"),
-            ("--busy-poll 2000000 x", "0..=1000000"),
+            ("--busy-poll 2000000 x", "a number from 0 to 1000000"),
+            (
+                "-p -1 x",
+                "'-1' for '--port <PORT>': a number from 0 to 65535",
+            ),
+            ("--mdts -4k x", "'-4k' for '--mdts <SIZE>': a power of two"),
+            (
+                "--threads -2 x",
+                "'-2' for '--threads <N>': a number from 1",
+            ),
+            (
+                "--queue-entries --read-only x",
+                "'--read-only' for '--queue-entries",
+            ),
+            ("--io-queues 0 x", "a number from 1 to 1024"),
+            ("--serial 123456789012345678901 x", "1 to 20 printable"),
+            (
+                "--bind ::1 --bind ::1 x",
+                "--bind [::1]:4420 is given twice",
+            ),
+            ("--bind ::1 -p 7 --bind [::1]:7 x", "[::1]:7 is given twice"),
             (
                 "--threads 2 --buffers 1m x",
                 "--buffers 1048576: at least --mdts",

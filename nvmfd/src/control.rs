@@ -1,7 +1,7 @@
 //! The operator's commands on standard input.
 
 use crate::Failure;
-use crate::cli::Device;
+use crate::cli::{Device, one_line};
 use crate::devices::Devices;
 use nvmf_target::Target;
 use std::ffi::OsStr;
@@ -92,7 +92,7 @@ pub(crate) fn serve(
             .and_then(|command| run(command, devices, target))
         {
             Ok(answer) => writeln!(output, "ok {answer}")?,
-            Err(err) => writeln!(output, "error {err}")?,
+            Err(err) => writeln!(output, "error {}", one_line(&err.to_string()))?,
         }
         output.flush()?;
         if quit {

@@ -76,14 +76,14 @@ impl Devices {
                 other.name
             )));
         }
+        let name = device.to_string();
         match device {
-            Device::RamDisk { bytes } => self.open_ram_disk(*bytes),
-            Device::File(path) => self.open_file(path),
+            Device::RamDisk { bytes } => self.open_ram_disk(name, *bytes),
+            Device::File(path) => self.open_file(name, path),
         }
     }
 
-    fn open_ram_disk(&mut self, bytes: u64) -> Result<Open, Failure> {
-        let name = ram_disk_name(bytes);
+    fn open_ram_disk(&mut self, name: String, bytes: u64) -> Result<Open, Failure> {
         let disk = RamDisk::new(bytes, self.block_size.unwrap_or(512))
             .map_err(|err| Failure::Usage(format!("{name}: {err}")))?;
         self.ram_disks += 1;
@@ -103,20 +103,20 @@ impl Devices {
         })
     }
 
-    fn open_file(&self, path: &Path) -> Result<Open, Failure> {
-        let name = path.display().to_string();
+    fn open_file(&self, name: String, path: &Path) -> Result<Open, Failure> {
         // Before it is opened: the lock on the first would say only that it is in use.
         let id = FileId::of(path)?;
         let same = |open: &&Open| open.file.as_ref().is_some_and(|file| file.id() == id);
         if let Some(other) = self.open.values().find(same) {
-            let what = if other.name == name {
-                "twice".to_owned()
+            let text = if other.name == name {
+                format!("{name} is given twice; a device can be one namespace only")
             } else {
-                format!("as {} too", other.name)
+                format!(
+                    "{name} is the same as {}; a device can be one namespace only",
+                    other.name
+                )
             };
-            return Err(Failure::Usage(format!(
-                "{name} is named {what}; it can be one namespace only"
-            )));
+            return Err(Failure::Usage(text));
         }
         let place = path
             .canonicalize()
@@ -213,15 +213,6 @@ impl Open {
             if info.read_only { ", read-only" } else { "" },
         )
     }
-}
-
-fn ram_disk_name(bytes: u64) -> String {
-    let units = [(40, "t"), (30, "g"), (20, "m"), (10, "k"), (0, "")];
-    let whole = units
-        .iter()
-        .find(|(shift, _)| bytes.is_multiple_of(1 << shift));
-    let (shift, unit) = whole.copied().unwrap_or_default();
-    format!("ramdisk:{}{unit}", bytes >> shift)
 }
 
 fn none_of(nsid: u32) -> Failure {

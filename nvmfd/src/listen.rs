@@ -1,7 +1,7 @@
 //! Sockets: bound before anything is served.
 
 use crate::Failure;
-use crate::cli::{Cli, DiscoveryPort, TransportName};
+use crate::cli::{Bind, Cli, DiscoveryPort, TransportName};
 use nvmf_target::transport::TcpTransport;
 use nvmf_target::{Error, Role, Target};
 use rustix::io::Errno;
@@ -22,13 +22,34 @@ impl Listeners {
         match cli.transport {
             TransportName::Tcp => {}
         }
-        let io = bind_all(&cli.bind, cli.port, "--port")?;
-        let discovery = match cli.discovery_port {
-            // The I/O port serves discovery as well.
-            DiscoveryPort::None => Vec::new(),
-            DiscoveryPort::Port(port) if port != 0 && port == cli.port => Vec::new(),
-            DiscoveryPort::Port(port) => bind_all(&cli.bind, port, "--discovery-port")?,
-        };
+        let any = cli.bind.is_empty();
+        let binds = if any { &ANY[..] } else { &cli.bind };
+        let common: Vec<IpAddr> = binds
+            .iter()
+            .filter(|bind| bind.port.is_none())
+            .map(|bind| bind.ip)
+            .collect();
+        let mut io = bind_all(&common, cli.port, "--port", any)?;
+        for bind in binds {
+            if let Some(port) = bind.port {
+                io.extend(bind_all(&[bind.ip], port, "--bind", false)?);
+            }
+        }
+        let mut discovery = Vec::new();
+        if let DiscoveryPort::Port(port) = cli.discovery_port {
+            // Where hosts do I/O, discovery is served as well.
+            let served = |ip: IpAddr| {
+                let mut io = io.iter().map(TcpTransport::local_addr);
+                port != 0 && io.any(|io| io == SocketAddr::new(ip, port))
+            };
+            let mut ips: Vec<IpAddr> = Vec::new();
+            for bind in binds {
+                if !served(bind.ip) && !ips.contains(&bind.ip) {
+                    ips.push(bind.ip);
+                }
+            }
+            discovery = bind_all(&ips, port, "--discovery-port", any)?;
+        }
         Ok(Self { io, discovery })
     }
 
@@ -53,15 +74,29 @@ impl Listeners {
     }
 }
 
-fn bind_all(ips: &[IpAddr], port: u16, option: &str) -> Result<Vec<TcpTransport>, Failure> {
-    let wildcards = [
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    ];
-    let all = ips.is_empty();
+/// What is listened on if nothing is said.
+const ANY: [Bind; 2] = [
+    Bind {
+        ip: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        port: None,
+    },
+    Bind {
+        ip: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        port: None,
+    },
+];
+
+/// Binds a port of each address. With `any`, one that this machine has no version of IP for is
+/// left out as long as another is there.
+fn bind_all(
+    ips: &[IpAddr],
+    port: u16,
+    option: &str,
+    any: bool,
+) -> Result<Vec<TcpTransport>, Failure> {
     let mut bound: Vec<TcpTransport> = Vec::new();
     let mut missing = None;
-    for &ip in if all { &wildcards[..] } else { ips } {
+    for &ip in ips {
         // Where any port will do, the same one for all addresses, if it is free.
         let first = bound.first().map(|first| first.local_addr().port());
         let same = first
@@ -69,8 +104,7 @@ fn bind_all(ips: &[IpAddr], port: u16, option: &str) -> Result<Vec<TcpTransport>
             .and_then(|port| bind(ip, port).ok());
         match same.map_or_else(|| bind(ip, port), Ok) {
             Ok(socket) => bound.push(socket),
-            // A machine without the one or the other version of IP.
-            Err(err) if all && is_unsupported(&err) => missing = Some(err),
+            Err(err) if any && is_unsupported(&err) => missing = Some(err),
             Err(err) if errno(&err) == Some(Errno::ADDRINUSE) => {
                 return Err(Failure::Environment(format!(
                     "{err}; {option} takes another port"
@@ -133,7 +167,7 @@ mod tests {
 
     #[test]
     fn any_port_is_the_same_for_all_addresses() {
-        let bound = bind_all(&[], 0, "-p").unwrap();
+        let bound = bind_all(&ANY.map(|bind| bind.ip), 0, "-p", true).unwrap();
         let ports: Vec<u16> = bound
             .iter()
             .map(|socket| socket.local_addr().port())
@@ -144,9 +178,9 @@ mod tests {
     #[test]
     fn a_port_in_use_is_named_with_the_option() {
         let local = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
-        let first = bind_all(&local, 0, "-p").unwrap();
+        let first = bind_all(&local, 0, "-p", false).unwrap();
         let taken = first[0].local_addr();
-        let text = bind_all(&local, taken.port(), "--port")
+        let text = bind_all(&local, taken.port(), "--port", false)
             .err()
             .unwrap()
             .to_string();
@@ -158,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_foreign_address_is_an_error() {
-        let text = bind_all(&["192.0.2.7".parse().unwrap()], 0, "-p")
+        let text = bind_all(&["192.0.2.7".parse().unwrap()], 0, "-p", false)
             .err()
             .unwrap()
             .to_string();

@@ -6,7 +6,7 @@ mod devices;
 mod identity;
 mod listen;
 
-use cli::Cli;
+use cli::{Cli, one_line};
 use devices::Devices;
 use identity::Machine;
 use listen::{Listeners, reachable};
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Ok(Ok(())) | Err(None) => return ExitCode::SUCCESS,
         Ok(Err(failure)) | Err(Some(failure)) => failure,
     };
-    eprintln!("nvmfd: {failure}");
+    eprintln!("nvmfd: {}", one_line(&failure.to_string()));
     match failure {
         Failure::Environment(_) => ExitCode::FAILURE,
         Failure::Usage(_) => ExitCode::from(2),
@@ -79,7 +79,10 @@ fn run(cli: &Cli) -> Result<(), Failure> {
 
     let target = Target::new(cli.target_config())?;
     let mut subsystem = SubsystemConfig::new(&nqn);
-    subsystem.serial = machine.serial(&nqn);
+    subsystem.serial = cli.serial.clone().unwrap_or_else(|| machine.serial(&nqn));
+    if let Some(model) = &cli.model {
+        subsystem.model.clone_from(model);
+    }
     target.add_subsystem(subsystem)?;
     devices.add_to(&target)?;
     print(&banner(&nqn, &devices, &listeners))?;

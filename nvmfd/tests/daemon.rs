@@ -1,147 +1,19 @@
 //! The daemon as a process: what it prints, serves, refuses, and how it ends.
 
+mod common;
+mod control;
+
+use common::*;
 use nvmf_host::nvmf_proto::wire::Status;
 use nvmf_host::nvmf_proto::wire::identify::NsIdDescriptors;
 use nvmf_host::nvmf_proto::wire::nqn::Nqn;
-use nvmf_host::{ConnectOptions, Controller, IoQueue, Namespace};
-use rustix::process::{Pid, Signal, kill_process};
+use nvmf_host::{ConnectOptions, Controller};
+use rustix::process::Signal;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::symlink;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use tempfile::TempDir;
-
-const NQN: &str = "nqn.2014-08.org.example:daemon-test";
-const MIB: u64 = 1 << 20;
-
-/// A running daemon on ports of its own; killed when dropped.
-struct Daemon {
-    child: Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
-    banner: Vec<String>,
-}
-
-/// Ports of the loopback address that nobody else has.
-const ANY_PORT: [&str; 6] = ["--bind", "127.0.0.1", "-p", "0", "-P", "0"];
-
-fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nvmfd"));
-    command
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
-
-impl Daemon {
-    /// Started, and serving.
-    fn start(arguments: &[&str]) -> Self {
-        let all = [&ANY_PORT, arguments].concat();
-        let mut child = command(&all).stderr(Stdio::inherit()).spawn().unwrap();
-        let (input, output) = (child.stdin.take(), child.stdout.take().unwrap());
-        let mut daemon = Self {
-            child,
-            input,
-            output: BufReader::new(output),
-            banner: Vec::new(),
-        };
-        loop {
-            let line = daemon.line();
-            assert_ne!(line, "", "nvmfd has ended: {:?}", daemon.banner);
-            if line == "nvmfd: serving" {
-                return daemon;
-            }
-            daemon.banner.push(line);
-        }
-    }
-
-    /// The next line of standard output.
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    /// Gives a command on standard input and returns the answer.
-    fn tell(&mut self, line: &str) -> String {
-        writeln!(self.input.as_ref().unwrap(), "{line}").unwrap();
-        self.line()
-    }
-
-    /// What follows `flag` in the line of the banner that begins with `start`.
-    fn word(&self, start: &str, flag: &str) -> &str {
-        let line = self
-            .banner
-            .iter()
-            .find(|line| line.starts_with(start))
-            .unwrap();
-        let mut words = line.split(' ').skip_while(|word| *word != flag);
-        words.nth(1).unwrap()
-    }
-
-    fn address(&self, start: &str) -> SocketAddr {
-        let (ip, port) = (self.word(start, "-a"), self.word(start, "-s"));
-        SocketAddr::new(ip.parse().unwrap(), port.parse().unwrap())
-    }
-
-    /// Connects as the printed line says.
-    fn connect(&self, change: impl FnOnce(&mut ConnectOptions)) -> Controller {
-        let nqn = self.word("nvme connect", "-n");
-        let mut options = ConnectOptions::new(self.address("nvme connect"), nqn).unwrap();
-        change(&mut options);
-        Controller::connect(&options).unwrap()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// Waits for the end; returns the exit status.
-    fn end(mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn io_queue(controller: &mut Controller) -> IoQueue {
-    controller.set_queue_count(1).unwrap();
-    controller.io_queue(1).unwrap()
-}
-
-fn write_and_read_back(queue: &mut IoQueue, namespace: &Namespace, slba: u64, blocks: usize) {
-    let data: Vec<u8> = (0..blocks * namespace.block_size as usize)
-        .map(|i| u8::try_from((i + i / 512) % 251).unwrap())
-        .collect();
-    queue.write(namespace, slba, &data).unwrap();
-    queue.flush(namespace).unwrap();
-    let mut back = vec![0; data.len()];
-    queue.read(namespace, slba, &mut back).unwrap();
-    assert!(back == data, "{namespace:?} {slba}");
-}
-
-/// Runs it to its end, which must come before it serves: exit status and standard error.
-fn refused(arguments: &[&str]) -> (Option<i32>, String) {
-    let output = command(arguments).output().unwrap();
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.stdout, b"", "{arguments:?}");
-    (output.status.code(), text)
-}
-
-fn file_of(dir: &TempDir, name: &str, bytes: u64) -> String {
-    let path = dir.path().join(name);
-    File::create(&path).unwrap().set_len(bytes).unwrap();
-    path.to_str().unwrap().to_owned()
-}
 
 #[test]
 fn it_serves_ram_disks_and_files_as_it_says() {
@@ -212,6 +84,43 @@ fn options_change_what_is_served() {
     let mut queue = io_queue(&mut controller);
     let err = queue.write(&namespace, 0, &[0; 4096]).unwrap_err();
     assert_eq!(err.status(), Some(Status::NAMESPACE_WRITE_PROTECTED.dnr()));
+}
+
+#[test]
+fn the_subsystem_is_who_it_is_told_to_be() {
+    let daemon = Daemon::start(&["--serial", "S 1", "--model", "Model X", "ramdisk:1m"]);
+    let controller = daemon.connect(|_| {});
+    let identity = controller.identity();
+    assert_eq!(identity.sn, *b"S 1                 ");
+    assert_eq!(identity.mn[..8], *b"Model X ");
+}
+
+#[test]
+fn the_queues_of_a_host_are_limited() {
+    let daemon = Daemon::start(&["--io-queues", "2", "--queue-entries", "16", "ramdisk:1m"]);
+    let mut controller = daemon.connect(|_| {});
+    assert_eq!(controller.set_queue_count(7).unwrap(), 2);
+    assert_eq!(controller.cap().mqes(), 15);
+}
+
+/// Two ports of one address: what a host's multipath needs to be tried on one machine.
+#[test]
+fn an_address_may_have_several_io_ports() {
+    let dir = TempDir::new().unwrap();
+    let path = file_of(&dir, "with\na newline", MIB);
+    let daemon = Daemon::start(&["--bind", "127.0.0.1:0", "-n", NQN, &path]);
+    let io: Vec<_> = daemon
+        .banner
+        .iter()
+        .filter(|line| line.ends_with("for I/O and discovery"))
+        .collect();
+    assert_eq!(io.len(), 2, "{:?}", daemon.banner);
+    assert!(daemon.banner[1].contains("with\\na newline, "));
+    let entries = nvmf_host::discover(daemon.address("nvme discover")).unwrap();
+    let ports = entries
+        .iter()
+        .filter(|entry| Nqn::from_field(&entry.subnqn).unwrap().as_str() == NQN);
+    assert_eq!(ports.count(), 2, "{entries:?}");
 }
 
 #[test]
@@ -292,7 +201,7 @@ fn wrong_arguments_are_refused_before_anything_is_served() {
         (&["ramdisk:1x"], 2, &["ramdisk:1x", "64k"]),
         (&["ramdisk:1000"], 2, &["1000 bytes", "512"]),
         (&[&file, &file], 2, &[&file, "twice"]),
-        (&[&file, link], 2, &[&file, link]),
+        (&[&file, link], 2, &[&file, link, "is the same as"]),
         (&[none], 1, &[none, "No such file"]),
         (&[folder], 1, &[folder, "is a directory", "block device"]),
         (&["/dev/null"], 1, &["/dev/null", "is a character device"]),
@@ -308,6 +217,22 @@ fn wrong_arguments_are_refused_before_anything_is_served() {
             &[&taken.to_string(), "in use", "--discovery-port"],
         ),
         (&["--bind", "192.0.2.77", &file], 1, &["192.0.2.77"]),
+        (
+            &["--bind", "::1", "--bind", "::1", &file],
+            2,
+            &["[::1]:4420", "twice"],
+        ),
+        (
+            &["-n", "nqn.2014-08.org.example:a b", &file],
+            2,
+            &["--nqn", "without blanks"],
+        ),
+        (
+            &["-p", "-1", &file],
+            2,
+            &["--port", "'-1'", "from 0 to 65535"],
+        ),
+        (&["/no\nsuch"], 1, &["/no\\nsuch: No such file"]),
     ];
     for (arguments, status, says) in cases {
         let (code, text) = refused(arguments);
@@ -370,66 +295,5 @@ fn sighup_and_the_end_of_its_input_do_not_end_it() {
     let mut controller = daemon.connect(|_| {});
     assert_eq!(controller.active_namespaces().unwrap(), [1, 2]);
     daemon.signal(Signal::TERM);
-    assert_eq!(daemon.end(), Some(0));
-}
-
-#[test]
-fn namespaces_come_and_go_by_command() {
-    let dir = TempDir::new().unwrap();
-    let file = file_of(&dir, "a disk", MIB);
-    let mut daemon = Daemon::start(&["--stdin-control", "-n", NQN, "ramdisk:1m"]);
-    let mut controller = daemon.connect(|_| {});
-    let mut queue = io_queue(&mut controller);
-
-    let added = daemon.tell(&format!("add 7 {file}"));
-    assert!(
-        added.starts_with("ok namespace 7: ") && added.contains(&file),
-        "{added}"
-    );
-    assert_eq!(controller.active_namespaces().unwrap(), [1, 7]);
-    let namespace = controller.namespace(7).unwrap();
-    write_and_read_back(&mut queue, &namespace, 0, 8);
-
-    File::options()
-        .write(true)
-        .open(&file)
-        .unwrap()
-        .set_len(2 * MIB)
-        .unwrap();
-    let resized = daemon.tell("resize 7");
-    assert!(
-        resized.starts_with("ok namespace 7: ") && resized.contains("2097152 bytes"),
-        "{resized}"
-    );
-    assert_eq!(controller.namespace(7).unwrap().blocks, 4096);
-
-    for (line, says) in [
-        ("resize 1", "RAM disk"),
-        ("resize 3", "no namespace 3"),
-        ("remove 3", "no namespace 3"),
-        ("add 1 ramdisk:1m", "namespace 1 is there already"),
-        ("add 2 /none", "/none: No such file"),
-        ("add 2 ramdisk:1000", "512"),
-        ("add 1000000 ramdisk:1m", "1000000"),
-        ("nonsense", "add NSID DEVICE"),
-    ] {
-        let answer = daemon.tell(line);
-        assert!(
-            answer.starts_with("error ") && answer.contains(says),
-            "{line}: {answer}"
-        );
-    }
-    assert!(daemon.tell(&format!("add 8 {file}")).contains("twice"));
-
-    // After the answer the file is closed: it can be had again at once.
-    for _ in 0..10 {
-        assert_eq!(daemon.tell("remove 7"), "ok namespace 7 removed");
-        assert!(daemon.tell(&format!("add 7 {file}")).starts_with("ok "));
-        let namespace = controller.namespace(7).unwrap();
-        write_and_read_back(&mut queue, &namespace, 9, 1);
-    }
-    assert_eq!(daemon.tell("remove 1"), "ok namespace 1 removed");
-    assert_eq!(controller.active_namespaces().unwrap(), [7]);
-    assert_eq!(daemon.tell("quit"), "ok quitting");
     assert_eq!(daemon.end(), Some(0));
 }
