@@ -94,11 +94,12 @@ impl Error {
         }
     }
 
-    /// The status of a command that completed with an error.
+    /// The status of a command that completed with an error, without More: that it has an entry in
+    /// the Error Information log says nothing of the command.
     #[must_use]
     pub const fn status(&self) -> Option<Status> {
         match self {
-            Self::Status { status, .. } => Some(*status),
+            Self::Status { status, .. } => Some(status.without_more()),
             _ => None,
         }
     }

@@ -7,7 +7,7 @@ use crate::stream::Stream;
 use nvmf_proto::tcp::host::{Config, Event, HostData, TcpHost};
 use nvmf_proto::tcp::{Negotiated, Slot, Time, TxList};
 use nvmf_proto::wire::pdu::TermReq;
-use nvmf_proto::wire::{Cqe, Sqe};
+use nvmf_proto::wire::{Cqe, Sqe, Status};
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -103,6 +103,13 @@ pub struct Completion {
 }
 
 impl Completion {
+    /// The status without More: that it has an entry in the Error Information log says nothing of
+    /// the command.
+    #[must_use]
+    pub const fn status(&self) -> Status {
+        self.cqe.status.without_more()
+    }
+
     /// The completion, if it is a success and what was read is right.
     ///
     /// # Errors

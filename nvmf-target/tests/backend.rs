@@ -68,7 +68,7 @@ impl Rig {
     }
 
     fn status(&mut self, token: Token) -> Status {
-        self.wait(token).cqe.status
+        self.wait(token).status()
     }
 
     /// Everything is given back once the host is gone.
@@ -129,7 +129,7 @@ fn a_status_reaches_the_host_as_it_is_and_a_dropped_request_fails() {
             let token = if write { rig.write(0) } else { rig.read(0) };
             rig.step.next().complete(Err(status));
             let done = rig.wait(token);
-            assert_eq!((done.cqe.status, done.received), (status, 0));
+            assert_eq!((done.status(), done.received), (status, 0));
         }
     }
     let token = rig.write(0);

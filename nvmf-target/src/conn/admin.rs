@@ -3,7 +3,7 @@
 use super::{Conn, IoQueue, Queue};
 use crate::ctrl::admin::{self, AERL, AdminCx, Transfer};
 use crate::ctrl::connect::{self, Association, CONNECT_DATA_LEN, Refusal};
-use crate::ctrl::{ConnRef, Controller, QueueStats};
+use crate::ctrl::{ConnRef, Controller, Fault, QueueStats};
 use crate::reactor::Cx;
 use log::{debug, info};
 use nvmf_proto::tcp::Slot;
@@ -45,9 +45,9 @@ pub(super) enum AdminPlan {
 
 impl Conn {
     /// Checks a command on an admin queue, or on a connection that is no queue yet.
-    pub(super) fn plan_admin(&self, cx: &Cx, sqe: &Sqe) -> Result<AdminPlan, Refusal> {
+    pub(super) fn plan_admin(&self, cx: &Cx, sqe: &Sqe) -> Result<AdminPlan, Fault> {
         let Queue::Admin(queue) = &self.queue else {
-            return plan_connect(sqe);
+            return Ok(plan_connect(sqe)?);
         };
         let opcode = AdminOpcode(sqe.opcode());
         if opcode == AdminOpcode::FABRICS {
@@ -95,7 +95,7 @@ impl Conn {
             return;
         };
         let controller = &queue.controller;
-        let outcome = match plan {
+        let outcome: Result<u64, Status> = match plan {
             AdminPlan::PropertyGet(get) => controller.property_get(get),
             AdminPlan::PropertySet(set) => {
                 let was_enabled = controller.enabled();
@@ -129,21 +129,23 @@ impl Conn {
         let Queue::Admin(queue) = &self.queue else {
             return;
         };
-        let reply = admin::execute(&self.admin_cx(cx, queue), &sqe, &mut buf);
+        let outcome = admin::execute(&self.admin_cx(cx, queue), &sqe, &mut buf);
         self.command(slot).buf = buf;
-        let data_len = match transfer {
-            Transfer::ToHost(len) if reply.status.is_success() => len,
-            _ => 0,
-        };
-        self.respond(
-            cx,
-            slot,
-            Done {
-                status: reply.status,
-                result: reply.result,
-                data_len,
-            },
-        );
+        match outcome {
+            Ok(dw0) => {
+                let data_len = match transfer {
+                    Transfer::ToHost(len) => len,
+                    Transfer::FromHost(_) | Transfer::None => 0,
+                };
+                let done = Done {
+                    status: Status::SUCCESS,
+                    result: dw0.into(),
+                    data_len,
+                };
+                self.respond(cx, slot, done);
+            }
+            Err(fault) => self.fail(cx, slot, fault),
+        }
         // A new Keep Alive Timeout takes effect at once.
         self.arm(cx);
     }
@@ -194,7 +196,7 @@ impl Conn {
                     refusal.status,
                     refusal.dw0
                 );
-                self.complete(cx, slot, refusal.status, refusal.dw0.into());
+                self.fail(cx, slot, refusal);
             }
         }
     }

@@ -4,10 +4,12 @@ use super::admin::AdminPlan;
 use super::io::IoPlan;
 use super::{Conn, Fed, Queue};
 use crate::buf::BLOCK;
+use crate::ctrl::Fault;
 use crate::ctrl::admin::Transfer;
 use crate::reactor::Cx;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::tcp::target::Done;
+use nvmf_proto::wire::log::ParameterLocation;
 use nvmf_proto::wire::sqe::Fuse;
 use nvmf_proto::wire::{AdminOpcode, SglDescriptor, Sqe, Status};
 
@@ -37,7 +39,7 @@ impl Conn {
         }
         let transfer = match self.admit(cx, sqe) {
             Ok(transfer) => transfer,
-            Err((status, dw0)) => return self.complete(cx, slot, status, dw0),
+            Err(fault) => return self.fail(cx, slot, fault),
         };
         if let Err(status) = check_pointer(sqe, transfer, in_capsule) {
             return self.complete(cx, slot, status, 0);
@@ -69,25 +71,21 @@ impl Conn {
         }
     }
 
-    /// Whether a command may run at all, and what data it moves; else its status and dword 0.
-    fn admit(&mut self, cx: &Cx, sqe: &Sqe) -> Result<Transfer, (Status, u64)> {
+    /// Whether a command may run at all, and what data it moves.
+    fn admit(&mut self, cx: &Cx, sqe: &Sqe) -> Result<Transfer, Fault> {
         // NVMe Base 2.1, Submission Queue Entry: byte 1 of a Fabrics command is reserved but for
         // what is here checked for all others.
         if sqe.opcode() != AdminOpcode::FABRICS.0 && (sqe.psdt() == 0 || sqe.fuse() != Fuse::None) {
-            return Err((Status::INVALID_FIELD.dnr(), 0));
+            let at = ParameterLocation::byte(1);
+            return Err(Fault::new(Status::INVALID_FIELD.dnr(), at));
         }
         match &mut self.queue {
             Queue::Io(queue) => {
                 queue.refresh();
-                match IoPlan::new(sqe, &queue.view, queue.controller.limits.max_transfer) {
-                    Ok(plan) => Ok(plan.transfer()),
-                    Err(status) => Err((status, 0)),
-                }
+                let plan = IoPlan::new(sqe, &queue.view, queue.controller.limits.max_transfer)?;
+                Ok(plan.transfer())
             }
-            Queue::Admin(_) | Queue::None => self
-                .plan_admin(cx, sqe)
-                .map(|plan| plan.transfer())
-                .map_err(|r| (r.status, r.dw0.into())),
+            Queue::Admin(_) | Queue::None => self.plan_admin(cx, sqe).map(|plan| plan.transfer()),
         }
     }
 
@@ -166,7 +164,7 @@ impl Conn {
                 self.with_buffer(cx, slot, transfer);
             }
             Ok(_) => self.complete(cx, slot, CHANGED, 0),
-            Err((status, dw0)) => self.complete(cx, slot, status, dw0),
+            Err(fault) => self.fail(cx, slot, fault),
         }
         self.resume(cx);
     }
@@ -196,19 +194,42 @@ impl Conn {
             }
             Queue::Admin(_) | Queue::None => match self.plan_admin(cx, &sqe) {
                 Ok(plan) => self.execute_admin(cx, slot, &plan),
-                Err(refusal) => self.complete(cx, slot, refusal.status, refusal.dw0.into()),
+                Err(fault) => self.fail(cx, slot, fault),
             },
         }
     }
 
     /// Ends a command without data.
     pub(super) fn complete(&mut self, cx: &mut Cx, slot: Slot, status: Status, result: u64) {
+        if !status.is_success() {
+            return self.fail(cx, slot, status);
+        }
         self.respond(
             cx,
             slot,
             Done {
                 status,
                 result,
+                data_len: 0,
+            },
+        );
+    }
+
+    /// Ends a command that fails. Its controller takes note of that.
+    pub(super) fn fail(&mut self, cx: &mut Cx, slot: Slot, fault: impl Into<Fault>) {
+        let fault = fault.into();
+        let sqe = &self.commands[slot.index()].sqe;
+        let status = match &self.queue {
+            Queue::None => fault.status,
+            Queue::Admin(queue) => queue.controller.note_failure(0, sqe, fault),
+            Queue::Io(queue) => queue.controller.note_failure(queue.qid, sqe, fault),
+        };
+        self.respond(
+            cx,
+            slot,
+            Done {
+                status,
+                result: fault.dw0.into(),
                 data_len: 0,
             },
         );

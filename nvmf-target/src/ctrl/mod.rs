@@ -7,6 +7,7 @@
 pub(crate) mod admin;
 pub(crate) mod connect;
 mod controller;
+mod fault;
 mod namespaces;
 mod property;
 mod subsystem;
@@ -15,6 +16,7 @@ mod testing;
 mod view;
 
 pub(crate) use controller::{Controller, Opening, QueueStats};
+pub(crate) use fault::Fault;
 pub(crate) use namespaces::{NsEntry, NsShared, NsTable, Visibility};
 pub(crate) use subsystem::{Kind, Subsystem};
 pub(crate) use view::{Access, Seen, View};
@@ -22,6 +24,7 @@ pub(crate) use view::{Access, Seen, View};
 use crate::TargetConfig;
 use crate::reactor::{Mailbox, Message};
 use crate::transport::TransportAddress;
+use nvmf_proto::wire::log::AsyncEvent;
 use nvmf_proto::wire::nqn::Nqn;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -170,7 +173,7 @@ impl Core {
     fn discovery_changed(&self) {
         self.genctr.fetch_add(1, Ordering::AcqRel);
         for controller in self.discovery.controllers() {
-            controller.discovery_changed();
+            controller.raise(AsyncEvent::DISCOVERY_LOG_CHANGED);
         }
     }
 }

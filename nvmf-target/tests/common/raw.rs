@@ -111,8 +111,13 @@ impl Pdu {
         self.bytes.first_chunk().unwrap()
     }
 
+    /// Without More, which says nothing of the command.
     pub fn cqe(&self) -> Cqe {
-        capsule_cqe(self.first(PduType::CAPSULE_RESP))
+        let cqe = capsule_cqe(self.first(PduType::CAPSULE_RESP));
+        Cqe {
+            status: cqe.status.without_more(),
+            ..cqe
+        }
     }
 
     pub fn r2t(&self) -> DataHeader {

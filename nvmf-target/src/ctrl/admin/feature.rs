@@ -3,7 +3,7 @@
 //! The features that an I/O controller must have and that mean nothing here (arbitration between
 //! its queues, power, temperature, ...) have one value: it can be read, and set to what it is.
 
-use super::{AdminCx, Kind, Transfer, identify};
+use super::{AdminCx, Fault, Kind, Transfer, identify};
 use crate::ctrl::controller::KAS;
 use nvmf_proto::wire::feature::{
     AsyncEventConfig, FeatureCapabilities, FeatureSelect, Fid, GetFeatures, HOST_ID_EXTENDED,
@@ -66,25 +66,25 @@ fn check_nsid(
     nsid: u32,
     capabilities: FeatureCapabilities,
     access: Access,
-) -> Result<(), Status> {
+) -> Result<(), Fault> {
     let of_namespace = capabilities.contains(FeatureCapabilities::NAMESPACE_SPECIFIC);
     match nsid {
         NSID_BROADCAST if of_namespace && access == Access::Get => {
-            Err(Status::INVALID_NAMESPACE.dnr())
+            Err(Status::INVALID_NAMESPACE.dnr().into())
         }
         NSID_BROADCAST => Ok(()),
         0 if !of_namespace => Ok(()),
         _ => match cx.namespace(nsid)? {
-            None if of_namespace => Err(Status::INVALID_FIELD.dnr()),
+            None if of_namespace => Err(Fault::nsid()),
             _ if !of_namespace && access == Access::Set => {
-                Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC.dnr())
+                Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC.dnr().into())
             }
             _ => Ok(()),
         },
     }
 }
 
-pub(super) fn transfer_get(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Status> {
+pub(super) fn transfer_get(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Fault> {
     let (get, _) = asked(cx, sqe)?;
     if get.fid == Fid::HOST_IDENTIFIER && get.sel != FeatureSelect::CAPABILITIES {
         return Ok(Transfer::ToHost(HOST_ID_SIZE));
@@ -92,7 +92,7 @@ pub(super) fn transfer_get(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Stat
     Ok(Transfer::None)
 }
 
-pub(super) fn get(cx: &AdminCx<'_>, sqe: &Sqe, data: &mut [u8]) -> Result<u32, Status> {
+pub(super) fn get(cx: &AdminCx<'_>, sqe: &Sqe, data: &mut [u8]) -> Result<u32, Fault> {
     let (get, dw0) = asked(cx, sqe)?;
     if get.fid == Fid::HOST_IDENTIFIER && get.sel != FeatureSelect::CAPABILITIES {
         let out = data
@@ -104,21 +104,21 @@ pub(super) fn get(cx: &AdminCx<'_>, sqe: &Sqe, data: &mut [u8]) -> Result<u32, S
 }
 
 /// A Get Features command and dword 0 of its answer.
-fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(GetFeatures, u32), Status> {
+fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(GetFeatures, u32), Fault> {
     let get = GetFeatures::decode(sqe);
-    let capabilities = capabilities(cx.kind(), get.fid).ok_or(Status::INVALID_FIELD.dnr())?;
+    let capabilities = capabilities(cx.kind(), get.fid).ok_or(Fault::cdw(10, 0))?;
     check_nsid(cx, sqe.nsid(), capabilities, Access::Get)?;
     let dw0 = match get.sel {
         FeatureSelect::CAPABILITIES => capabilities.bits(),
         FeatureSelect::CURRENT => current(cx, &get)?,
         // Nothing is saveable, and then the saved value is the default one.
         FeatureSelect::DEFAULT | FeatureSelect::SAVED => default(cx, &get)?,
-        _ => return Err(Status::INVALID_FIELD.dnr()),
+        _ => return Err(Fault::cdw(10, 8)),
     };
     Ok((get, dw0))
 }
 
-fn current(cx: &AdminCx<'_>, get: &GetFeatures) -> Result<u32, Status> {
+fn current(cx: &AdminCx<'_>, get: &GetFeatures) -> Result<u32, Fault> {
     match get.fid {
         Fid::NUMBER_OF_QUEUES => {
             let granted = cx
@@ -133,7 +133,7 @@ fn current(cx: &AdminCx<'_>, get: &GetFeatures) -> Result<u32, Status> {
     }
 }
 
-fn default(cx: &AdminCx<'_>, get: &GetFeatures) -> Result<u32, Status> {
+fn default(cx: &AdminCx<'_>, get: &GetFeatures) -> Result<u32, Fault> {
     match get.fid {
         Fid::NUMBER_OF_QUEUES => {
             Ok(NumberOfQueues::pairs(cx.controller.limits.io_queues).to_bits())
@@ -141,16 +141,14 @@ fn default(cx: &AdminCx<'_>, get: &GetFeatures) -> Result<u32, Status> {
         Fid::ASYNC_EVENT_CONFIG => Ok(AsyncEventConfig::empty().bits()),
         Fid::KEEP_ALIVE_TIMER => Ok(KATO_DEFAULT_MS),
         // NVMe over Fabrics has the 128-bit form only. The identifier goes as data.
-        Fid::HOST_IDENTIFIER if get.cdw11 & HOST_ID_EXTENDED == 0 => {
-            Err(Status::INVALID_FIELD.dnr())
-        }
+        Fid::HOST_IDENTIFIER if get.cdw11 & HOST_ID_EXTENDED == 0 => Err(Fault::cdw(11, 0)),
         Fid::HOST_IDENTIFIER => Ok(0),
         fid => fixed(fid, get.cdw11),
     }
 }
 
 /// The value of a feature that has only one.
-fn fixed(fid: Fid, cdw11: u32) -> Result<u32, Status> {
+fn fixed(fid: Fid, cdw11: u32) -> Result<u32, Fault> {
     match fid {
         Fid::ARBITRATION => Ok(ARBITRATION),
         Fid::TEMPERATURE_THRESHOLD => temperature_threshold(cdw11),
@@ -163,35 +161,35 @@ fn fixed(fid: Fid, cdw11: u32) -> Result<u32, Status> {
 }
 
 /// TMPTH of what TMPSEL and THSEL name: there is the Composite Temperature (TMPSEL 0000b) only.
-fn temperature_threshold(cdw11: u32) -> Result<u32, Status> {
+fn temperature_threshold(cdw11: u32) -> Result<u32, Fault> {
     let (tmpsel, thsel) = (cdw11 >> 16 & 0xf, cdw11 >> 20 & 3);
     match (tmpsel, thsel) {
         (0, 0) => Ok(u32::from(identify::WCTEMP)),
         (0, 1) => Ok(0),
-        _ => Err(Status::INVALID_FIELD.dnr()),
+        _ => Err(Fault::cdw(11, 16)),
     }
 }
 
-pub(super) fn transfer_set(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Status> {
+pub(super) fn transfer_set(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Fault> {
     to_be_set(cx, sqe).map(|_| Transfer::None)
 }
 
 /// A Set Features command that names a feature properly; its value may still be wrong.
-fn to_be_set(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<SetFeatures, Status> {
+fn to_be_set(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<SetFeatures, Fault> {
     let set = SetFeatures::decode(sqe);
-    let capabilities = capabilities(cx.kind(), set.fid).ok_or(Status::INVALID_FIELD.dnr())?;
+    let capabilities = capabilities(cx.kind(), set.fid).ok_or(Fault::cdw(10, 0))?;
     if set.sv {
-        return Err(Status::FEATURE_NOT_SAVEABLE.dnr());
+        return Err(Status::FEATURE_NOT_SAVEABLE.dnr().into());
     }
     check_nsid(cx, sqe.nsid(), capabilities, Access::Set)?;
     // NVMe Base 2.1, Host Identifier: over Fabrics it is Connect that sets it.
     if set.fid == Fid::HOST_IDENTIFIER {
-        return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
+        return Err(Status::COMMAND_SEQUENCE_ERROR.dnr().into());
     }
     Ok(set)
 }
 
-pub(super) fn set(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<u32, Status> {
+pub(super) fn set(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<u32, Fault> {
     let set = to_be_set(cx, sqe)?;
     match set.fid {
         Fid::NUMBER_OF_QUEUES => set_queues(cx, set.cdw11),
@@ -201,21 +199,21 @@ pub(super) fn set(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<u32, Status> {
     }
 }
 
-fn set_queues(cx: &AdminCx<'_>, cdw11: u32) -> Result<u32, Status> {
+fn set_queues(cx: &AdminCx<'_>, cdw11: u32) -> Result<u32, Fault> {
     let asked = NumberOfQueues::from_bits(cdw11);
     if asked.nsq == u16::MAX || asked.ncq == u16::MAX {
-        return Err(Status::INVALID_FIELD.dnr());
+        return Err(Fault::cdw(11, 0));
     }
     // A Connect makes a submission and a completion queue, so they are granted in pairs.
     let pairs = u16::try_from(asked.pair_count()).unwrap_or(u16::MAX);
     let granted = pairs.min(cx.controller.limits.io_queues);
     if !cx.controller.grant_queues(granted) {
-        return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
+        return Err(Status::COMMAND_SEQUENCE_ERROR.dnr().into());
     }
     Ok(NumberOfQueues::pairs(granted).to_bits())
 }
 
-fn set_events(cx: &AdminCx<'_>, cdw11: u32) -> Result<(), Status> {
+fn set_events(cx: &AdminCx<'_>, cdw11: u32) -> Result<(), Fault> {
     // The events of OAES, and the critical warnings, which cannot happen here.
     let supported = match cx.kind() {
         Kind::Nvm => {
@@ -226,17 +224,17 @@ fn set_events(cx: &AdminCx<'_>, cdw11: u32) -> Result<(), Status> {
     };
     let config = AsyncEventConfig::from_bits_retain(cdw11);
     if !supported.contains(config) {
-        return Err(Status::INVALID_FIELD.dnr());
+        return Err(Fault::cdw(11, 0));
     }
     cx.controller.set_event_config(config);
     Ok(())
 }
 
-fn set_kato(cx: &AdminCx<'_>, kato_ms: u32) -> Result<(), Status> {
+fn set_kato(cx: &AdminCx<'_>, kato_ms: u32) -> Result<(), Fault> {
     // NVMe/TCP 1.1, Keep Alive: the transport requires it, so a host cannot turn it off. A
     // discovery controller without it is merely not a persistent one.
     if kato_ms == 0 && cx.kind() == Kind::Nvm {
-        return Err(Status::KEEP_ALIVE_TIMEOUT_INVALID.dnr());
+        return Err(Status::KEEP_ALIVE_TIMEOUT_INVALID.dnr().into());
     }
     let granularity_ms = u32::from(KAS) * 100;
     cx.controller.set_kato_ms(
@@ -247,7 +245,7 @@ fn set_kato(cx: &AdminCx<'_>, kato_ms: u32) -> Result<(), Status> {
     Ok(())
 }
 
-fn set_fixed(fid: Fid, cdw11: u32) -> Result<(), Status> {
+fn set_fixed(fid: Fid, cdw11: u32) -> Result<(), Fault> {
     let value = fixed(fid, cdw11)?;
     let wanted = match fid {
         // TMPTH stands beside what selects the threshold.
@@ -257,6 +255,6 @@ fn set_fixed(fid: Fid, cdw11: u32) -> Result<(), Status> {
     if wanted == value {
         Ok(())
     } else {
-        Err(Status::FEATURE_NOT_CHANGEABLE.dnr())
+        Err(Status::FEATURE_NOT_CHANGEABLE.dnr().into())
     }
 }

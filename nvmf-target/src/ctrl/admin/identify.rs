@@ -1,15 +1,17 @@
 //! Identify (NVMe Base 2.1, Identify command; NVM Command Set 1.1 for its own structures).
 
-use super::{ACL, AERL, AdminCx, Kind, NsEntry, Transfer, log};
-use crate::ctrl::controller::KAS;
+use super::{ACL, AERL, AdminCx, Kind, NsEntry, Transfer};
+use crate::ctrl::controller::{ErrorLog, KAS};
 use crate::ctrl::property::VERSION;
+use crate::ctrl::{Controller, Fault};
 use crate::ns::{NsInfo, Support};
 use nvmf_proto::wire::identify::{
     Cmic, Cns, ControllerType, Csi, Ctratt, Dlfeat, Frmw, IDENTIFY_SIZE, IdentifyCommand,
     IdentifyController, IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceIndependent,
     LbaFormat, Lpa, Nmic, NsFeatures, NsFeaturesIndependent, NsIdDescriptors, Nsattr, Nstat, Oaes,
-    Ofcs, Oncs, Sgls, Vwc, encode_nsid_list,
+    Ofcs, Oncs, Sgls, Vwc, encode_controller_list, encode_nsid_list,
 };
+use nvmf_proto::wire::log::ParameterLocation;
 use nvmf_proto::wire::property::Vs;
 use nvmf_proto::wire::{Sqe, Status, padded_ascii};
 use std::sync::Arc;
@@ -36,20 +38,26 @@ enum Structure {
     Namespace(Option<Arc<NsEntry>>),
     NamespaceIndependent(Option<Arc<NsEntry>>),
     Descriptors(Arc<NsEntry>),
-    ActiveNsids {
+    /// Every namespace that is there for the host is attached, so active and allocated are one.
+    Nsids {
         above: u32,
     },
+    /// The controllers from one CNTLID on, of the subsystem or those that a namespace is there for.
+    Controllers {
+        from: u16,
+        of: Option<Arc<NsEntry>>,
+    },
     NvmController,
-    /// Everything that it could say is "not supported".
-    NvmNamespace,
     CommandSets,
+    /// There is nothing to be said.
+    Zeroes,
 }
 
-pub(super) fn transfer(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Status> {
+pub(super) fn transfer(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Fault> {
     Structure::asked(cx, sqe).map(|_| Transfer::ToHost(4096))
 }
 
-pub(super) fn identify(cx: &AdminCx<'_>, sqe: &Sqe, data: &mut [u8]) -> Result<(), Status> {
+pub(super) fn identify(cx: &AdminCx<'_>, sqe: &Sqe, data: &mut [u8]) -> Result<(), Fault> {
     let structure = Structure::asked(cx, sqe)?;
     let out = data
         .first_chunk_mut()
@@ -59,45 +67,72 @@ pub(super) fn identify(cx: &AdminCx<'_>, sqe: &Sqe, data: &mut [u8]) -> Result<(
 }
 
 impl Structure {
-    fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Self, Status> {
+    fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Self, Fault> {
         let command = IdentifyCommand::decode(sqe);
-        let nsid = sqe.nsid();
         match (cx.kind(), command.cns) {
             (_, Cns::CONTROLLER) => Ok(Self::Controller),
-            (Kind::Discovery, _) => Err(Status::INVALID_FIELD.dnr()),
-            (Kind::Nvm, Cns::NAMESPACE) => cx.namespace(nsid).map(Self::Namespace),
-            (Kind::Nvm, Cns::NAMESPACE_INDEPENDENT) => {
-                cx.namespace(nsid).map(Self::NamespaceIndependent)
+            (Kind::Discovery, _) => Err(CNS_INVALID),
+            (Kind::Nvm, _) => Self::asked_of_io_controller(cx, &command, sqe.nsid()),
+        }
+    }
+
+    fn asked_of_io_controller(
+        cx: &AdminCx<'_>,
+        command: &IdentifyCommand,
+        nsid: u32,
+    ) -> Result<Self, Fault> {
+        let of_a_command_set = matches!(
+            command.cns,
+            Cns::CS_NAMESPACE
+                | Cns::CS_CONTROLLER
+                | Cns::CS_ACTIVE_NSID_LIST
+                | Cns::CS_ALLOCATED_NSID_LIST
+                | Cns::CS_ALLOCATED_NAMESPACE
+        );
+        if of_a_command_set && command.csi != Csi::NVM {
+            let status = Status::INVALID_IO_COMMAND_SET.dnr();
+            return Err(Fault::new(status, ParameterLocation::cdw(11, 24)));
+        }
+        let namespace = || cx.namespace(nsid).map_err(Fault::from);
+        match command.cns {
+            Cns::NAMESPACE | Cns::ALLOCATED_NAMESPACE => namespace().map(Self::Namespace),
+            Cns::NAMESPACE_INDEPENDENT => namespace().map(Self::NamespaceIndependent),
+            // No protection information, and no sizes beyond those of CNS 00h.
+            Cns::CS_NAMESPACE | Cns::CS_ALLOCATED_NAMESPACE => namespace().map(|_| Self::Zeroes),
+            Cns::NS_ID_DESCRIPTORS => namespace()?
+                .map(Self::Descriptors)
+                .ok_or(Status::INVALID_NAMESPACE.dnr().into()),
+            // NVMe Base 2.1, Identify, CNS 02h: there is no NSID above these two.
+            Cns::ACTIVE_NSID_LIST
+            | Cns::CS_ACTIVE_NSID_LIST
+            | Cns::ALLOCATED_NSID_LIST
+            | Cns::CS_ALLOCATED_NSID_LIST
+                if nsid >= 0xffff_fffe =>
+            {
+                Err(Status::INVALID_NAMESPACE.dnr().into())
             }
-            (Kind::Nvm, Cns::NS_ID_DESCRIPTORS) => {
-                let entry = cx.namespace(nsid)?;
-                entry
-                    .map(Self::Descriptors)
-                    .ok_or(Status::INVALID_NAMESPACE.dnr())
-            }
-            (Kind::Nvm, Cns::ACTIVE_NSID_LIST) => active_nsids(nsid),
-            (Kind::Nvm, Cns::CS_ACTIVE_NSID_LIST) => {
-                nvm_only(command.csi)?;
-                active_nsids(nsid)
-            }
-            (Kind::Nvm, Cns::CS_CONTROLLER) => {
-                nvm_only(command.csi)?;
-                Ok(Self::NvmController)
-            }
-            (Kind::Nvm, Cns::CS_NAMESPACE) => {
-                nvm_only(command.csi)?;
-                cx.namespace(nsid).map(|_| Self::NvmNamespace)
-            }
-            (Kind::Nvm, Cns::IO_COMMAND_SETS) => {
+            Cns::ACTIVE_NSID_LIST
+            | Cns::CS_ACTIVE_NSID_LIST
+            | Cns::ALLOCATED_NSID_LIST
+            | Cns::CS_ALLOCATED_NSID_LIST => Ok(Self::Nsids { above: nsid }),
+            Cns::NS_CONTROLLER_LIST => Ok(match namespace()? {
+                None => Self::Zeroes,
+                of => Self::Controllers {
+                    from: command.cntid,
+                    of,
+                },
+            }),
+            Cns::CONTROLLER_LIST => Ok(Self::Controllers {
+                from: command.cntid,
+                of: None,
+            }),
+            Cns::CS_CONTROLLER => Ok(Self::NvmController),
+            Cns::IO_COMMAND_SETS => {
                 let known = command.cntid == CNTID_SELF
                     || cx.subsystem().controller(command.cntid).is_some();
-                if known {
-                    Ok(Self::CommandSets)
-                } else {
-                    Err(Status::INVALID_FIELD.dnr())
-                }
+                known.then_some(Self::CommandSets).ok_or(Fault::cdw(10, 16))
             }
-            (Kind::Nvm, _) => Err(Status::INVALID_FIELD.dnr()),
+            _ => Err(CNS_INVALID),
         }
     }
 
@@ -107,18 +142,22 @@ impl Structure {
                 Kind::Nvm => io_controller(cx).encode(out),
                 Kind::Discovery => discovery_controller(cx).encode(out),
             },
-            Self::Namespace(Some(entry)) => namespace(&entry.info).encode(out),
-            Self::NamespaceIndependent(Some(entry)) => {
-                namespace_independent(&entry.info).encode(out);
-            }
-            Self::Namespace(None) | Self::NamespaceIndependent(None) | Self::NvmNamespace => {
-                out.fill(0);
-            }
+            Self::Namespace(Some(entry)) => namespace(&entry).encode(out),
+            Self::NamespaceIndependent(Some(entry)) => namespace_independent(&entry).encode(out),
+            Self::Namespace(None) | Self::NamespaceIndependent(None) | Self::Zeroes => out.fill(0),
             Self::Descriptors(entry) => descriptors(&entry.info).encode(out),
-            Self::ActiveNsids { above } => {
+            Self::Nsids { above } => {
                 let view = cx.controller.view();
                 let nsids = view.iter().map(|seen| seen.entry.nsid);
-                encode_nsid_list(nsids.filter(|&n| n > above), out);
+                encode_nsid_list(nsids.filter(|&nsid| nsid > above), out);
+            }
+            Self::Controllers { from, of } => {
+                let all = cx.subsystem().controllers();
+                let sees = |c: &&Arc<Controller>| {
+                    let visible = |e: &Arc<NsEntry>| e.visibility.includes(&c.hostnqn);
+                    c.cntlid >= from && of.as_ref().is_none_or(visible)
+                };
+                encode_controller_list(all.iter().filter(sees).map(|c| c.cntlid), out);
             }
             Self::NvmController => {
                 let ver = NVM_VERSION.0;
@@ -137,21 +176,9 @@ impl Structure {
     }
 }
 
-/// NVMe Base 2.1, Identify, CNS 02h: FFFFFFFEh and FFFFFFFFh have no NSID above them.
-fn active_nsids(above: u32) -> Result<Structure, Status> {
-    if above >= 0xffff_fffe {
-        return Err(Status::INVALID_NAMESPACE.dnr());
-    }
-    Ok(Structure::ActiveNsids { above })
-}
-
-fn nvm_only(csi: Csi) -> Result<(), Status> {
-    if csi == Csi::NVM {
-        Ok(())
-    } else {
-        Err(Status::INVALID_IO_COMMAND_SET.dnr())
-    }
-}
+/// CNS: what there is nothing for (NVM sets, endurance groups, virtualization, UUIDs, domains) is
+/// not offered by Identify Controller either.
+const CNS_INVALID: Fault = Fault::cdw(10, 0);
 
 /// What I/O controllers and discovery controllers have in common.
 fn controller(cx: &AdminCx<'_>) -> IdentifyController {
@@ -169,7 +196,7 @@ fn controller(cx: &AdminCx<'_>) -> IdentifyController {
         ctratt: Ctratt::HOST_ID_128 | Ctratt::TBKAS,
         acl: ACL,
         aerl: AERL,
-        elpe: log::ELPE,
+        elpe: ErrorLog::ENTRIES - 1,
         kas: KAS,
         maxcmd: u16::try_from(limits.io_queue_entries).unwrap_or(u16::MAX),
         sgls: Sgls::SUPPORTED | Sgls::OFFSET | Sgls::TRANSPORT_DATA_BLOCK,
@@ -218,7 +245,8 @@ fn discovery_controller(cx: &AdminCx<'_>) -> IdentifyController {
     }
 }
 
-fn namespace(info: &NsInfo) -> IdentifyNamespace {
+fn namespace(entry: &NsEntry) -> IdentifyNamespace {
+    let info = &entry.info;
     let mut lbaf = [LbaFormat::default(); 64];
     lbaf[0].data_size_log2 = info.lba_shift;
     // 0's based blocks of a preferred size; what is not known is one block.
@@ -242,7 +270,7 @@ fn namespace(info: &NsInfo) -> IdentifyNamespace {
         nmic: Nmic::SHARED,
         dlfeat: dlfeat(info),
         nvmcap: u128::from(info.bytes()),
-        nsattr: nsattr(info),
+        nsattr: nsattr(entry),
         nguid: info.nguid,
         eui64: info.eui64,
         lbaf,
@@ -265,24 +293,23 @@ fn dlfeat(info: &NsInfo) -> Dlfeat {
     }
 }
 
-fn nsattr(info: &NsInfo) -> Nsattr {
-    if info.read_only {
-        Nsattr::WRITE_PROTECTED
-    } else {
-        Nsattr::empty()
-    }
+fn nsattr(entry: &NsEntry) -> Nsattr {
+    let mut nsattr = Nsattr::empty();
+    let protected = entry.info.read_only || entry.write_protected;
+    nsattr.set(Nsattr::WRITE_PROTECTED, protected);
+    nsattr
 }
 
-fn namespace_independent(info: &NsInfo) -> IdentifyNamespaceIndependent {
+fn namespace_independent(entry: &NsEntry) -> IdentifyNamespaceIndependent {
     let mut nsfeat = NsFeaturesIndependent::empty();
     nsfeat.set(
         NsFeaturesIndependent::NO_VOLATILE_WRITE_CACHE,
-        !info.volatile_cache,
+        !entry.info.volatile_cache,
     );
     IdentifyNamespaceIndependent {
         nsfeat,
         nmic: Nmic::SHARED,
-        nsattr: nsattr(info),
+        nsattr: nsattr(entry),
         nstat: Nstat::READY,
         ..IdentifyNamespaceIndependent::default()
     }

@@ -1,19 +1,14 @@
 //! Get Log Page (NVMe Base 2.1, Get Log Page command).
 
 use super::discovery::DiscoveryLog;
-use super::{AdminCx, Kind, Transfer, feature, identify};
+use super::{AdminCx, Fault, Kind, Transfer, feature, identify};
+use crate::ctrl::controller::ErrorLog;
 use nvmf_proto::wire::identify::{IDENTIFY_SIZE, NSID_BROADCAST};
 use nvmf_proto::wire::log::{
-    CommandEffects, CommandEffectsLog, ErrorLogEntry, FirmwareSlotLog, GetLogPage, Lid, LidSupport,
-    SmartLog, SupportedLogPages, encode_changed_namespaces,
+    CommandEffects, CommandEffectsLog, FirmwareSlotLog, GetLogPage, Lid, LidSupport, SmartLog,
+    SupportedLogPages, encode_changed_namespaces,
 };
 use nvmf_proto::wire::{AdminOpcode, NvmOpcode, Sqe, Status, padded_ascii};
-
-/// ELPE: entries of the Error Information log page, 0's based.
-pub(super) const ELPE: u8 = 0;
-
-/// Bytes of the Error Information log page.
-const ERROR_LOG_SIZE: usize = (ELPE as usize + 1) * ErrorLogEntry::SIZE;
 
 /// Bytes of the Feature Identifiers Supported and Effects log page.
 const FEATURE_EFFECTS_SIZE: usize = 1024;
@@ -24,26 +19,31 @@ const NVME_MI_EFFECTS_SIZE: usize = 4096;
 /// Composite Temperature in kelvins. There is no sensor; 27 °C alarms nobody.
 const TEMPERATURE: u16 = 300;
 
-pub(super) fn transfer(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Status> {
+pub(super) fn transfer(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Fault> {
     let (_, length) = asked(cx, sqe)?;
     Ok(Transfer::ToHost(length))
 }
 
 /// The command, once everything about it is found to be right, and the bytes it asks for.
-fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(GetLogPage, u32), Status> {
+fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(GetLogPage, u32), Fault> {
     let get = GetLogPage::decode(sqe);
     let size = size(cx, get.lid).ok_or(Status::INVALID_LOG_PAGE.dnr())?;
-    let invalid = Status::INVALID_FIELD.dnr();
-    // All pages are of the controller or the subsystem (LPA.SMARTS is clear); no page has an index
-    // for offsets of that type; offsets are dwords up to the end of the page.
-    let nsid_fits = matches!(sqe.nsid(), 0 | NSID_BROADCAST);
-    if !nsid_fits || get.ot || !get.lpo.is_multiple_of(4) || get.lpo > size {
-        return Err(invalid);
+    // All pages are of the controller or the subsystem (LPA.SMARTS is clear).
+    if !matches!(sqe.nsid(), 0 | NSID_BROADCAST) {
+        return Err(Fault::nsid());
     }
-    let length = u32::try_from(get.length()).map_err(|_| invalid)?;
-    if length > cx.controller.limits.max_transfer {
-        return Err(invalid);
+    // No page has an index for offsets of that type.
+    if get.ot {
+        return Err(Fault::cdw(14, 23));
     }
+    // Offsets are dwords up to the end of the page.
+    if !get.lpo.is_multiple_of(4) || get.lpo > size {
+        return Err(Fault::cdw(12, 0));
+    }
+    let length = u32::try_from(get.length())
+        .ok()
+        .filter(|&length| length <= cx.controller.limits.max_transfer)
+        .ok_or(Fault::cdw(10, 16))?;
     Ok((get, length))
 }
 
@@ -51,7 +51,7 @@ fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(GetLogPage, u32), Status> {
 fn size(cx: &AdminCx<'_>, lid: Lid) -> Option<u64> {
     let size = match (cx.kind(), lid) {
         (_, Lid::SUPPORTED_LOG_PAGES) => SupportedLogPages::SIZE,
-        (_, Lid::ERROR_INFORMATION) => ERROR_LOG_SIZE,
+        (_, Lid::ERROR_INFORMATION) => ErrorLog::SIZE,
         (Kind::Nvm, Lid::SMART) => SmartLog::SIZE,
         (Kind::Nvm, Lid::FIRMWARE_SLOT) => FirmwareSlotLog::SIZE,
         (Kind::Nvm, Lid::CHANGED_NAMESPACES) => IDENTIFY_SIZE,
@@ -64,7 +64,7 @@ fn size(cx: &AdminCx<'_>, lid: Lid) -> Option<u64> {
     u64::try_from(size).ok()
 }
 
-pub(super) fn read(cx: &AdminCx<'_>, sqe: &Sqe, out: &mut [u8]) -> Result<(), Status> {
+pub(super) fn read(cx: &AdminCx<'_>, sqe: &Sqe, out: &mut [u8]) -> Result<(), Fault> {
     let (get, _) = asked(cx, sqe)?;
     if !get.rae {
         // Before the page is made: what happens from now on raises the event again, whether this
@@ -78,6 +78,7 @@ pub(super) fn read(cx: &AdminCx<'_>, sqe: &Sqe, out: &mut [u8]) -> Result<(), St
             supported(cx).encode(&mut page);
             copy(&page, get.lpo, out);
         }
+        Lid::ERROR_INFORMATION => copy(&cx.controller.errors.page(), get.lpo, out),
         Lid::SMART => {
             let mut page = [0; SmartLog::SIZE];
             smart(cx).encode(&mut page);
@@ -99,7 +100,7 @@ pub(super) fn read(cx: &AdminCx<'_>, sqe: &Sqe, out: &mut [u8]) -> Result<(), St
             copy(&page, get.lpo, out);
         }
         Lid::FEATURE_EFFECTS => copy(&feature_effects(cx), get.lpo, out),
-        // No error has been recorded, and no NVMe-MI command is supported.
+        // No NVMe-MI command is supported.
         _ => out.fill(0),
     }
     Ok(())
@@ -129,6 +130,7 @@ fn supported(cx: &AdminCx<'_>) -> SupportedLogPages {
 
 fn smart(cx: &AdminCx<'_>) -> SmartLog {
     let totals = cx.controller.totals();
+    let errors = cx.controller.errors.counts();
     SmartLog {
         temperature: TEMPERATURE,
         available_spare: 100,
@@ -139,6 +141,8 @@ fn smart(cx: &AdminCx<'_>) -> SmartLog {
         host_write_commands: u128::from(totals.writes),
         power_cycles: 1,
         power_on_hours: u128::from(cx.core.started.elapsed().as_secs() / 3600),
+        media_errors: u128::from(errors.media),
+        error_log_entries: u128::from(errors.entries),
         ..SmartLog::default()
     }
 }

@@ -11,7 +11,7 @@ mod log;
 #[cfg(test)]
 mod tests;
 
-use super::{Controller, Core, Kind, NsEntry, Subsystem};
+use super::{Controller, Core, Fault, Kind, NsEntry, Subsystem};
 use nvmf_proto::wire::{AdminOpcode, Sqe, Status};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -69,40 +69,26 @@ impl Transfer {
     }
 }
 
-/// The outcome of an admin command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reply {
-    pub(crate) status: Status,
-    /// Dwords 1:0 of the completion.
-    pub(crate) result: u64,
-}
-
 /// What data a command moves, or why it is refused: before anything is taken for it.
-pub(crate) fn transfer(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Status> {
+pub(crate) fn transfer(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Fault> {
     match AdminOpcode(sqe.opcode()) {
         AdminOpcode::IDENTIFY => identify::transfer(cx, sqe),
         AdminOpcode::GET_LOG_PAGE => log::transfer(cx, sqe),
         AdminOpcode::GET_FEATURES => feature::transfer_get(cx, sqe),
         AdminOpcode::SET_FEATURES => feature::transfer_set(cx, sqe),
-        _ => Err(Status::INVALID_OPCODE.dnr()),
+        _ => Err(Status::INVALID_OPCODE.dnr().into()),
     }
 }
 
-/// Carries a command out. `data` has the length that [`transfer`] said: it holds what the host
-/// sent, or takes what the host is to get and is filled entirely on success.
-pub(crate) fn execute(cx: &AdminCx<'_>, sqe: &Sqe, data: &mut [u8]) -> Reply {
-    let outcome = match AdminOpcode(sqe.opcode()) {
+/// Carries a command out, and returns dword 0 of its completion. `data` has the length that
+/// [`transfer`] said: it holds what the host sent, or takes what the host is to get and is filled
+/// entirely on success.
+pub(crate) fn execute(cx: &AdminCx<'_>, sqe: &Sqe, data: &mut [u8]) -> Result<u32, Fault> {
+    match AdminOpcode(sqe.opcode()) {
         AdminOpcode::IDENTIFY => identify::identify(cx, sqe, data).map(|()| 0),
         AdminOpcode::GET_LOG_PAGE => log::read(cx, sqe, data).map(|()| 0),
         AdminOpcode::GET_FEATURES => feature::get(cx, sqe, data),
         AdminOpcode::SET_FEATURES => feature::set(cx, sqe),
-        _ => Err(Status::INVALID_OPCODE.dnr()),
-    };
-    match outcome {
-        Ok(dw0) => Reply {
-            status: Status::SUCCESS,
-            result: u64::from(dw0),
-        },
-        Err(status) => Reply { status, result: 0 },
+        _ => Err(Status::INVALID_OPCODE.dnr().into()),
     }
 }

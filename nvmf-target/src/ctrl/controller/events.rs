@@ -3,7 +3,7 @@
 use super::super::lock;
 use super::Controller;
 use nvmf_proto::wire::feature::AsyncEventConfig;
-use nvmf_proto::wire::log::{AsyncEvent, Lid};
+use nvmf_proto::wire::log::{AsyncEvent, CriticalWarning, Lid};
 use std::collections::{BTreeSet, VecDeque};
 
 /// NSIDs that the Changed Attached Namespace List can hold.
@@ -21,8 +21,9 @@ pub(super) struct Events {
 }
 
 impl Events {
+    /// Takes an event in, if the host wants to know of it and does not know already.
     fn raise(&mut self, event: AsyncEvent) -> bool {
-        let new = self.masked.insert(event.log_page.0);
+        let new = enabled_by(self.config, event) && self.masked.insert(event.log_page.0);
         if new {
             self.pending.push_back(event);
         }
@@ -34,38 +35,57 @@ impl Events {
         self.masked.remove(&page.0);
         self.pending.retain(|event| event.log_page != page);
     }
+
+    /// What is turned off now is not sent any more, nor does it stand in the way later.
+    fn configure(&mut self, config: AsyncEventConfig) {
+        self.config = config;
+        let masked = &mut self.masked;
+        self.pending.retain(|&event| {
+            let wanted = enabled_by(config, event);
+            if !wanted {
+                masked.remove(&event.log_page.0);
+            }
+            wanted
+        });
+    }
+}
+
+/// Whether an Asynchronous Event Configuration lets an event through. It has no bit for errors, nor
+/// for reservations, which have a feature of their own.
+fn enabled_by(config: AsyncEventConfig, event: AsyncEvent) -> bool {
+    let warning = |w: CriticalWarning| AsyncEventConfig::from_bits_retain(w.bits().into());
+    let needed = match event {
+        AsyncEvent::SPARE_BELOW_THRESHOLD => warning(CriticalWarning::SPARE),
+        AsyncEvent::TEMPERATURE_THRESHOLD => warning(CriticalWarning::TEMPERATURE),
+        AsyncEvent::RELIABILITY => warning(CriticalWarning::RELIABILITY),
+        AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED => AsyncEventConfig::NAMESPACE_ATTRIBUTE,
+        AsyncEvent::ANA_CHANGE => AsyncEventConfig::ANA_CHANGE,
+        AsyncEvent::DISCOVERY_LOG_CHANGED => AsyncEventConfig::DISCOVERY_LOG,
+        _ => AsyncEventConfig::empty(),
+    };
+    config.contains(needed)
 }
 
 impl Controller {
-    /// A namespace was added, removed or changed.
-    pub(crate) fn namespace_changed(&self, nsid: u32) {
-        let raised = {
-            let mut state = lock(&self.state);
-            state.events.changed.insert(nsid);
-            state
-                .events
-                .config
-                .contains(AsyncEventConfig::NAMESPACE_ATTRIBUTE)
-                && state.events.raise(AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED)
-        };
+    /// Tells the host of an event, when it has an Asynchronous Event Request for it. Events of one
+    /// log page are one until the host has read that page, so at most one per page is kept.
+    pub(crate) fn raise(&self, event: AsyncEvent) {
+        let raised = lock(&self.state).events.raise(event);
         if raised {
             self.admin.notify();
         }
     }
 
-    /// The discovery log has changed.
-    pub(crate) fn discovery_changed(&self) {
-        let raised = {
-            let mut state = lock(&self.state);
-            state
-                .events
-                .config
-                .contains(AsyncEventConfig::DISCOVERY_LOG)
-                && state.events.raise(AsyncEvent::DISCOVERY_LOG_CHANGED)
-        };
-        if raised {
-            self.admin.notify();
+    /// A namespace was added, removed or changed.
+    pub(crate) fn namespace_changed(&self, nsid: u32) {
+        {
+            let changed = &mut lock(&self.state).events.changed;
+            // One more than the log page can hold stands for all others.
+            if changed.len() <= CHANGED_MAX {
+                changed.insert(nsid);
+            }
         }
+        self.raise(AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED);
     }
 
     /// The next event for an outstanding Asynchronous Event Request.
@@ -79,7 +99,7 @@ impl Controller {
     pub(crate) fn changed_namespaces(&self, release: Option<usize>) -> Vec<u32> {
         let mut state = lock(&self.state);
         let changed = &mut state.events.changed;
-        let list: Vec<u32> = changed.iter().copied().take(CHANGED_MAX + 1).collect();
+        let list: Vec<u32> = changed.iter().copied().collect();
         // More than the page can hold are one entry there: FFFFFFFFh.
         let shown = if list.len() > CHANGED_MAX {
             1
@@ -104,6 +124,6 @@ impl Controller {
 
     /// Sets the Asynchronous Event Configuration.
     pub(crate) fn set_event_config(&self, config: AsyncEventConfig) {
-        lock(&self.state).events.config = config;
+        lock(&self.state).events.configure(config);
     }
 }

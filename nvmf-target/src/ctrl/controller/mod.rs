@@ -1,9 +1,11 @@
 //! A controller: what a host opened with its first Connect, until its last connection is gone.
 
+mod errors;
 mod events;
 mod state;
 mod stats;
 
+pub(super) use errors::ErrorLog;
 pub(super) use state::Stopping;
 pub(crate) use stats::{QueueStats, Totals};
 
@@ -31,6 +33,7 @@ pub(crate) struct Controller {
     /// The connection of the admin queue.
     admin: ConnRef,
     admin_stats: Arc<QueueStats>,
+    pub(super) errors: ErrorLog,
     pub(super) state: Mutex<State>,
     /// What it sees of the namespaces, as of a generation of the subsystem.
     view: Mutex<(u64, Arc<View>)>,
@@ -59,6 +62,7 @@ impl Controller {
             limits: opening.limits,
             admin: opening.admin,
             admin_stats: Arc::default(),
+            errors: ErrorLog::default(),
             state: Mutex::new(State::new(opening.kato_ms)),
             view: Mutex::default(),
         }

@@ -4,10 +4,12 @@ use crate::ns::{Caps, NsInfo, Support};
 use nvmf_proto::wire::identify::{
     Cmic, Cns, ControllerType, Csi, Ctratt, Dlfeat, IdentifyCommand, IdentifyController,
     IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceIndependent, Lpa, Nmic, NsFeatures,
-    NsFeaturesIndependent, NsIdDescriptors, Nsattr, Nstat, Oaes, Ofcs, Oncs, decode_nsid_list,
+    NsFeaturesIndependent, NsIdDescriptors, Nsattr, Nstat, Oaes, Ofcs, Oncs,
+    decode_controller_list, decode_nsid_list,
 };
 use nvmf_proto::wire::nqn::Nqn;
 use nvmf_proto::wire::trimmed_text;
+use std::sync::Arc;
 
 const OK: Status = Status::SUCCESS;
 const INVALID_FIELD: Status = Status::INVALID_FIELD.dnr();
@@ -33,7 +35,7 @@ fn every_cns() {
     let (nvm, discovery) = (Rig::nvm(), Rig::discovery());
     for cns in 0..=u8::MAX {
         let expected = match cns {
-            0..=3 | 5..=8 | 0x1c => OK,
+            0..=3 | 5..=8 | 0x10..=0x13 | 0x1a..=0x1c => OK,
             _ => INVALID_FIELD,
         };
         assert_eq!(nvm.status(&sqe(Cns(cns), 1)), expected, "CNS {cns:02x}h");
@@ -59,6 +61,12 @@ fn every_kind_of_nsid() {
         (Cns::NS_ID_DESCRIPTORS, [OK, no, no, no, no, no]),
         (Cns::ACTIVE_NSID_LIST, [OK, OK, OK, OK, no, no]),
         (Cns::CS_ACTIVE_NSID_LIST, [OK, OK, OK, OK, no, no]),
+        (Cns::ALLOCATED_NSID_LIST, [OK, OK, OK, OK, no, no]),
+        (Cns::CS_ALLOCATED_NSID_LIST, [OK, OK, OK, OK, no, no]),
+        (Cns::ALLOCATED_NAMESPACE, [OK, OK, no, no, no, no]),
+        (Cns::CS_ALLOCATED_NAMESPACE, [OK, OK, no, no, no, no]),
+        (Cns::NS_CONTROLLER_LIST, [OK, OK, no, no, no, no]),
+        (Cns::CONTROLLER_LIST, [OK; 6]),
         (Cns::CONTROLLER, [OK; 6]),
         (Cns::CS_CONTROLLER, [OK; 6]),
     ];
@@ -71,6 +79,8 @@ fn every_kind_of_nsid() {
         Cns::NAMESPACE,
         Cns::CS_NAMESPACE,
         Cns::NAMESPACE_INDEPENDENT,
+        Cns::ALLOCATED_NAMESPACE,
+        Cns::NS_CONTROLLER_LIST,
     ] {
         assert_eq!(data(&rig, cns, 2), [0; 4096], "{cns:?} of an inactive NSID");
     }
@@ -93,6 +103,8 @@ fn other_command_sets_and_controllers() {
         Cns::CS_NAMESPACE,
         Cns::CS_CONTROLLER,
         Cns::CS_ACTIVE_NSID_LIST,
+        Cns::CS_ALLOCATED_NSID_LIST,
+        Cns::CS_ALLOCATED_NAMESPACE,
     ] {
         assert_eq!(with(cns, Csi::NVM, 0), OK);
         assert_eq!(with(cns, Csi::ZNS, 0), Status::INVALID_IO_COMMAND_SET.dnr());
@@ -281,8 +293,37 @@ fn active_nsids_come_in_pages() {
     let first = list(0);
     assert_eq!((first.len(), first[0], first[1023]), (1024, 1, 1025));
     assert_eq!(list(1025), (1026..=1100).collect::<Vec<_>>());
-    let csi: Vec<_> = decode_nsid_list(&data(&rig, Cns::CS_ACTIVE_NSID_LIST, 1025)).collect();
-    assert_eq!(csi, list(1025));
+    for cns in [
+        Cns::CS_ACTIVE_NSID_LIST,
+        Cns::ALLOCATED_NSID_LIST,
+        Cns::CS_ALLOCATED_NSID_LIST,
+    ] {
+        let same: Vec<_> = decode_nsid_list(&data(&rig, cns, 1025)).collect();
+        assert_eq!(same, list(1025), "{cns:?}");
+    }
     rig.subsystem.remove_namespace(1).unwrap();
     assert_eq!(list(0)[0], 3);
+}
+
+#[test]
+fn controllers_of_the_subsystem_and_of_a_namespace() {
+    let mut rig = Rig::nvm();
+    let first = rig.controller.cntlid;
+    rig.come_by(Arc::clone(&rig.controller.listener));
+    let second = rig.controller.cntlid;
+    let list = |cns, cntid| {
+        let mut sqe = sqe(cns, 1);
+        IdentifyCommand {
+            cntid,
+            ..IdentifyCommand::new(cns)
+        }
+        .encode(&mut sqe);
+        let data = rig.run(&sqe).unwrap().1.try_into().unwrap();
+        decode_controller_list(&data).collect::<Vec<_>>()
+    };
+    for cns in [Cns::CONTROLLER_LIST, Cns::NS_CONTROLLER_LIST] {
+        assert_eq!(list(cns, 0), [first, second]);
+        assert_eq!(list(cns, second), [second]);
+        assert_eq!(list(cns, second + 1), []);
+    }
 }
