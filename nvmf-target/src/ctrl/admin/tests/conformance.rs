@@ -71,7 +71,7 @@ fn every_log_page_is_listed() {
     let there = |lid| {
         let mut sqe = Sqe::with_opcode(AdminOpcode::GET_LOG_PAGE.0);
         GetLogPage::new(Lid(lid), 64).encode(&mut sqe);
-        let unknown = Err(Status::INVALID_LOG_PAGE.dnr());
+        let unknown = Err(Status::INVALID_LOG_PAGE.dnr().into());
         [&nvm, &discovery]
             .iter()
             .any(|rig| log::transfer(&rig.cx(), &sqe) != unknown)
