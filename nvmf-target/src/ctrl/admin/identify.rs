@@ -101,7 +101,7 @@ impl Structure {
             Cns::CS_NAMESPACE | Cns::CS_ALLOCATED_NAMESPACE => namespace().map(|_| Self::Zeroes),
             Cns::NS_ID_DESCRIPTORS => namespace()?
                 .map(Self::Descriptors)
-                .ok_or(Status::INVALID_NAMESPACE.dnr().into()),
+                .ok_or_else(|| Status::INVALID_NAMESPACE.dnr().into()),
             // NVMe Base 2.1, Identify, CNS 02h: there is no NSID above these two.
             Cns::ACTIVE_NSID_LIST
             | Cns::CS_ACTIVE_NSID_LIST
