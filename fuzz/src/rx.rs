@@ -89,37 +89,28 @@ impl Answers {
         // In-capsule data is bounded by the queue, and the target has to have room for it.
         self.live
             .insert(slot.index(), MAX_DATA.max(in_capsule) as usize);
-        match opcode & 7 {
-            0 => target.complete(slot, OK),
-            1 => target.receive(slot, len.max(1)),
-            2 => target.complete(
-                slot,
-                Done {
-                    data_len: len,
-                    ..OK
-                },
-            ),
-            3 => target.complete(
-                slot,
-                Done {
-                    status: Status::INVALID_FIELD,
-                    data_len: len,
-                    result: 1,
-                },
-            ),
-            4 => self.late.push_back(slot),
+        let done = match opcode & 7 {
+            0 => OK,
+            1 => return target.receive(slot, len.max(1)),
+            2 => Done {
+                data_len: len,
+                ..OK
+            },
+            3 => Done {
+                status: Status::INVALID_FIELD,
+                data_len: len,
+                result: 1,
+            },
+            4 => return self.late.push_back(slot),
             5 => {
                 target.receive(slot, len.max(1));
-                self.late.push_back(slot);
+                return self.late.push_back(slot);
             }
-            6 => target.complete(
-                slot,
-                Done {
-                    data_len: len,
-                    result: 7,
-                    ..OK
-                },
-            ),
+            6 => Done {
+                data_len: len,
+                result: 7,
+                ..OK
+            },
             _ => {
                 if !self.opened {
                     self.opened = true;
@@ -129,9 +120,10 @@ impl Answers {
                         in_capsule: 8192,
                     });
                 }
-                target.complete(slot, OK);
+                OK
             }
-        }
+        };
+        target.complete(slot, done);
     }
 }
 

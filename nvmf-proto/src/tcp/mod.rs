@@ -7,7 +7,8 @@
 //! 1. *Split invariance*: however the input stream is cut, events and output are the same.
 //! 2. `need()` never asks for more than the configuration allows.
 //! 3. `parse` never consumes payload; called with too few bytes it consumes nothing.
-//! 4. Every call is O(1) and legal in any state; a stale [`Slot`] is ignored.
+//! 4. Every call is legal in any state and O(1), but for `TcpTarget::find`; a stale [`Slot`] is
+//!    ignored.
 //! 5. Nothing is allocated outside `new` and the one call that sizes a queue.
 //! 6. Payload bytes never enter the machine: a digest is a number passed in.
 //! 7. A PDU is fully validated before its first effect or causes exactly one [`Violation`], after

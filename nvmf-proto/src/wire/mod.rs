@@ -4,6 +4,7 @@
 //! constants, so that an unknown value survives; sets of one-bit flags are `bitflags`.
 //! Encoding takes a fixed-size array, so that no length can be wrong.
 
+pub mod abort;
 pub mod cqe;
 pub mod discovery;
 pub mod dsm;

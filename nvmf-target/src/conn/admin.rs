@@ -1,5 +1,6 @@
 //! The admin queue: Connect, properties, events, and the way to the other admin commands.
 
+use super::abort::Asked;
 use super::{Conn, IoQueue, Queue};
 use crate::ctrl::admin::{self, AERL, AdminCx, Transfer};
 use crate::ctrl::connect::{self, Association, CONNECT_DATA_LEN, Refusal};
@@ -18,15 +19,22 @@ use nvmf_proto::wire::{AdminOpcode, Sqe, Status};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Result of an Abort that has not aborted anything: CQE dword 0, bit 0.
-const NOT_ABORTED: u64 = 1;
-
 #[derive(Debug)]
 pub(super) struct AdminQueue {
     pub(super) controller: Arc<Controller>,
     pub(super) stats: Arc<QueueStats>,
     /// Asynchronous Event Requests that wait for an event.
     requests: VecDeque<Slot>,
+    /// Aborts that wait for another queue.
+    pub(super) aborts: Vec<Asked>,
+}
+
+impl AdminQueue {
+    /// An Asynchronous Event Request is not answered here any more; false if it is not one.
+    pub(super) fn forget_event_request(&mut self, slot: Slot) -> bool {
+        let at = self.requests.iter().position(|&of| of == slot);
+        at.and_then(|at| self.requests.remove(at)).is_some()
+    }
 }
 
 /// An admin or Fabrics command that has passed its checks.
@@ -109,7 +117,7 @@ impl Conn {
                 Err(Status::KEEP_ALIVE_TIMEOUT_INVALID.dnr())
             }
             AdminPlan::KeepAlive => Ok(0),
-            AdminPlan::Abort => Ok(NOT_ABORTED),
+            AdminPlan::Abort => return self.execute_abort(cx, slot),
             AdminPlan::EventRequest => {
                 queue.requests.push_back(slot);
                 return self.deliver_events(cx);
@@ -237,6 +245,7 @@ impl Conn {
                 controller,
                 stats,
                 requests: VecDeque::new(),
+                aborts: Vec::new(),
             })
         } else {
             let view = controller.view();

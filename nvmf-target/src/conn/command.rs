@@ -33,6 +33,7 @@ impl Conn {
         let command = self.command(slot);
         command.sqe = *sqe;
         command.status = None;
+        command.aborted = false;
         if cid_conflict {
             self.complete(cx, slot, Status::COMMAND_ID_CONFLICT.dnr(), 0);
             return;

@@ -1,6 +1,6 @@
 //! Commands of the NVM command set: checks, requests to the lanes, completions.
 
-use super::{Conn, Queue};
+use super::{Command, Conn, Queue};
 use crate::buf::IoBuf;
 use crate::ctrl::admin::Transfer;
 use crate::ctrl::{NsEntry, Seen, View};
@@ -323,7 +323,9 @@ impl Conn {
     }
 
     fn launch(&mut self, cx: &mut Cx, slot: Slot, lane: usize, request: Request) {
-        self.command(slot).parts += 1;
+        let command = self.command(slot);
+        command.parts += 1;
+        command.lane = lane;
         self.in_flight += 1;
         cx.in_flight += 1;
         cx.lanes.submit(lane, request);
@@ -450,8 +452,12 @@ impl Conn {
 
     /// Takes the next step of a command whose last one succeeded.
     fn continue_after(&mut self, cx: &mut Cx, slot: Slot) {
-        let ns = match self.command(slot).after {
+        let Command { after, aborted, .. } = *self.command(slot);
+        let ns = match after {
             After::Respond => return self.complete(cx, slot, Status::SUCCESS, 0),
+            _ if aborted => {
+                return self.complete(cx, slot, Status::ABORT_REQUESTED, 0);
+            }
             After::Flush { ns } | After::Zeroes { ns, .. } => ns,
         };
         let Queue::Io(queue) = &mut self.queue else {

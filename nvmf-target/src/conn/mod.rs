@@ -3,6 +3,7 @@
 //! The path of a command through these files: [`rx`](self) reads and parses, `command` checks and
 //! finds a buffer, `io` or `admin` carries out, `tx` answers.
 
+mod abort;
 mod admin;
 mod command;
 mod io;
@@ -77,6 +78,10 @@ struct Command {
     after: After,
     /// Requests that are in a backend.
     parts: u32,
+    /// The lane that took the latest of them.
+    lane: usize,
+    /// The host wants it aborted: no further step is taken.
+    aborted: bool,
     /// The first failure of its parts.
     status: Option<Status>,
 }
@@ -273,6 +278,7 @@ impl Conn {
     /// The controller has something for its admin queue.
     pub(crate) fn on_notify(&mut self, cx: &mut Cx) {
         self.deliver_events(cx);
+        self.answer_lost_aborts(cx);
         self.arm(cx);
     }
 

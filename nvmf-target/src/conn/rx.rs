@@ -213,6 +213,10 @@ impl Conn {
                     if let Some(event) = self.tcp.placed(n as u32, None) {
                         self.on_event(cx, event);
                     }
+                    // A command that was over before its data may have waited for the last of it.
+                    if self.tcp.has_transmit() {
+                        self.mark_dirty(cx);
+                    }
                 }
                 Need::Wait(_) => {
                     self.stalled = true;

@@ -24,6 +24,7 @@ pub(crate) use view::{Access, Seen, View};
 use crate::TargetConfig;
 use crate::reactor::{Mailbox, Message};
 use crate::transport::TransportAddress;
+use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::log::AsyncEvent;
 use nvmf_proto::wire::nqn::Nqn;
 use std::collections::BTreeMap;
@@ -191,9 +192,24 @@ impl ConnRef {
         self.mailbox.send(Message::Stop(self.id));
     }
 
+    /// Tells an admin queue what became of a command that one of its Aborts has named.
+    pub(crate) fn aborted(&self, slot: Slot, aborted: bool) {
+        self.mailbox.send(Message::Aborted {
+            conn: self.id,
+            slot,
+            aborted,
+        });
+    }
+
     /// Tells an admin queue that its controller has something for it.
     pub(crate) fn notify(&self) {
         self.mailbox.send(Message::Notify(self.id));
+    }
+}
+
+impl PartialEq for ConnRef {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id && Arc::ptr_eq(&self.mailbox, &other.mailbox)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The short way to a namespace: blocking reads and writes.
 
-use super::{Lane, LaneCx, LbaRange, Namespace, NsInfo, NsSink, Op, Request};
+use super::{Lane, LaneCx, LbaRange, Namespace, NsInfo, NsSink, Op, Request, RequestId};
 use crate::Error;
 use log::error;
 use nvmf_proto::wire::Status;
@@ -287,6 +287,14 @@ impl Lane for ThreadedLane {
     fn commit(&mut self) {
         self.pool.push(&mut self.batch);
     }
+
+    fn abort(&mut self, id: RequestId) -> Option<Request> {
+        let at = self.batch.iter().position(|(_, r)| r.id() == id);
+        match at {
+            Some(at) => Some(self.batch.remove(at).1),
+            None => self.pool.withdraw(id),
+        }
+    }
 }
 
 impl Namespace for Threaded {
@@ -397,6 +405,15 @@ impl WorkerPool {
         for _ in 0..wake {
             self.shared.work.notify_one();
         }
+    }
+}
+
+impl WorkerPool {
+    /// Takes back a request that no thread has begun with.
+    fn withdraw(&self, id: RequestId) -> Option<Request> {
+        let queue = &mut self.shared.lock().queue;
+        let at = queue.iter().position(|(_, r)| r.id() == id)?;
+        queue.remove(at).map(|(_, request)| request)
     }
 }
 

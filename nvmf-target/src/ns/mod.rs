@@ -19,7 +19,7 @@ pub use file::{Direct, FileBackend, FileId, FileOptions};
 pub use info::{Caps, NsInfo, Support};
 pub use ram::RamDisk;
 pub(crate) use request::{Completion, Port, RequestPool, Route};
-pub use request::{LbaRange, Op, Request};
+pub use request::{LbaRange, Op, Request, RequestId};
 
 use crate::Error;
 use std::fmt;
@@ -67,6 +67,15 @@ pub trait Lane {
 
     /// The end of a batch of `submit` calls: the moment to ring a doorbell once for all of them.
     fn commit(&mut self) {}
+
+    /// The host wants a request aborted. A lane that has not begun to work on it, and now never
+    /// will, gives it back. `None` (the default): it runs to its end, or the lane cuts it short and
+    /// completes it with [`Status::ABORT_REQUESTED`](crate::Status::ABORT_REQUESTED) when it has.
+    /// Must not block.
+    fn abort(&mut self, id: RequestId) -> Option<Request> {
+        let _ = id;
+        None
+    }
 
     /// Completes what is finished, at most `budget` requests; returns how many. Called when
     /// [`Lane::wake_fd`] is readable.

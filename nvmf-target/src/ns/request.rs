@@ -56,6 +56,16 @@ pub(crate) struct Route {
     pub(crate) lane: usize,
 }
 
+/// Which request: all requests of one command, and no others that exist at the same time, have
+/// the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId {
+    /// The reactor, by its port.
+    port: usize,
+    conn: u64,
+    slot: Slot,
+}
+
 /// Everything of a request; reused, so that none is allocated per I/O.
 pub(crate) struct Inner {
     op: Op,
@@ -84,6 +94,13 @@ impl Request {
             Some(inner) => inner,
             None => unreachable!("only `complete` and `drop` take it, and both end the request"),
         }
+    }
+
+    /// Which request it is, for [`super::Lane::abort`].
+    #[must_use]
+    pub fn id(&self) -> RequestId {
+        let Inner { route, port, .. } = self.inner();
+        port.request(route.conn, route.slot)
     }
 
     /// What is asked for.
@@ -133,6 +150,17 @@ impl Request {
     pub fn data_mut(&mut self) -> &mut [u8] {
         match &mut self.0 {
             Some(inner) => &mut inner.buf,
+            None => unreachable!("only `complete` and `drop` take it, and both end the request"),
+        }
+    }
+
+    /// Ends a request that no backend has worked on.
+    pub(crate) fn withdraw(mut self, status: Status) -> Completion {
+        match self.0.take() {
+            Some(mut inner) => {
+                inner.status = status;
+                Completion(inner)
+            }
             None => unreachable!("only `complete` and `drop` take it, and both end the request"),
         }
     }
@@ -227,6 +255,15 @@ impl Port {
             any: AtomicBool::new(false),
             waker,
         })
+    }
+
+    /// What the requests for a command of this port's reactor are called.
+    pub(crate) fn request(&self, conn: u64, slot: Slot) -> RequestId {
+        RequestId {
+            port: std::ptr::from_ref(self).addr(),
+            conn,
+            slot,
+        }
     }
 
     /// Declares the calling thread to be this port's reactor.

@@ -2,7 +2,7 @@
 
 use super::Poller;
 use crate::ctrl::NsEntry;
-use crate::ns::{Lane, LaneCx, Request};
+use crate::ns::{Lane, LaneCx, Request, RequestId};
 use log::error;
 use nvmf_proto::wire::Status;
 use std::collections::{HashMap, VecDeque};
@@ -122,13 +122,29 @@ impl Lanes {
         lane.lane.submit(request);
     }
 
+    /// Takes a request back that work has not begun on; it counts as outstanding until
+    /// [`Lanes::completed`] is told of it.
+    pub(crate) fn withdraw(&mut self, index: usize, id: RequestId) -> Option<Request> {
+        let lane = self.lanes.get_mut(index).and_then(Option::as_mut)?;
+        let Some(at) = lane.waiting.iter().position(|r| r.id() == id) else {
+            return lane.lane.abort(id).filter(|r| r.id() == id);
+        };
+        lane.outstanding += 1;
+        lane.waiting.remove(at)
+    }
+
     /// Takes note of a completion, and submits what waited for it.
-    pub(super) fn completed(&mut self, index: usize, poller: &Poller) {
+    pub(crate) fn completed(&mut self, index: usize, poller: &Poller) {
         let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
             return;
         };
         lane.outstanding -= 1;
-        if let Some(request) = lane.waiting.pop_front() {
+        let next = if lane.outstanding < lane.depth {
+            lane.waiting.pop_front()
+        } else {
+            None
+        };
+        if let Some(request) = next {
             self.submit(index, request);
         } else if lane.detached && lane.outstanding == 0 {
             self.close(index, poller);

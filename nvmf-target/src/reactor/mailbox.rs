@@ -1,9 +1,10 @@
 //! What other threads send to a reactor.
 
-use crate::ctrl::Listener;
+use crate::ctrl::{ConnRef, Listener};
 use crate::ns::Port;
 use crate::transport::Stream;
 use crate::wake::Waker;
+use nvmf_proto::tcp::Slot;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,6 +17,22 @@ pub(crate) enum Message {
     Stop(u64),
     /// The controller of this admin queue has something for it.
     Notify(u64),
+    /// The host wants the command with this CID of this connection aborted.
+    Abort {
+        conn: u64,
+        cid: u16,
+        /// The admin queue that the Abort command has come on, and its place there.
+        asker: ConnRef,
+        slot: Slot,
+    },
+    /// What became of it: whether the command was aborted immediately.
+    Aborted {
+        /// The admin queue.
+        conn: u64,
+        /// Of the Abort command.
+        slot: Slot,
+        aborted: bool,
+    },
     /// The namespace with this uid of this subsystem is detached: drop its lane.
     Detached(u64),
     /// Take no new commands; end when nothing is in flight any more.
@@ -30,6 +47,8 @@ impl fmt::Debug for Message {
             Self::Accept(..) => "Accept",
             Self::Stop(_) => "Stop",
             Self::Notify(_) => "Notify",
+            Self::Abort { .. } => "Abort",
+            Self::Aborted { .. } => "Aborted",
             Self::Detached(_) => "Detached",
             Self::Drain => "Drain",
             Self::Quit => "Quit",

@@ -380,6 +380,24 @@ impl Reactor {
                         conn.on_notify(&mut self.cx);
                     }
                 }
+                Message::Abort {
+                    conn: id,
+                    cid,
+                    asker,
+                    slot,
+                } => {
+                    let aborted = self.abort(id, cid);
+                    asker.aborted(slot, aborted);
+                }
+                Message::Aborted {
+                    conn: id,
+                    slot,
+                    aborted,
+                } => {
+                    if let Some(conn) = self.conns.get(id) {
+                        conn.on_aborted(&mut self.cx, slot, aborted);
+                    }
+                }
                 Message::Detached(uid) => {
                     let Cx { lanes, poller, .. } = &mut self.cx;
                     lanes.detach(uid, poller);
@@ -398,6 +416,17 @@ impl Reactor {
         }
         self.messages = messages;
         any
+    }
+
+    /// Aborts a command. It is answered before anybody is told that it was aborted.
+    fn abort(&mut self, id: u64, cid: u16) -> bool {
+        let Some(conn) = self.conns.get(id) else {
+            return false;
+        };
+        let aborted = conn.abort(&mut self.cx, cid);
+        conn.flush(&mut self.cx);
+        self.bury(id);
+        aborted
     }
 
     fn accept(&mut self, id: u64, stream: Box<dyn Stream>, listener: Arc<crate::ctrl::Listener>) {

@@ -2,7 +2,7 @@
 
 use super::PATIENCE;
 use nvmf_target::Error;
-use nvmf_target::ns::{Lane, LaneCx, Namespace, NsInfo, NsSink, Request};
+use nvmf_target::ns::{Lane, LaneCx, Namespace, NsInfo, NsSink, Request, RequestId};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -16,6 +16,8 @@ struct Shared {
     arrived: Condvar,
     /// `open_lane` fails.
     broken: Mutex<bool>,
+    /// Lanes give back what was not taken yet.
+    withdraws: Mutex<bool>,
 }
 
 impl Step {
@@ -26,6 +28,7 @@ impl Step {
             requests: Mutex::default(),
             arrived: Condvar::new(),
             broken: Mutex::default(),
+            withdraws: Mutex::default(),
         }))
     }
 
@@ -66,6 +69,10 @@ impl Step {
         *self.0.broken.lock().unwrap() = broken;
     }
 
+    pub fn set_withdraws(&self, withdraws: bool) {
+        *self.0.withdraws.lock().unwrap() = withdraws;
+    }
+
     /// Whether the target still holds the namespace or a lane of it.
     pub fn is_held(&self) -> bool {
         Arc::strong_count(&self.0) > 1
@@ -95,5 +102,14 @@ impl Lane for StepLane {
     fn submit(&mut self, request: Request) {
         self.0.requests.lock().unwrap().push_back(request);
         self.0.arrived.notify_all();
+    }
+
+    fn abort(&mut self, id: RequestId) -> Option<Request> {
+        if !*self.0.withdraws.lock().unwrap() {
+            return None;
+        }
+        let mut requests = self.0.requests.lock().unwrap();
+        let at = requests.iter().position(|r| r.id() == id)?;
+        requests.remove(at)
     }
 }

@@ -311,16 +311,17 @@ impl TcpTarget {
     }
 
     /// The command is done: its response is queued, preceded by `data_len` bytes of its buffer.
+    /// True if it was queued by this call.
     ///
     /// Legal from [`Event::Command`] on. Data of the command that is still to come is discarded; a
-    /// response must not overtake H2CData that an R2T has asked for, so then it waits. A second
-    /// call and a stale slot are ignored, as is everything after the end of the connection.
-    pub fn complete(&mut self, slot: Slot, done: Done) {
+    /// response must not overtake H2CData that an R2T has asked for, so then it waits (false). A
+    /// second call and a stale slot are ignored, as is everything after the end of the connection.
+    pub fn complete(&mut self, slot: Slot, done: Done) -> bool {
         if self.phase != Phase::Open {
-            return;
+            return false;
         }
         let Some(entry) = self.slots.get_mut(slot) else {
-            return;
+            return false;
         };
         match entry.state {
             State::Decision | State::InCapsule | State::Execution => {
@@ -330,10 +331,31 @@ impl TcpTarget {
             // Already in the queue, for an R2T that need not be sent any more.
             State::R2tQueued => entry.state = State::ResponseQueued,
             State::H2cData => entry.state = State::Abandoned,
-            State::Free | State::Abandoned | State::ResponseQueued | State::Leaving => return,
+            State::Free | State::Abandoned | State::ResponseQueued | State::Leaving => {
+                return false;
+            }
         }
         entry.done = done;
+        let queued = entry.state == State::ResponseQueued;
         self.rx.discard(slot, self.data_digest_len());
+        queued
+    }
+
+    /// The command with a CID that has not been completed yet: what an Abort means. It looks
+    /// through the table.
+    #[must_use]
+    pub fn find(&self, cid: u16) -> Option<Slot> {
+        self.slots.find(cid)
+    }
+
+    /// Whether a command has been told to `receive` its data and has not got all of it.
+    #[must_use]
+    pub fn awaits_data(&self, slot: Slot) -> bool {
+        let state = self.slots.get(slot).map(|entry| entry.state);
+        matches!(
+            state,
+            Some(State::InCapsule | State::R2tQueued | State::H2cData)
+        )
     }
 
     /// The host has closed its side of the connection: `need` is `Closed` from here on.

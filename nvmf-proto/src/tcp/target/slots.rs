@@ -27,6 +27,20 @@ pub(super) enum State {
     Leaving,
 }
 
+impl State {
+    /// The command has no outcome yet.
+    const fn is_undecided(self) -> bool {
+        match self {
+            Self::Decision
+            | Self::InCapsule
+            | Self::R2tQueued
+            | Self::H2cData
+            | Self::Execution => true,
+            Self::Free | Self::Abandoned | Self::ResponseQueued | Self::Leaving => false,
+        }
+    }
+}
+
 /// One slot of the table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
@@ -84,6 +98,11 @@ impl Cids {
         let free = *word & bit == 0;
         *word |= bit;
         free
+    }
+
+    fn contains(&self, cid: u16) -> bool {
+        let word = self.0.get(usize::from(cid >> 6));
+        word.is_some_and(|word| word & 1 << (cid & 63) != 0)
     }
 
     fn remove(&mut self, cid: u16) {
@@ -166,6 +185,25 @@ impl Slots {
             ..Entry::FREE
         };
         Some((Slot::new(index, entry.generation), !owns_cid))
+    }
+
+    /// The command that has a CID to itself and no outcome yet.
+    pub(super) fn find(&self, cid: u16) -> Option<Slot> {
+        // A CID that nobody uses, and that costs no search.
+        if !self.cids.contains(cid) {
+            return None;
+        }
+        let is_it = |e: &Entry| e.owns_cid && e.cid == cid && e.state.is_undecided();
+        let index = self.entries.iter().position(is_it)?;
+        let generation = self.entries.get(index)?.generation;
+        Some(Slot::new(u16::try_from(index).ok()?, generation))
+    }
+
+    /// The entry of a live command; nothing if the slot is stale.
+    pub(super) fn get(&self, slot: Slot) -> Option<&Entry> {
+        self.entries
+            .get(slot.index())
+            .filter(|e| e.generation == slot.generation() && e.state != State::Free)
     }
 
     /// The entry of a live command; nothing if the slot is stale.

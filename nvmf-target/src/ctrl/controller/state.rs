@@ -202,6 +202,12 @@ impl Controller {
         ok
     }
 
+    /// The connection of an I/O queue.
+    pub(crate) fn queue(&self, qid: u16) -> Option<ConnRef> {
+        let state = lock(&self.state);
+        state.queues.get(&qid).map(|(conn, _)| conn.clone())
+    }
+
     /// How many I/O queues there are.
     pub(crate) fn io_queue_count(&self) -> usize {
         lock(&self.state).queues.len()

@@ -139,7 +139,12 @@ impl Chaos {
                     result: 0,
                     data_len,
                 };
-                self.target.complete(slot(&index, &self.seen), done);
+                let slot = slot(&index, &self.seen);
+                let waits = self.target.awaits_data(slot);
+                if self.target.complete(slot, done) {
+                    assert!(self.target.has_transmit());
+                }
+                assert!(!self.target.awaits_data(slot) || (waits && self.over()));
             }
             Call::Poll(size) => self.poll(size),
             Call::Transmitted(bytes) => {
@@ -221,6 +226,11 @@ impl Chaos {
         }
     }
 
+    /// No commands are taken or answered any more.
+    const fn over(&self) -> bool {
+        self.over || self.violations > 0
+    }
+
     fn event(&mut self, event: Option<Event>) {
         match event {
             Some(Event::Command { slot, .. }) => {
@@ -276,6 +286,11 @@ impl Chaos {
             target.outstanding(),
             self.seen.len() - 1 - self.released.len()
         );
+        for cid in 0..4 {
+            if let Some(slot) = target.find(cid) {
+                assert!(self.seen.contains(&slot) && !self.released.contains(&slot));
+            }
+        }
         let need = target.need();
         assert_eq!(need, target.need());
         match need {

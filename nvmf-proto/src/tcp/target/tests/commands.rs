@@ -334,6 +334,51 @@ fn complete_between_receive_and_r2t() {
     assert_eq!(driver.target.outstanding(), 0);
 }
 
+/// What an Abort needs to know: which command has a CID, whether it can still be ended and whether
+/// its end is told at once.
+#[test]
+fn find_and_end() {
+    let mut driver = plain();
+    let wire = driver.wire;
+    let gone = failed(Status::ABORT_REQUESTED);
+    assert_eq!(driver.target.find(1), None);
+    let idle = driver.command(&wire.command(&read(1, 512), &[]));
+    let queued = driver.command(&wire.command(&write(2, 512), &[]));
+    let twin = driver.command(&wire.command(&write(2, 512), &[]));
+    assert_eq!(driver.target.find(1), Some(idle));
+    assert_eq!(
+        driver.target.find(2),
+        Some(queued),
+        "the one that was first"
+    );
+    assert_eq!(driver.target.find(3), None);
+    driver
+        .target
+        .complete(twin, failed(Status::COMMAND_ID_CONFLICT));
+    assert!(!driver.target.awaits_data(queued));
+    driver.target.receive(queued, 512);
+    assert!(driver.target.awaits_data(queued));
+    // No R2T has left: nothing stands between the command and its response.
+    assert!(driver.target.complete(queued, gone));
+    assert!(!driver.target.complete(queued, gone), "once only");
+    assert_eq!(driver.target.find(2), None, "it has its outcome");
+    assert!(driver.target.complete(idle, gone));
+    driver.send();
+    // The host sends what the R2T asks for before it can be told.
+    let sending = driver.command(&wire.command(&write(4, 512), &[]));
+    driver.target.receive(sending, 512);
+    let r2t = driver.r2t();
+    assert!(driver.target.awaits_data(sending));
+    assert!(!driver.target.complete(sending, gone));
+    assert!(!driver.target.awaits_data(sending));
+    assert_eq!(driver.target.find(4), None);
+    assert!(!driver.target.has_transmit());
+    driver.feed(&wire.h2c_data(4, r2t.ttag, 0, &[1; 512], true));
+    assert_eq!(driver.send_one().cqe().status, Status::ABORT_REQUESTED);
+    assert!(!driver.target.complete(sending, gone), "stale");
+    assert!(!driver.target.awaits_data(sending), "stale");
+}
+
 /// The response to a command waits until the host has sent all that the R2T asked for.
 #[test]
 fn complete_during_r2t() {

@@ -146,10 +146,11 @@ impl Session {
         let reads = sqe.opcode() == NvmOpcode::READ.0;
         *self.driver.buffer(slot) = pattern(sqe.cid().into(), if reads { len as usize } else { 0 });
         match (sqe.nsid(), NvmOpcode(sqe.opcode())) {
-            (REFUSE, _) => self
-                .driver
-                .target
-                .complete(slot, failed(Status::INVALID_FIELD)),
+            (REFUSE, _) => {
+                self.driver
+                    .target
+                    .complete(slot, failed(Status::INVALID_FIELD));
+            }
             (_, NvmOpcode::READ) => {
                 let result = u64::from(sqe.cid() & 1);
                 self.driver.target.complete(
@@ -170,7 +171,9 @@ impl Session {
                         .complete(slot, failed(Status::WRITE_FAULT));
                 }
             }
-            _ => self.driver.target.complete(slot, OK),
+            _ => {
+                self.driver.target.complete(slot, OK);
+            }
         }
     }
 
