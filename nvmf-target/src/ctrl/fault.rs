@@ -75,6 +75,15 @@ impl Fault {
             )
     }
 
+    /// Whether the same command may succeed a moment later.
+    pub(super) fn passes_with_time(self) -> bool {
+        let code = code(self.status);
+        matches!(
+            code,
+            Status::COMMAND_INTERRUPTED | Status::NAMESPACE_NOT_READY
+        ) && !self.status.is_dnr()
+    }
+
     /// Whether the medium or its data are at fault: NVMe Base 2.1, SMART / Health Information log
     /// page, Media and Data Integrity Errors.
     pub(super) fn is_of_the_medium(self) -> bool {

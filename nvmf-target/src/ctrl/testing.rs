@@ -135,7 +135,15 @@ impl Rig {
 
     /// CC.EN, as before I/O queues.
     pub(super) fn enable(&self) {
-        let cc = Cc::default().with_en(true).with_iosqes(6).with_iocqes(4);
+        self.set_cc(Cc::default().with_en(true).with_iosqes(6).with_iocqes(4));
+    }
+
+    /// A Controller Level Reset.
+    pub(super) fn reset(&self) {
+        self.set_cc(Cc::default());
+    }
+
+    fn set_cc(&self, cc: Cc) {
         let (size, offset) = (PropertySize::BYTES_4, PropertyOffset::CC);
         let set = PropertySet {
             size,

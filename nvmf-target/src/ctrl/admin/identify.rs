@@ -1,10 +1,11 @@
 //! Identify (NVMe Base 2.1, Identify command; NVM Command Set 1.1 for its own structures).
 
 use super::{ACL, AERL, AdminCx, Kind, NsEntry, Transfer};
-use crate::ctrl::controller::{ErrorLog, KAS};
+use crate::ctrl::controller::{CRDT1, ErrorLog, KAS, WCTEMP};
 use crate::ctrl::property::VERSION;
 use crate::ctrl::{Controller, Fault};
 use crate::ns::{NsInfo, Support};
+use nvmf_proto::wire::feature::AsyncEventConfig;
 use nvmf_proto::wire::identify::{
     Cmic, Cns, ControllerType, Csi, Ctratt, Dlfeat, Frmw, IDENTIFY_SIZE, IdentifyCommand,
     IdentifyController, IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceIndependent,
@@ -19,8 +20,11 @@ use std::sync::Arc;
 /// FR: also what the Firmware Slot Information log page says.
 pub(super) const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
 
-/// WCTEMP in kelvins: 70 °C, the value that NVMe Base 2.1 recommends.
-pub(super) const WCTEMP: u16 = 343;
+/// The notices of OAES that a host can ask for. Both have one bit for one notice.
+pub(super) const EVENTS: AsyncEventConfig = AsyncEventConfig::NAMESPACE_ATTRIBUTE;
+
+/// Byte 24 of the SQE: DPTR.
+pub(super) const DATA_POINTER: ParameterLocation = ParameterLocation::byte(24);
 
 /// CCTEMP in kelvins.
 const CCTEMP: u16 = 358;
@@ -210,8 +214,9 @@ fn io_controller(cx: &AdminCx<'_>) -> IdentifyController {
     IdentifyController {
         // Every host gets a controller of its own, by any of the listeners.
         cmic: Cmic::MULTI_PORT | Cmic::MULTI_CONTROLLER,
-        oaes: Oaes::NAMESPACE_ATTRIBUTE,
+        oaes: Oaes::from_bits_retain(EVENTS.bits()),
         cntrltype: ControllerType::IO,
+        crdt1: CRDT1,
         frmw: Frmw::SLOT_1_READ_ONLY | Frmw::ONE_SLOT,
         lpa: Lpa::COMMAND_EFFECTS | Lpa::EXTENDED_DATA | Lpa::SUPPORTED_LOG_PAGES,
         wctemp: WCTEMP,
@@ -226,7 +231,10 @@ fn io_controller(cx: &AdminCx<'_>) -> IdentifyController {
         nn: subsystem.max_namespaces,
         mnan: subsystem.max_namespaces,
         // For the life of the controller, whatever namespaces come later.
-        oncs: Oncs::DATASET_MANAGEMENT | Oncs::WRITE_ZEROES | Oncs::SAVE_AND_SELECT,
+        oncs: Oncs::DATASET_MANAGEMENT
+            | Oncs::WRITE_ZEROES
+            | Oncs::SAVE_AND_SELECT
+            | Oncs::TIMESTAMP,
         vwc: Vwc::PRESENT | Vwc::FLUSH_BROADCAST,
         ioccsz: (64 + cx.controller.limits.in_capsule) / 16,
         iorcsz: 1,
@@ -234,6 +242,11 @@ fn io_controller(cx: &AdminCx<'_>) -> IdentifyController {
         ofcs: Ofcs::DISCONNECT,
         ..controller(cx)
     }
+}
+
+/// CDFS: the Copy Descriptor Formats that there are.
+pub(super) fn copy_formats(cx: &AdminCx<'_>) -> u16 {
+    io_controller(cx).cdfs
 }
 
 fn discovery_controller(cx: &AdminCx<'_>) -> IdentifyController {

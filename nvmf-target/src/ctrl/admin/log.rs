@@ -2,7 +2,7 @@
 
 use super::discovery::DiscoveryLog;
 use super::{AdminCx, Fault, Kind, Transfer, feature, identify};
-use crate::ctrl::controller::ErrorLog;
+use crate::ctrl::controller::{ErrorLog, TEMPERATURE};
 use nvmf_proto::wire::identify::{IDENTIFY_SIZE, NSID_BROADCAST};
 use nvmf_proto::wire::log::{
     CommandEffects, CommandEffectsLog, FirmwareSlotLog, GetLogPage, Lid, LidSupport, SmartLog,
@@ -15,9 +15,6 @@ const FEATURE_EFFECTS_SIZE: usize = 1024;
 
 /// Bytes of the NVMe-MI Commands Supported and Effects log page.
 const NVME_MI_EFFECTS_SIZE: usize = 4096;
-
-/// Composite Temperature in kelvins. There is no sensor; 27 °C alarms nobody.
-const TEMPERATURE: u16 = 300;
 
 pub(super) fn transfer(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Fault> {
     let (_, length) = asked(cx, sqe)?;
@@ -132,6 +129,7 @@ fn smart(cx: &AdminCx<'_>) -> SmartLog {
     let totals = cx.controller.totals();
     let errors = cx.controller.errors.counts();
     SmartLog {
+        critical_warning: cx.controller.settings().warnings(),
         temperature: TEMPERATURE,
         available_spare: 100,
         available_spare_threshold: 10,

@@ -88,7 +88,7 @@ pub(crate) fn execute(cx: &AdminCx<'_>, sqe: &Sqe, data: &mut [u8]) -> Result<u3
         AdminOpcode::IDENTIFY => identify::identify(cx, sqe, data).map(|()| 0),
         AdminOpcode::GET_LOG_PAGE => log::read(cx, sqe, data).map(|()| 0),
         AdminOpcode::GET_FEATURES => feature::get(cx, sqe, data),
-        AdminOpcode::SET_FEATURES => feature::set(cx, sqe),
+        AdminOpcode::SET_FEATURES => feature::set(cx, sqe, data),
         _ => Err(Status::INVALID_OPCODE.dnr().into()),
     }
 }

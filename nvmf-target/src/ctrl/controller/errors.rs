@@ -11,6 +11,9 @@ use nvmf_proto::wire::{AdminOpcode, Sqe, Status};
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
+/// CRDT1, in units of 100 ms: when what passes with time is worth another try.
+pub(in crate::ctrl) const CRDT1: u16 = 1;
+
 #[derive(Debug, Default)]
 pub(in crate::ctrl) struct ErrorLog(Mutex<Ring>);
 
@@ -67,10 +70,15 @@ impl Controller {
     /// Takes note of a command that fails on one of the controller's queues, and returns the status
     /// that the host is to get.
     pub(crate) fn note_failure(&self, qid: u16, sqe: &Sqe, fault: Fault) -> Status {
-        if !fault.is_logged() {
-            return fault.status;
+        let mut status = fault.status;
+        // NVMe Base 2.1, Host Behavior Support: only hosts that say so know of CRD.
+        if fault.passes_with_time() && self.settings().host_behavior.acre == 1 {
+            status = status.with_crd(1);
         }
-        let status = fault.status.more();
+        if !fault.is_logged() {
+            return status;
+        }
+        status = status.more();
         let fabrics = sqe.opcode() == AdminOpcode::FABRICS.0;
         let trtype = if fault.is_of_the_transport() {
             self.listener.address.trtype.0

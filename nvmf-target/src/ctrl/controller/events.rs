@@ -125,5 +125,6 @@ impl Controller {
     /// Sets the Asynchronous Event Configuration.
     pub(crate) fn set_event_config(&self, config: AsyncEventConfig) {
         lock(&self.state).events.configure(config);
+        self.raise_warnings();
     }
 }

@@ -2,10 +2,12 @@
 
 mod errors;
 mod events;
+mod settings;
 mod state;
 mod stats;
 
-pub(super) use errors::ErrorLog;
+pub(super) use errors::{CRDT1, ErrorLog};
+pub(super) use settings::{Clock, Settings, TEMPERATURE, WCTEMP};
 pub(super) use state::Stopping;
 pub(crate) use stats::{QueueStats, Totals};
 

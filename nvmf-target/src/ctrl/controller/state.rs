@@ -4,6 +4,7 @@ use super::super::connect::Refusal;
 use super::super::{ConnRef, lock};
 use super::Controller;
 use super::events::Events;
+use super::settings::Settings;
 use super::stats::{QueueStats, Totals};
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::Status;
@@ -26,6 +27,7 @@ pub(in crate::ctrl) struct State {
     pub(in crate::ctrl) stopping: Option<Stopping>,
     pub(super) kato_ms: u32,
     pub(super) events: Events,
+    pub(super) settings: Settings,
     /// Number of I/O queues granted by Set Features; none before.
     granted: Option<u16>,
     queues: BTreeMap<u16, (ConnRef, Arc<QueueStats>)>,
@@ -46,6 +48,7 @@ impl State {
             stopping: None,
             kato_ms,
             events: Events::default(),
+            settings: Settings::default(),
             granted: None,
             queues: BTreeMap::new(),
             past: Totals::default(),
@@ -93,6 +96,7 @@ impl State {
                 };
                 self.csts = Csts::default().with_rdy(self.cc.en()).with_shst(shst);
                 self.events = Events::default();
+                self.settings = Settings::default();
                 self.granted = None;
             }
             Some(Stopping::Shutdown) => self.csts = self.csts.with_shst(Csts::SHST_COMPLETE),

@@ -1,8 +1,10 @@
 use super::*;
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::feature::{
-    AsyncEventConfig, FeatureSelect, Fid, GetFeatures, NumberOfQueues, SetFeatures,
+    AsyncEventConfig, FeatureSelect, Fid, GetFeatures, NumberOfQueues, SetFeatures, Timestamp,
+    TimestampOrigin,
 };
+use nvmf_proto::wire::log::{AsyncEvent, Lid};
 
 const INVALID_FIELD: Status = Status::INVALID_FIELD.dnr();
 const INVALID_NAMESPACE: Status = Status::INVALID_NAMESPACE.dnr();
@@ -34,9 +36,15 @@ fn nsid_of(fid: Fid) -> u32 {
     if fid == Fid::ERROR_RECOVERY { 1 } else { 0 }
 }
 
-fn get(rig: &Rig, fid: Fid, sel: u8, cdw11: u32) -> Result<u64, Status> {
-    rig.run(&get_sqe(fid, sel, cdw11, nsid_of(fid)))
-        .map(|(dw0, _)| dw0)
+/// The value as the specification has it: dword 0, or the data.
+fn get(rig: &Rig, fid: Fid, sel: u8, cdw11: u32) -> Result<Value, Status> {
+    let (dw0, data) = rig.run(&get_sqe(fid, sel, cdw11, nsid_of(fid)))?;
+    Ok(if data.is_empty() {
+        Dword(u32::try_from(dw0).unwrap())
+    } else {
+        assert_eq!(dw0, 0);
+        Data(data)
+    })
 }
 
 fn set(rig: &Rig, fid: Fid, cdw11: u32) -> Result<u64, Status> {
@@ -44,26 +52,106 @@ fn set(rig: &Rig, fid: Fid, cdw11: u32) -> Result<u64, Status> {
         .map(|(dw0, _)| dw0)
 }
 
+fn set_data(rig: &Rig, fid: Fid, data: &[u8]) -> Result<u64, Status> {
+    rig.try_run(&set_sqe(fid, 0, 0), data)
+        .map(|(dw0, _)| dw0)
+        .map_err(|fault| fault.status)
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    Dword(u32),
+    Data(Vec<u8>),
+}
+use Value::{Data, Dword};
+
+/// What there is to say of a feature of an I/O controller.
+struct Row {
+    fid: Fid,
+    /// CDW11 of Get Features.
+    cdw11: u32,
+    /// Current as of a controller that is new, and default; saved is default.
+    current: Value,
+    default: Value,
+    /// SEL 011b: 1 saveable, 2 of a namespace, 4 changeable.
+    capabilities: u32,
+    /// Bits of CDW11 of Set Features that are reserved.
+    reserved: u32,
+}
+
+/// The features of I/O controllers; every other FID is Invalid Field.
+fn rows() -> Vec<Row> {
+    let row = |fid, cdw11, current, default, capabilities, reserved| Row {
+        fid,
+        cdw11,
+        current,
+        default,
+        capabilities,
+        reserved,
+    };
+    let one = |fid, cdw11, value: u32, capabilities, reserved| {
+        row(
+            fid,
+            cdw11,
+            Dword(value),
+            Dword(value),
+            capabilities,
+            reserved,
+        )
+    };
+    let host_id = Data(HOST_ID.to_vec());
+    let behavior = Data(vec![0; 512]);
+    vec![
+        one(Fid::ARBITRATION, 0, 7, 0, 0xf8),
+        one(Fid::POWER_MANAGEMENT, 0, 0, 4, 0xffff_ff00),
+        one(Fid::TEMPERATURE_THRESHOLD, 0, 343, 4, 0xfe00_0000),
+        one(Fid::TEMPERATURE_THRESHOLD, 1 << 20, 0, 4, 0xfe00_0000),
+        one(Fid::ERROR_RECOVERY, 0, 0, 2, 0xfffe_0000),
+        one(Fid::VOLATILE_WRITE_CACHE, 0, 1, 0, 0xffff_fffe),
+        one(Fid::NUMBER_OF_QUEUES, 0, 0x7_0007, 4, 0),
+        one(Fid::WRITE_ATOMICITY, 0, 0, 4, 0xffff_fffe),
+        one(Fid::ASYNC_EVENT_CONFIG, 0, 0, 4, 0),
+        row(Fid::KEEP_ALIVE_TIMER, 0, Dword(5000), Dword(120_000), 4, 0),
+        row(
+            Fid::HOST_BEHAVIOR,
+            0,
+            behavior.clone(),
+            behavior,
+            4,
+            u32::MAX,
+        ),
+        row(Fid::HOST_IDENTIFIER, 1, host_id.clone(), host_id, 0, 0),
+    ]
+}
+
+/// FIDs of the discovery controllers.
+const DISCOVERY: [Fid; 2] = [Fid::ASYNC_EVENT_CONFIG, Fid::KEEP_ALIVE_TIMER];
+
+/// FIDs of the I/O controllers. The current value of Timestamp moves, so it has no row.
+fn fids() -> Vec<Fid> {
+    rows()
+        .iter()
+        .map(|row| row.fid)
+        .chain([Fid::TIMESTAMP])
+        .collect()
+}
+
 #[test]
 fn every_fid() {
-    let features: [(Rig, &[u8]); 2] = [
-        (Rig::nvm(), &[1, 2, 4, 5, 6, 7, 0xa, 0xb, 0xf, 0x81]),
-        (Rig::discovery(), &[0xb, 0xf]),
-    ];
-    for (rig, fids) in features {
-        for fid in 0..=u8::MAX {
+    for (rig, fids) in [(Rig::nvm(), fids()), (Rig::discovery(), DISCOVERY.to_vec())] {
+        for fid in (0..=u8::MAX).map(Fid) {
             for sel in 0..8 {
-                let outcome = get(&rig, Fid(fid), sel, u32::from(fid == 0x81));
+                let outcome = get(&rig, fid, sel, u32::from(fid == Fid::HOST_IDENTIFIER));
                 if fids.contains(&fid) && sel < 4 {
-                    assert!(outcome.is_ok(), "{fid:02x}h {sel}: {outcome:?}");
+                    assert!(outcome.is_ok(), "{fid:?} {sel}: {outcome:?}");
                 } else {
-                    assert_eq!(outcome, Err(INVALID_FIELD), "{fid:02x}h {sel}");
+                    assert_eq!(outcome, Err(INVALID_FIELD), "{fid:?} {sel}");
                 }
             }
-            let mut sqe = set_sqe(Fid(fid), 0, nsid_of(Fid(fid)));
+            let mut sqe = set_sqe(fid, 0, nsid_of(fid));
             SetFeatures {
                 sv: true,
-                ..SetFeatures::new(Fid(fid), 0)
+                ..SetFeatures::new(fid, 0)
             }
             .encode(&mut sqe);
             let expected = if fids.contains(&fid) {
@@ -71,31 +159,31 @@ fn every_fid() {
             } else {
                 INVALID_FIELD
             };
-            assert_eq!(rig.status(&sqe), expected, "{fid:02x}h with SV");
+            assert_eq!(rig.status(&sqe), expected, "{fid:?} with SV");
         }
     }
 }
 
 #[test]
-fn values_by_select() {
+fn values_by_select_and_reserved_bits() {
     let rig = Rig::nvm();
-    // CDW11; current, default, saved, capabilities.
-    let table = [
-        (Fid::ARBITRATION, 0, [7, 7, 7, 0]),
-        (Fid::POWER_MANAGEMENT, 0, [0, 0, 0, 0]),
-        (Fid::TEMPERATURE_THRESHOLD, 0, [343, 343, 343, 0]),
-        (Fid::TEMPERATURE_THRESHOLD, 1 << 20, [0, 0, 0, 0]),
-        (Fid::ERROR_RECOVERY, 0, [0, 0, 0, 2]),
-        (Fid::VOLATILE_WRITE_CACHE, 0, [1, 1, 1, 0]),
-        (Fid::NUMBER_OF_QUEUES, 0, [0x7_0007, 0x7_0007, 0x7_0007, 4]),
-        (Fid::WRITE_ATOMICITY, 0, [0, 0, 0, 0]),
-        (Fid::ASYNC_EVENT_CONFIG, 0, [0, 0, 0, 4]),
-        (Fid::KEEP_ALIVE_TIMER, 0, [5000, 120_000, 120_000, 4]),
-        (Fid::HOST_IDENTIFIER, 1, [0, 0, 0, 0]),
-    ];
-    for (fid, cdw11, values) in table {
+    for row in rows() {
+        let fid = row.fid;
+        let values = [
+            row.current,
+            row.default.clone(),
+            row.default,
+            Dword(row.capabilities),
+        ];
         for (sel, value) in (0..).zip(values) {
-            assert_eq!(get(&rig, fid, sel, cdw11), Ok(value), "{fid:?} {sel}");
+            assert_eq!(get(&rig, fid, sel, row.cdw11), Ok(value), "{fid:?} {sel}");
+        }
+        for bit in (0..32).filter(|bit| row.reserved & 1 << bit != 0) {
+            let sqe = set_sqe(fid, 1 << bit, nsid_of(fid));
+            let at = ParameterLocation::cdw(11, bit);
+            let expected = Err(Fault::new(INVALID_FIELD, at));
+            let data = vec![0; if fid == Fid::HOST_BEHAVIOR { 512 } else { 0 }];
+            assert_eq!(rig.try_run(&sqe, &data), expected, "{fid:?} {bit}");
         }
     }
     // Sensors other than the Composite Temperature, and a reserved threshold.
@@ -112,17 +200,142 @@ fn what_has_one_value_can_be_set_to_it() {
     let rig = Rig::nvm();
     let table = [
         (Fid::ARBITRATION, 7, 6),
-        (Fid::POWER_MANAGEMENT, 0, 1),
-        (Fid::TEMPERATURE_THRESHOLD, 343, 300),
-        (Fid::TEMPERATURE_THRESHOLD, 1 << 20, 1 << 20 | 200),
         (Fid::ERROR_RECOVERY, 0, 1 << 16),
         (Fid::VOLATILE_WRITE_CACHE, 1, 0),
-        (Fid::WRITE_ATOMICITY, 0, 1),
     ];
     for (fid, same, other) in table {
         assert_eq!(set(&rig, fid, same), Ok(0), "{fid:?}");
         assert_eq!(set(&rig, fid, other), Err(NOT_CHANGEABLE), "{fid:?}");
     }
+}
+
+#[test]
+fn what_is_set_is_read_until_a_reset() {
+    // CDW11 of Set Features and of Get Features, and what the latter answers.
+    let table = [
+        (Fid::POWER_MANAGEMENT, 2 << 5, 0, Ok(2 << 5)),
+        (Fid::POWER_MANAGEMENT, 3 << 5, 0, Err(INVALID_FIELD)),
+        (Fid::POWER_MANAGEMENT, 1, 0, Err(INVALID_FIELD)),
+        (Fid::TEMPERATURE_THRESHOLD, 400, 0, Ok(400)),
+        (Fid::TEMPERATURE_THRESHOLD, 0xf << 16 | 401, 0, Ok(401)),
+        (Fid::TEMPERATURE_THRESHOLD, 1 << 20 | 200, 1 << 20, Ok(200)),
+        (
+            Fid::TEMPERATURE_THRESHOLD,
+            1 << 16 | 400,
+            0,
+            Err(INVALID_FIELD),
+        ),
+        (
+            Fid::TEMPERATURE_THRESHOLD,
+            2 << 20 | 400,
+            0,
+            Err(INVALID_FIELD),
+        ),
+        (
+            Fid::TEMPERATURE_THRESHOLD,
+            1 << 22 | 400,
+            0,
+            Err(INVALID_FIELD),
+        ),
+        (Fid::WRITE_ATOMICITY, 1, 0, Ok(1)),
+        (Fid::WRITE_ATOMICITY, 0, 0, Ok(0)),
+    ];
+    let rig = Rig::nvm();
+    rig.enable();
+    for (fid, wanted, asked, outcome) in table {
+        assert_eq!(
+            set(&rig, fid, wanted),
+            outcome.map(|_| 0),
+            "{fid:?} {wanted:x}h"
+        );
+        if let Ok(value) = outcome {
+            assert_eq!(
+                get(&rig, fid, 0, asked),
+                Ok(Dword(value)),
+                "{fid:?} {wanted:x}h"
+            );
+        }
+    }
+    set(&rig, Fid::WRITE_ATOMICITY, 1).unwrap();
+    rig.reset();
+    for row in rows().iter().filter(|row| row.fid != Fid::KEEP_ALIVE_TIMER) {
+        let value = row.current.clone();
+        assert_eq!(get(&rig, row.fid, 0, row.cdw11), Ok(value), "{:?}", row.fid);
+    }
+}
+
+#[test]
+fn a_temperature_beyond_a_threshold_is_a_critical_warning() {
+    let rig = Rig::nvm();
+    let event = AsyncEvent::TEMPERATURE_THRESHOLD;
+    set(&rig, Fid::TEMPERATURE_THRESHOLD, 300).unwrap();
+    assert_eq!(rig.controller.next_event(), None, "it was not asked for");
+    set(&rig, Fid::ASYNC_EVENT_CONFIG, 1 << 1).unwrap();
+    assert_eq!(rig.controller.next_event(), Some(event));
+    set(&rig, Fid::TEMPERATURE_THRESHOLD, 299).unwrap();
+    assert_eq!(rig.controller.next_event(), None, "the log was not read");
+    rig.controller.clear_event(Lid::SMART);
+    set(&rig, Fid::TEMPERATURE_THRESHOLD, 343).unwrap();
+    assert_eq!(rig.controller.next_event(), None);
+    set(&rig, Fid::TEMPERATURE_THRESHOLD, 1 << 20 | 300).unwrap();
+    assert_eq!(rig.controller.next_event(), Some(event));
+}
+
+#[test]
+fn timestamp() {
+    let rig = Rig::nvm();
+    let stamp = |sel| match get(&rig, Fid::TIMESTAMP, sel, 0).unwrap() {
+        Data(bytes) => Timestamp(u64::from_le_bytes(bytes.try_into().unwrap())),
+        dword @ Dword(_) => panic!("{dword:?}"),
+    };
+    assert_eq!(stamp(0).origin(), TimestampOrigin::RESET);
+    let year_2100 = 4_102_444_800_000u64;
+    // Two bytes are no milliseconds; the clock goes on from there.
+    let bytes = (year_2100 | 0xffff << 48).to_le_bytes();
+    assert_eq!(set_data(&rig, Fid::TIMESTAMP, &bytes), Ok(0));
+    assert_eq!(stamp(0).origin(), TimestampOrigin::HOST);
+    assert!((year_2100..year_2100 + 3_600_000).contains(&stamp(0).milliseconds()));
+    assert_eq!((stamp(1), stamp(2)), (Timestamp(0), Timestamp(0)));
+    assert_eq!(get(&rig, Fid::TIMESTAMP, 3, 0), Ok(Dword(4)));
+}
+
+#[test]
+fn host_behavior() {
+    let rig = Rig::nvm();
+    let with = |at: usize, value| {
+        let mut data = [0; 512];
+        data[at] = value;
+        data
+    };
+    // ACRE, ETDAS, LBAFEE, HDISNS, and CDFE, of which there is no bit.
+    let table = [(0, 1), (1, 1), (2, 0), (3, 1), (4, 0), (5, 0)];
+    for (at, most) in table {
+        for value in [0, 1, 2, 0x80] {
+            let outcome = set_data(&rig, Fid::HOST_BEHAVIOR, &with(at, value));
+            if value <= most {
+                assert_eq!(outcome, Ok(0), "byte {at} {value}");
+                let data = Data(with(at, value).to_vec());
+                assert_eq!(get(&rig, Fid::HOST_BEHAVIOR, 0, 0), Ok(data));
+            } else {
+                assert_eq!(outcome, Err(INVALID_FIELD), "byte {at} {value}");
+            }
+        }
+    }
+}
+
+#[test]
+fn retry_delays_are_for_hosts_that_know_of_them() {
+    let rig = Rig::nvm();
+    let sqe = Sqe::with_opcode(1);
+    let note = |status: Status| rig.controller.note_failure(1, &sqe, status.into());
+    let (busy, missing) = (Status::COMMAND_INTERRUPTED, Status::NAMESPACE_NOT_READY);
+    assert_eq!((note(busy), note(missing)), (busy, missing.more()));
+    let mut data = [0; 512];
+    data[0] = 1;
+    set_data(&rig, Fid::HOST_BEHAVIOR, &data).unwrap();
+    assert_eq!(note(busy), busy.with_crd(1));
+    assert_eq!(note(missing), missing.with_crd(1).more());
+    assert_eq!(note(missing.dnr()), missing.dnr().more());
 }
 
 #[test]
@@ -139,13 +352,24 @@ fn scopes() {
         (NN + 1, [no, no, no, no]),
     ];
     for (nsid, expected) in table {
-        let found = [
-            rig.status(&get_sqe(Fid::WRITE_ATOMICITY, 0, 0, nsid)),
-            rig.status(&set_sqe(Fid::WRITE_ATOMICITY, 0, nsid)),
-            rig.status(&get_sqe(Fid::ERROR_RECOVERY, 0, 0, nsid)),
-            rig.status(&set_sqe(Fid::ERROR_RECOVERY, 0, nsid)),
-        ];
-        assert_eq!(found, expected, "NSID {nsid:x}h");
+        for row in rows() {
+            let fid = row.fid;
+            let of_namespace = row.capabilities & 2 != 0;
+            let [get_controller, set_controller, get_namespace, set_namespace] = expected;
+            let (get_status, set_status) = if of_namespace {
+                (get_namespace, set_namespace)
+            } else {
+                (get_controller, set_controller)
+            };
+            let found = rig.status(&get_sqe(fid, 0, row.cdw11, nsid));
+            assert_eq!(found, get_status, "get {fid:?} of {nsid:x}h");
+            // What these take is another matter.
+            let (Dword(value), false) = (row.current, fid == Fid::TEMPERATURE_THRESHOLD) else {
+                continue;
+            };
+            let found = rig.status(&set_sqe(fid, value, nsid));
+            assert_eq!(found, set_status, "set {fid:?} of {nsid:x}h");
+        }
     }
 }
 
@@ -161,8 +385,8 @@ fn number_of_queues() {
     assert_eq!(rig.controller.granted_queues(), None);
     // 0's based: 4 and 2 asked for, 2 pairs granted; never more than there are.
     assert_eq!(ask(3, 1), Ok(0x1_0001));
-    assert_eq!(get(&rig, Fid::NUMBER_OF_QUEUES, 0, 0), Ok(0x1_0001));
-    assert_eq!(get(&rig, Fid::NUMBER_OF_QUEUES, 1, 0), Ok(0x7_0007));
+    assert_eq!(get(&rig, Fid::NUMBER_OF_QUEUES, 0, 0), Ok(Dword(0x1_0001)));
+    assert_eq!(get(&rig, Fid::NUMBER_OF_QUEUES, 1, 0), Ok(Dword(0x7_0007)));
     assert_eq!(ask(0xfffe, 0xfffe), Ok(0x7_0007));
     assert_eq!(rig.controller.granted_queues(), Some(8));
 
@@ -188,7 +412,7 @@ fn async_event_configuration() {
                 assert_eq!(outcome, Err(INVALID_FIELD), "{bit:x}h");
             } else {
                 assert_eq!(outcome, Ok(0), "{bit:x}h");
-                assert_eq!(get(&rig, Fid::ASYNC_EVENT_CONFIG, 0, 0), Ok(bit.into()));
+                assert_eq!(get(&rig, Fid::ASYNC_EVENT_CONFIG, 0, 0), Ok(Dword(bit)));
             }
         }
         assert_eq!(set(&rig, Fid::ASYNC_EVENT_CONFIG, supported), Ok(0));
@@ -202,7 +426,7 @@ fn keep_alive_timeout() {
     let (nvm, discovery) = (Rig::nvm(), Rig::discovery());
     for (asked, set_to) in [(1, 100), (100, 100), (15_001, 15_100), (u32::MAX, u32::MAX)] {
         assert_eq!(set(&nvm, Fid::KEEP_ALIVE_TIMER, asked), Ok(0));
-        assert_eq!(get(&nvm, Fid::KEEP_ALIVE_TIMER, 0, 0), Ok(set_to.into()));
+        assert_eq!(get(&nvm, Fid::KEEP_ALIVE_TIMER, 0, 0), Ok(Dword(set_to)));
         assert!(nvm.controller.keep_alive_deadline().is_some());
     }
     let zero = |rig| set(rig, Fid::KEEP_ALIVE_TIMER, 0);

@@ -136,7 +136,7 @@ fn io_controller() {
     assert_eq!(id.tnvmcap, (1 << 20) + (16 << 12));
     assert_eq!(
         id.oncs,
-        Oncs::DATASET_MANAGEMENT | Oncs::WRITE_ZEROES | Oncs::SAVE_AND_SELECT
+        Oncs::DATASET_MANAGEMENT | Oncs::WRITE_ZEROES | Oncs::SAVE_AND_SELECT | Oncs::TIMESTAMP
     );
     assert_eq!((id.vwc.bits(), id.sgls.bits()), (0x07, 0x30_0001));
     assert_eq!((id.ioccsz, id.iorcsz, id.icdoff), ((64 + 16384) / 16, 1, 0));

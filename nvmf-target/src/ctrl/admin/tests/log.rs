@@ -201,7 +201,10 @@ fn effects() {
 
     let features: [u8; 1024] = page(&rig, Lid::FEATURE_EFFECTS);
     let supported: Vec<_> = (0..256).filter(|fid| features[fid * 4] & 1 != 0).collect();
-    assert_eq!(supported, [1, 2, 4, 5, 6, 7, 0xa, 0xb, 0xf, 0x81]);
+    assert_eq!(
+        supported,
+        [1, 2, 4, 5, 6, 7, 0xa, 0xb, 0xe, 0xf, 0x16, 0x81]
+    );
     assert_eq!(
         features[4 * usize::from(Fid::ERROR_RECOVERY.0)..][..4],
         [1, 0, 0x10, 0]
