@@ -7,12 +7,15 @@ use nvmf_proto::wire::dsm::{DsmAttributes, DsmCommand};
 use nvmf_proto::wire::feature::{GetFeatures, SetFeatures};
 use nvmf_proto::wire::identify::IdentifyCommand;
 use nvmf_proto::wire::log::GetLogPage;
+use nvmf_proto::wire::sqe::Fuse;
 use nvmf_proto::wire::{AdminOpcode, NvmOpcode, Sqe};
 
 /// FUA of Read, Write and Write Zeroes in CDW12.
 const FUA: u32 = 1 << 30;
 /// DEAC of Write Zeroes in CDW12.
 const DEAC: u32 = 1 << 25;
+/// NSZ of Write Zeroes in CDW12.
+const NSZ: u32 = 1 << 23;
 
 /// A command on a range of logical blocks. `blocks` of 0 is the same as 1.
 #[must_use]
@@ -54,6 +57,48 @@ pub fn write_zeroes(nsid: u32, slba: u64, blocks: u32, deallocate: bool) -> Sqe 
         set_cdw12_bits(&mut sqe, DEAC);
     }
     sqe
+}
+
+/// The same Write Zeroes for all blocks of the namespace (NSZ).
+#[must_use]
+pub fn whole_namespace(mut sqe: Sqe) -> Sqe {
+    set_cdw12_bits(&mut sqe, NSZ);
+    sqe
+}
+
+/// Compare: the data goes to the controller.
+#[must_use]
+pub fn compare(nsid: u32, slba: u64, blocks: u32) -> Sqe {
+    on_blocks(NvmOpcode::COMPARE, nsid, slba, blocks)
+}
+
+/// Verify.
+#[must_use]
+pub fn verify(nsid: u32, slba: u64, blocks: u32) -> Sqe {
+    on_blocks(NvmOpcode::VERIFY, nsid, slba, blocks)
+}
+
+/// The same command as half of a fused operation (FUSE in byte 1). The halves are to be submitted
+/// one right after the other.
+#[must_use]
+pub const fn fused(mut sqe: Sqe, half: Fuse) -> Sqe {
+    let bits = match half {
+        Fuse::None => 0,
+        Fuse::First => 1,
+        Fuse::Second => 2,
+        Fuse::Reserved => 3,
+    };
+    sqe.0[1] = sqe.0[1] & !3 | bits;
+    sqe
+}
+
+/// The fused operation Compare and Write: its first and its second command.
+#[must_use]
+pub fn compare_and_write(nsid: u32, slba: u64, blocks: u32) -> [Sqe; 2] {
+    [
+        fused(compare(nsid, slba, blocks), Fuse::First),
+        fused(write(nsid, slba, blocks), Fuse::Second),
+    ]
 }
 
 /// Flush.
@@ -159,6 +204,11 @@ mod tests {
         );
         let sqe = write_zeroes(1, 5, 8, true);
         assert_eq!((sqe.opcode(), sqe.cdw12()), (8, 1 << 25 | 7));
+        let [first, second] = compare_and_write(1, 5, 8);
+        assert_eq!(
+            (&first.0[..2], &second.0[..2]),
+            (&[5, 0x41][..], &[1, 0x42][..])
+        );
         assert_eq!(abort(2, 0x1234).cdw10(), 0x1234_0002);
         let sqe = dataset_management(1, 256, DsmAttributes::DEALLOCATE);
         assert_eq!((sqe.cdw10(), sqe.cdw11()), (255, 4));

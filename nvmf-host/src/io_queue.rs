@@ -3,9 +3,9 @@
 use crate::command;
 use crate::error::Error;
 use crate::queue::{Completion, Completions, Data, Queue, Refused, Token};
-use nvmf_proto::wire::Sqe;
 use nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
 use nvmf_proto::wire::fabrics::FabricsType;
+use nvmf_proto::wire::{Sqe, Status};
 use std::time::Duration;
 
 /// What I/O needs to know of a namespace.
@@ -217,6 +217,34 @@ impl IoQueue {
     ) -> Result<(), Error> {
         let sqe = command::write_zeroes(namespace.nsid, slba, blocks, deallocate);
         self.no_data("Write Zeroes", sqe)
+    }
+
+    /// The fused operation Compare and Write: writes `data` if the blocks hold `expected`, which is
+    /// as long. Returns the statuses of its Compare and its Write; a status is not an error here.
+    ///
+    /// # Errors
+    ///
+    /// The lengths differ or are no number of blocks, the connection is over, the queue is full, or
+    /// no completion came in time.
+    pub fn compare_and_write(
+        &mut self,
+        namespace: &Namespace,
+        slba: u64,
+        expected: Vec<u8>,
+        data: Vec<u8>,
+    ) -> Result<[Status; 2], Error> {
+        if expected.len() != data.len() {
+            return Err(Error::InvalidInput(
+                "Compare and Write have data of the same length",
+            ));
+        }
+        let blocks = namespace.blocks_in(data.len())?;
+        let [first, second] = command::compare_and_write(namespace.nsid, slba, blocks);
+        let first = self.queue.submit(first, Data::Write(expected))?;
+        let second = self.queue.submit(second, Data::Write(data))?;
+        let first = self.queue.wait_for("Compare", first)?;
+        let second = self.queue.wait_for("Write", second)?;
+        Ok([first.cqe.status, second.cqe.status])
     }
 
     /// Dataset Management of 1 to 256 ranges.

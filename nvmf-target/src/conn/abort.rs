@@ -2,7 +2,7 @@
 //!
 //! | where the command is | what happens |
 //! |---|---|
-//! | waits for a buffer, for an event, or for data that no R2T has asked for yet | aborted |
+//! | waits for a buffer, for an event, for the other half of a fused operation, or for data that no R2T has asked for yet | aborted |
 //! | waits for a lane, or for a thread of its backend | withdrawn, aborted |
 //! | its host has been asked for data (R2T) | aborted later: behind that data, which is thrown away |
 //! | between two steps of a longer operation | aborted later: behind the step that is under way |
@@ -11,6 +11,7 @@
 //! Only the first two are immediate, and only then is bit 0 of the answer clear. A command of
 //! another queue is looked for by that queue's reactor.
 
+use super::fused::Half;
 use super::{Conn, Queue};
 use crate::ctrl::ConnRef;
 use crate::ctrl::admin::ACL;
@@ -104,7 +105,9 @@ impl Conn {
         if self.command(slot).parts > 0 {
             return self.abort_request(cx, slot);
         }
-        let waits = self.stop_waiting(cx, slot) || self.tcp.awaits_data(slot);
+        let waits = self.stop_waiting(cx, slot)
+            || self.tcp.awaits_data(slot)
+            || self.command(slot).half != Half::Whole;
         if !waits {
             return false;
         }
@@ -115,9 +118,13 @@ impl Conn {
             result: 0,
             data_len: 0,
         };
+        let other = self.end_half(slot, done.status);
         let immediate = self.tcp.complete(slot, done);
         self.mark_dirty(cx);
         self.resume(cx);
+        if let Some((other, status)) = other {
+            self.complete(cx, other, status, 0);
+        }
         immediate
     }
 
@@ -158,7 +165,7 @@ impl Conn {
         };
         let mut completion = request.withdraw(Status::ABORT_REQUESTED);
         let Cx { lanes, poller, .. } = cx;
-        lanes.completed(lane, poller);
+        lanes.completed(lane, completion.op(), poller);
         cx.in_flight -= 1;
         self.on_completion(cx, &mut completion);
         cx.requests.recycle(completion);

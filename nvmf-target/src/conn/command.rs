@@ -1,7 +1,7 @@
 //! A command from its arrival to its execution: checks, data pointer, buffer.
 
 use super::admin::AdminPlan;
-use super::io::IoPlan;
+use super::fused::{Before, Half};
 use super::{Conn, Fed, Queue};
 use crate::buf::BLOCK;
 use crate::ctrl::Fault;
@@ -15,7 +15,7 @@ use nvmf_proto::wire::{AdminOpcode, SglDescriptor, Sqe, Status};
 
 /// The namespace was replaced by one of another format while a command waited: what its data
 /// pointer describes does not fit any more.
-const CHANGED: Status = Status::DATA_SGL_LENGTH_INVALID.dnr();
+pub(super) const CHANGED: Status = Status::DATA_SGL_LENGTH_INVALID.dnr();
 
 /// Bytes up to which a command is small, where buffers are short.
 const SMALL: usize = 16 << 10;
@@ -34,6 +34,12 @@ impl Conn {
         command.sqe = *sqe;
         command.status = None;
         command.aborted = false;
+        command.result = 0;
+        if (sqe.fuse() != Fuse::None || self.before != Before::Whole)
+            && let Err(status) = self.fuse(cx, slot, sqe)
+        {
+            return self.complete(cx, slot, status, 0);
+        }
         if cid_conflict {
             self.complete(cx, slot, Status::COMMAND_ID_CONFLICT.dnr(), 0);
             return;
@@ -74,18 +80,17 @@ impl Conn {
 
     /// Whether a command may run at all, and what data it moves.
     fn admit(&mut self, cx: &Cx, sqe: &Sqe) -> Result<Transfer, Fault> {
+        let io = matches!(self.queue, Queue::Io(_));
         // NVMe Base 2.1, Submission Queue Entry: byte 1 of a Fabrics command is reserved but for
-        // what is here checked for all others.
-        if sqe.opcode() != AdminOpcode::FABRICS.0 && (sqe.psdt() == 0 || sqe.fuse() != Fuse::None) {
+        // what is here checked for all others. Admin commands have no fused operations.
+        if sqe.opcode() != AdminOpcode::FABRICS.0
+            && (sqe.psdt() == 0 || (!io && sqe.fuse() != Fuse::None))
+        {
             let at = ParameterLocation::byte(1);
             return Err(Fault::new(Status::INVALID_FIELD.dnr(), at));
         }
-        match &mut self.queue {
-            Queue::Io(queue) => {
-                queue.refresh();
-                let plan = IoPlan::new(sqe, &queue.view, queue.controller.limits.max_transfer)?;
-                Ok(plan.transfer())
-            }
+        match &self.queue {
+            Queue::Io(_) => self.plan_io(sqe).map(|plan| plan.transfer()),
             Queue::Admin(_) | Queue::None => self.plan_admin(cx, sqe).map(|plan| plan.transfer()),
         }
     }
@@ -182,17 +187,15 @@ impl Conn {
 
     fn execute(&mut self, cx: &mut Cx, slot: Slot) {
         let command = self.command(slot);
-        let (sqe, held) = (command.sqe, command.buf.len());
-        match &mut self.queue {
-            Queue::Io(queue) => {
-                // The namespace may have changed while the data was on its way.
-                queue.refresh();
-                match IoPlan::new(&sqe, &queue.view, queue.controller.limits.max_transfer) {
-                    Ok(plan) if plan.transfer().len() == held => self.execute_io(cx, slot, &plan),
-                    Ok(_) => self.complete(cx, slot, CHANGED, 0),
-                    Err(status) => self.complete(cx, slot, status, 0),
-                }
-            }
+        let (sqe, held, half) = (command.sqe, command.buf.len(), command.half);
+        match &self.queue {
+            // The namespace may have changed while the data was on its way.
+            Queue::Io(_) => match self.plan_io(&sqe) {
+                Ok(plan) if plan.transfer().len() != held => self.complete(cx, slot, CHANGED, 0),
+                Ok(_) if half != Half::Whole => self.half_is_ready(cx, slot),
+                Ok(plan) => self.execute_io(cx, slot, &plan),
+                Err(fault) => self.fail(cx, slot, fault),
+            },
             Queue::Admin(_) | Queue::None => match self.plan_admin(cx, &sqe) {
                 Ok(plan) => self.execute_admin(cx, slot, &plan),
                 Err(fault) => self.fail(cx, slot, fault),
@@ -237,6 +240,25 @@ impl Conn {
     }
 
     pub(super) fn respond(&mut self, cx: &mut Cx, slot: Slot, done: Done) {
+        let command = self.command(slot);
+        command.exclusive = None;
+        if command.half == Half::Whole {
+            return self.answer(cx, slot, done);
+        }
+        let is_first = command.sqe.fuse() == Fuse::First;
+        let other = self.end_half(slot, done.status);
+        if is_first {
+            self.answer(cx, slot, done);
+        }
+        if let Some((other, status)) = other {
+            self.complete(cx, other, status, 0);
+        }
+        if !is_first {
+            self.answer(cx, slot, done);
+        }
+    }
+
+    fn answer(&mut self, cx: &mut Cx, slot: Slot, done: Done) {
         if done.data_len == 0 {
             let buf = std::mem::take(&mut self.command(slot).buf);
             self.give_buffer(cx, buf);

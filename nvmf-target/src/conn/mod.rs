@@ -6,17 +6,21 @@
 mod abort;
 mod admin;
 mod command;
+mod fused;
 mod io;
 mod rx;
 mod tx;
 
+pub(crate) use io::{DMRL, DMRSL, STRIDE};
+
 use crate::buf::IoBuf;
 use crate::ctrl::{Controller, Listener, QueueStats, View};
-use crate::ns::Completion;
-use crate::reactor::{Cx, Ready};
+use crate::ns::{Completion, Op};
+use crate::reactor::{Cx, Exclusive, Gate, Message, Ready};
 use crate::transport::Stream;
 use admin::AdminQueue;
-use io::After;
+use fused::{Before, Half};
+use io::Step;
 use log::{debug, info, warn};
 use nvmf_proto::tcp::target::{CloseReason, Config, Event, TcpTarget};
 use nvmf_proto::tcp::{Need, Slot, Time, TxList};
@@ -75,7 +79,7 @@ struct Command {
     sqe: Sqe,
     buf: IoBuf,
     /// What follows when the backend has done its part.
-    after: After,
+    next: Step,
     /// Requests that are in a backend.
     parts: u32,
     /// The lane that took the latest of them.
@@ -84,6 +88,11 @@ struct Command {
     aborted: bool,
     /// The first failure of its parts.
     status: Option<Status>,
+    /// Dword 0 of its completion.
+    result: u32,
+    half: Half,
+    /// It has closed a namespace's write gate.
+    exclusive: Option<Exclusive>,
 }
 
 pub(crate) struct Conn {
@@ -121,6 +130,8 @@ pub(crate) struct Conn {
     /// Its requests in backends.
     in_flight: usize,
     timer: Option<Time>,
+    /// Of the command that came last: whether it waits for its second half.
+    before: Before,
     /// Close as soon as everything has been sent.
     closing: bool,
 }
@@ -161,6 +172,7 @@ impl Conn {
             moved: cx.now,
             in_flight: 0,
             timer: None,
+            before: Before::Whole,
             closing: false,
         }
     }
@@ -266,13 +278,48 @@ impl Conn {
         // The host's time to take the answer starts here, however long the backend took.
         self.moved = cx.now;
         let slot = completion.route().slot;
-        let (buf, status) = (completion.take_buf(), completion.status());
-        // Nobody is answered any more on a connection that is closed or ends after a violation.
-        if self.stream.is_none() || self.tcp.need() == Need::Drain {
+        let (op, buf, status) = (completion.op(), completion.take_buf(), completion.status());
+        if matches!(op, Op::CompareAndWrite { .. }) {
+            let expected = completion.take_expected();
+            self.give_buffer(cx, expected);
+        }
+        if self.is_mute() {
+            self.command(slot).exclusive = None;
             self.give_buffer(cx, buf);
             return;
         }
-        self.on_io_done(cx, slot, completion.op(), buf, status);
+        self.on_io_done(cx, slot, op, buf, status);
+    }
+
+    /// Nobody is answered any more on a connection that is closed or ends after a violation.
+    fn is_mute(&self) -> bool {
+        self.stream.is_none() || self.tcp.need() == Need::Drain
+    }
+
+    /// Closes a namespace's write gate for a command, which goes on in [`Conn::on_exclusive`].
+    /// Meanwhile it counts as being in a backend.
+    pub(super) fn close_gate(&mut self, cx: &mut Cx, slot: Slot, gate: &Arc<Gate>) {
+        self.command(slot).parts += 1;
+        self.in_flight += 1;
+        cx.in_flight += 1;
+        let (mailbox, id) = (Arc::clone(&cx.mailbox), self.id);
+        gate.close(move |exclusive| mailbox.send(Message::Exclusive(id, slot, exclusive)));
+    }
+
+    /// A write gate is closed, as a command has asked for.
+    pub(crate) fn on_exclusive(&mut self, cx: &mut Cx, slot: Slot, exclusive: Exclusive) {
+        self.in_flight -= 1;
+        cx.in_flight -= 1;
+        self.moved = cx.now;
+        if self.is_mute() {
+            return;
+        }
+        let command = self.command(slot);
+        command.parts -= 1;
+        command.exclusive = Some(exclusive);
+        if let Some(second) = command.half.other() {
+            self.execute_pair_alone(cx, slot, second);
+        }
     }
 
     /// The controller has something for its admin queue.

@@ -1,6 +1,7 @@
 //! The namespaces of a subsystem: a snapshot that is replaced, never changed.
 
 use crate::ns::{Namespace, NsInfo};
+use crate::reactor::Gate;
 use nvmf_proto::wire::nqn::Nqn;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -27,6 +28,7 @@ pub(crate) struct NsShared {
     pub(crate) namespace: Arc<dyn Namespace>,
     /// What the backend's sink calls: kept, for the backend holds a weak reference.
     pub(crate) _notify: Arc<dyn Fn() + Send + Sync>,
+    pub(crate) gate: Arc<Gate>,
 }
 
 impl fmt::Debug for NsShared {

@@ -130,6 +130,7 @@ impl Subsystem {
                 shared: Arc::new(NsShared {
                     namespace,
                     _notify: notify,
+                    gate: Arc::default(),
                 }),
             };
             *table = Arc::new(table.with(nsid, Some(Arc::new(entry))));

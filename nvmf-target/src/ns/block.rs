@@ -68,6 +68,43 @@ pub trait BlockDevice: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether the blocks from `offset` on hold `data`. Called only if [`super::Caps::compare`] is
+    /// `Native`.
+    ///
+    /// # Errors
+    /// An I/O error becomes the status that [`NsError`] describes.
+    fn compare(&self, offset: u64, data: &[u8]) -> Result<bool, NsError> {
+        let _ = (offset, data);
+        Err(NsError::Status(Status::INVALID_OPCODE.dnr()))
+    }
+
+    /// Writes `data` at `offset` if the blocks there hold `expected`, which is as long, and says
+    /// whether they did. Nothing else may write to them in between. Called only if
+    /// [`super::Caps::compare_and_write`] is `Native`, `fua` as in [`BlockDevice::write_at`].
+    ///
+    /// # Errors
+    /// An I/O error becomes the status that [`NsError`] describes.
+    fn compare_and_write(
+        &self,
+        offset: u64,
+        expected: &[u8],
+        data: &[u8],
+        fua: bool,
+    ) -> Result<bool, NsError> {
+        let _ = (offset, expected, data, fua);
+        Err(NsError::Status(Status::INVALID_OPCODE.dnr()))
+    }
+
+    /// Finds out whether `len` bytes from `offset` can be read. Called only if
+    /// [`super::Caps::verify`] is `Native`.
+    ///
+    /// # Errors
+    /// An I/O error becomes the status that [`NsError`] describes.
+    fn verify(&self, offset: u64, len: u64) -> Result<(), NsError> {
+        let _ = (offset, len);
+        Err(NsError::Status(Status::INVALID_OPCODE.dnr()))
+    }
+
     /// See [`Namespace::subscribe`].
     fn subscribe(&self, sink: NsSink) {
         let _ = sink;
@@ -103,6 +140,24 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
 
     fn deallocate(&self, offset: u64, len: u64) -> Result<(), NsError> {
         (**self).deallocate(offset, len)
+    }
+
+    fn compare(&self, offset: u64, data: &[u8]) -> Result<bool, NsError> {
+        (**self).compare(offset, data)
+    }
+
+    fn compare_and_write(
+        &self,
+        offset: u64,
+        expected: &[u8],
+        data: &[u8],
+        fua: bool,
+    ) -> Result<bool, NsError> {
+        (**self).compare_and_write(offset, expected, data, fua)
+    }
+
+    fn verify(&self, offset: u64, len: u64) -> Result<(), NsError> {
+        (**self).verify(offset, len)
     }
 
     fn subscribe(&self, sink: NsSink) {
@@ -145,7 +200,7 @@ impl NsError {
             Self::Status(status) => return *status,
             Self::Io(err) => err,
         };
-        let write = !matches!(op, Op::Read);
+        let write = !matches!(op, Op::Read | Op::Compare | Op::Verify);
         match Errno::from_io_error(err) {
             Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => Status::CAPACITY_EXCEEDED.dnr(),
             Some(Errno::ROFS | Errno::PERM | Errno::ACCESS | Errno::BADF) if write => {
@@ -204,6 +259,20 @@ fn perform(dev: &dyn BlockDevice, request: &mut Request) -> Result<(), NsError> 
                     dev.deallocate(slba << shift, blocks << shift)
                 })
         }
+        Op::Compare => same(dev.compare(at.start, request.data())?),
+        Op::CompareAndWrite { fua } => {
+            let (expected, data) = (request.compare_data(), request.data());
+            same(dev.compare_and_write(at.start, expected, data, fua)?)
+        }
+        Op::Verify => dev.verify(at.start, at.end - at.start),
+    }
+}
+
+const fn same(same: bool) -> Result<(), NsError> {
+    if same {
+        Ok(())
+    } else {
+        Err(NsError::Status(Status::COMPARE_FAILURE.dnr()))
     }
 }
 

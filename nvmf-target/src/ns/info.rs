@@ -29,6 +29,16 @@ pub struct Caps {
     /// Dataset Management with the deallocate attribute. `None` and `Emulate`: a hint that is
     /// not taken, the command succeeds.
     pub deallocate: Support,
+    /// Compare. `Native`: [`crate::ns::Op::Compare`]. `Emulate`: the target reads and compares.
+    /// `None`: Invalid Command Opcode.
+    pub compare: Support,
+    /// The fused operation Compare and Write. `Native`: [`crate::ns::Op::CompareAndWrite`].
+    /// `Emulate`: the target reads, compares and writes, and holds back everything else that
+    /// writes to this namespace of this subsystem meanwhile. `None`: Invalid Field in Command.
+    pub compare_and_write: Support,
+    /// Verify. `Native`: [`crate::ns::Op::Verify`]. `Emulate`: the target reads. `None`: Invalid
+    /// Command Opcode.
+    pub verify: Support,
 }
 
 /// Geometry, identity and capabilities of a namespace.
@@ -91,6 +101,9 @@ impl NsInfo {
                 fua: Support::Emulate,
                 write_zeroes: Support::Emulate,
                 deallocate: Support::None,
+                compare: Support::Emulate,
+                compare_and_write: Support::Emulate,
+                verify: Support::Emulate,
             },
             volatile_cache: false,
             dealloc_reads_zero: false,

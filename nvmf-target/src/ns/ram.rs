@@ -47,6 +47,9 @@ impl RamDisk {
             fua: Support::Native,
             write_zeroes: Support::Native,
             deallocate: Support::Native,
+            compare: Support::Native,
+            compare_and_write: Support::Native,
+            verify: Support::Native,
             ..Caps::default()
         };
         let mut info = info.with_caps(caps);
@@ -100,6 +103,23 @@ const fn as_usize(n: u64) -> usize {
     n as usize
 }
 
+/// A chunk's memory, taken now if it was not. Memory that is refused fails the command, not the
+/// process.
+fn taken(chunk: &mut Option<Box<[u8]>>) -> Result<&mut [u8], NsError> {
+    match chunk {
+        Some(bytes) => Ok(bytes),
+        None => Ok(chunk.insert(zeroed(CHUNK).ok_or(Status::CAPACITY_EXCEEDED.dnr())?)),
+    }
+}
+
+/// Whether a chunk has these bytes from `start` on.
+fn holds(chunk: Option<&[u8]>, start: usize, bytes: &[u8]) -> bool {
+    match chunk {
+        Some(chunk) => chunk[start..start + bytes.len()] == *bytes,
+        None => bytes.iter().all(|&byte| byte == 0),
+    }
+}
+
 impl BlockDevice for RamDisk {
     fn info(&self) -> NsInfo {
         self.info.clone()
@@ -122,12 +142,7 @@ impl BlockDevice for RamDisk {
             let (from, rest) = buf.split_at(n);
             buf = rest;
             let mut chunk = chunk.write().unwrap_or_else(PoisonError::into_inner);
-            let bytes = match &mut *chunk {
-                Some(bytes) => bytes,
-                // Memory that is refused fails the command, not the process.
-                None => chunk.insert(zeroed(CHUNK).ok_or(Status::CAPACITY_EXCEEDED.dnr())?),
-            };
-            bytes[start..start + n].copy_from_slice(from);
+            taken(&mut chunk)?[start..start + n].copy_from_slice(from);
         }
         Ok(())
     }
@@ -146,6 +161,56 @@ impl BlockDevice for RamDisk {
 
     fn deallocate(&self, offset: u64, len: u64) -> Result<(), NsError> {
         self.write_zeroes(offset, len, true, false)
+    }
+
+    fn compare(&self, offset: u64, mut data: &[u8]) -> Result<bool, NsError> {
+        for (chunk, start, n) in self.pieces(offset, data.len() as u64) {
+            let (expected, rest) = data.split_at(n);
+            data = rest;
+            let chunk = chunk.read().unwrap_or_else(PoisonError::into_inner);
+            if !holds(chunk.as_deref(), start, expected) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn compare_and_write(
+        &self,
+        offset: u64,
+        mut expected: &[u8],
+        mut data: &[u8],
+        _fua: bool,
+    ) -> Result<bool, NsError> {
+        // All chunks are locked, in ascending order, before the first is looked at.
+        let mut chunks: Vec<_> = self
+            .pieces(offset, data.len() as u64)
+            .map(|(chunk, start, n)| {
+                let chunk = chunk.write().unwrap_or_else(PoisonError::into_inner);
+                (chunk, start, n)
+            })
+            .collect();
+        for (chunk, start, n) in &chunks {
+            let (now, rest) = expected.split_at(*n);
+            expected = rest;
+            if !holds(chunk.as_deref(), *start, now) {
+                return Ok(false);
+            }
+        }
+        // And all have their memory before the first is changed.
+        for (chunk, ..) in &mut chunks {
+            taken(chunk)?;
+        }
+        for (chunk, start, n) in &mut chunks {
+            let (now, rest) = data.split_at(*n);
+            data = rest;
+            taken(chunk)?[*start..*start + *n].copy_from_slice(now);
+        }
+        Ok(true)
+    }
+
+    fn verify(&self, _offset: u64, _len: u64) -> Result<(), NsError> {
+        Ok(())
     }
 }
 
@@ -192,6 +257,22 @@ mod tests {
         assert_eq!((buf[0], buf[511], buf[512]), (0, 0, 7));
         disk.deallocate((1 << 39) - 4096, 2 * CHUNK as u64).unwrap();
         assert_eq!(disk.resident_bytes(), 0);
+    }
+
+    #[test]
+    fn compares_and_writes_across_chunks_or_not_at_all() {
+        let disk = RamDisk::new(8 << 20, 512).unwrap();
+        let at = CHUNK as u64 - 512;
+        let (zeroes, ones, twos) = ([0; 1024], [1; 1024], [2; 1024]);
+        assert!(disk.compare(at, &zeroes).unwrap());
+        assert!(!disk.compare_and_write(at, &ones, &twos, false).unwrap());
+        assert_eq!(disk.resident_bytes(), 0);
+        assert!(disk.compare_and_write(at, &zeroes, &ones, true).unwrap());
+        assert!(disk.compare(at, &ones).unwrap());
+        disk.write_at(at + 1023, &[7], false).unwrap();
+        assert!(!disk.compare(at, &ones).unwrap());
+        assert!(!disk.compare_and_write(at, &ones, &twos, false).unwrap());
+        assert!(disk.compare(at, &ones[..512]).unwrap());
     }
 
     #[test]

@@ -34,6 +34,31 @@ pub enum Op {
     },
     /// The host has no use for [`Request::ranges`] any more. A hint.
     Deallocate,
+    /// Compare the range with [`Request::data`]. Blocks that differ are no error of the backend:
+    /// the request is completed with `Status::COMPARE_FAILURE.dnr()`.
+    Compare,
+    /// Compare the range with [`Request::compare_data`] and, if it is the same, write
+    /// [`Request::data`] to it; nothing that writes gets in between. If it is not, the request is
+    /// completed as [`Op::Compare`] and nothing is written.
+    CompareAndWrite {
+        /// Force Unit Access of the write.
+        fua: bool,
+    },
+    /// Find out whether the range can be read, and complete the request as a read would be.
+    Verify,
+}
+
+impl Op {
+    /// Whether blocks may read differently afterwards.
+    pub(crate) const fn writes(self) -> bool {
+        match self {
+            Self::Read | Self::Flush | Self::Compare | Self::Verify => false,
+            Self::Write { .. }
+            | Self::WriteZeroes { .. }
+            | Self::Deallocate
+            | Self::CompareAndWrite { .. } => true,
+        }
+    }
 }
 
 /// A run of logical blocks.
@@ -73,6 +98,8 @@ pub(crate) struct Inner {
     range: LbaRange,
     ranges: Vec<LbaRange>,
     buf: IoBuf,
+    /// What the blocks have to be, in a `CompareAndWrite`.
+    expected: IoBuf,
     route: Route,
     status: Status,
     port: Arc<Port>,
@@ -136,11 +163,25 @@ impl Request {
         self.inner().lba_shift
     }
 
-    /// The data to write: as long as [`Request::byte_range`], at an address that is a multiple of
+    /// The data to write or to compare with: as long as [`Request::byte_range`], at an address that is a multiple of
     /// 4096 and stays the same while the request lives.
     #[must_use]
     pub fn data(&self) -> &[u8] {
         &self.inner().buf
+    }
+
+    /// What a [`Op::CompareAndWrite`] compares with: as long as [`Request::data`], and as aligned.
+    #[must_use]
+    pub fn compare_data(&self) -> &[u8] {
+        &self.inner().expected
+    }
+
+    /// The same request with what to compare with.
+    pub(crate) fn expecting(mut self, data: IoBuf) -> Self {
+        if let Some(inner) = &mut self.0 {
+            inner.expected = data;
+        }
+        self
     }
 
     /// Where read data goes: as long as [`Request::byte_range`], at an address as in
@@ -226,6 +267,11 @@ impl Completion {
     /// Takes the buffer out.
     pub(crate) fn take_buf(&mut self) -> IoBuf {
         std::mem::take(&mut self.0.buf)
+    }
+
+    /// Takes out what a `CompareAndWrite` compared with.
+    pub(crate) fn take_expected(&mut self) -> IoBuf {
+        std::mem::take(&mut self.0.expected)
     }
 }
 
@@ -357,6 +403,7 @@ impl RequestPool {
             range: LbaRange { slba: 0, blocks: 0 },
             ranges: Vec::new(),
             buf: IoBuf::empty(),
+            expected: IoBuf::empty(),
             route: Route::default(),
             status: Status::SUCCESS,
             port: Arc::clone(&self.port),
@@ -392,6 +439,13 @@ impl RequestPool {
             inner.ranges.extend(ranges);
         }
         request
+    }
+
+    /// Takes back a request that has no data and was not submitted.
+    pub(crate) fn discard(&mut self, mut request: Request) {
+        if let Some(inner) = request.0.take() {
+            self.recycle(Completion(inner));
+        }
     }
 
     pub(crate) fn recycle(&mut self, Completion(mut inner): Completion) {

@@ -1,12 +1,15 @@
-//! A reactor's lanes: opened when first used, never given more than their depth.
+//! A reactor's lanes: opened when first used, never given more than their depth, nor anything that
+//! writes while the namespace's gate is closed.
 
-use super::Poller;
+use super::gate::Member;
+use super::{Mailbox, Poller};
 use crate::ctrl::NsEntry;
-use crate::ns::{Lane, LaneCx, Request, RequestId};
+use crate::ns::{Lane, LaneCx, Op, Request, RequestId};
 use log::error;
 use nvmf_proto::wire::Status;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
 /// Poller tokens of lanes have this bit.
 pub(super) const LANE_TOKEN: u64 = 1 << 63;
@@ -38,10 +41,32 @@ struct OpenLane {
     outstanding: u32,
     /// What exceeds the depth.
     waiting: VecDeque<Request>,
+    member: Member,
+    /// The gate is closed: what writes is parked.
+    closed: bool,
+    /// The gate waits for the last request that writes.
+    asked: bool,
+    /// Requests that write, outstanding or waiting.
+    writers: u32,
+    parked: VecDeque<Request>,
     /// Submitted to since the last commit.
     touched: bool,
     /// The namespace is gone; so is the lane when nothing is outstanding.
     detached: bool,
+}
+
+impl OpenLane {
+    /// Tells the gate that nothing writes any more, if it has asked.
+    fn answer(&mut self) {
+        if self.asked && self.writers == 0 {
+            self.asked = false;
+            self.member.answer();
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.detached && self.outstanding == 0 && self.parked.is_empty()
+    }
 }
 
 #[derive(Default)]
@@ -67,7 +92,12 @@ impl Lanes {
     }
 
     /// Opens the lane of a namespace that has none here yet.
-    pub(crate) fn open(&mut self, entry: &NsEntry, poller: &Poller) -> Result<usize, Status> {
+    pub(crate) fn open(
+        &mut self,
+        entry: &NsEntry,
+        poller: &Poller,
+        mailbox: &Arc<Mailbox>,
+    ) -> Result<usize, Status> {
         let cx = LaneCx {
             depth: entry.info.depth,
             reactor: self.reactor,
@@ -87,12 +117,18 @@ impl Lanes {
             self.free.push(index);
             return Err(Status::NAMESPACE_NOT_READY);
         }
+        let (member, closed) = entry.shared.gate.join(entry.uid, mailbox);
         let open = OpenLane {
             uid: entry.uid,
             lane,
             depth: entry.info.depth,
             outstanding: 0,
             waiting: VecDeque::new(),
+            member,
+            closed,
+            asked: false,
+            writers: 0,
+            parked: VecDeque::new(),
             touched: false,
             detached: false,
         };
@@ -105,15 +141,35 @@ impl Lanes {
         Ok(index)
     }
 
-    /// Gives a lane a request, now or when its depth allows.
+    /// Gives a lane a request, now or when gate and depth allow.
     pub(crate) fn submit(&mut self, index: usize, request: Request) {
         let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
             return;
         };
+        if lane.closed && request.op().writes() {
+            lane.parked.push_back(request);
+        } else {
+            self.submit_exclusive(index, request);
+        }
+    }
+
+    /// The same for a request of whoever has closed the gate.
+    pub(crate) fn submit_exclusive(&mut self, index: usize, request: Request) {
+        let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
+            return;
+        };
+        lane.writers += u32::from(request.op().writes());
         if lane.outstanding >= lane.depth {
             lane.waiting.push_back(request);
-            return;
+        } else {
+            self.start(index, request);
         }
+    }
+
+    fn start(&mut self, index: usize, request: Request) {
+        let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
+            return;
+        };
         lane.outstanding += 1;
         if !lane.touched {
             lane.touched = true;
@@ -126,28 +182,57 @@ impl Lanes {
     /// [`Lanes::completed`] is told of it.
     pub(crate) fn withdraw(&mut self, index: usize, id: RequestId) -> Option<Request> {
         let lane = self.lanes.get_mut(index).and_then(Option::as_mut)?;
-        let Some(at) = lane.waiting.iter().position(|r| r.id() == id) else {
-            return lane.lane.abort(id).filter(|r| r.id() == id);
-        };
-        lane.outstanding += 1;
-        lane.waiting.remove(at)
+        if let Some(at) = lane.waiting.iter().position(|r| r.id() == id) {
+            lane.outstanding += 1;
+            return lane.waiting.remove(at);
+        }
+        if let Some(at) = lane.parked.iter().position(|r| r.id() == id) {
+            lane.outstanding += 1;
+            lane.writers += 1;
+            return lane.parked.remove(at);
+        }
+        lane.lane.abort(id).filter(|r| r.id() == id)
     }
 
     /// Takes note of a completion, and submits what waited for it.
-    pub(crate) fn completed(&mut self, index: usize, poller: &Poller) {
+    pub(crate) fn completed(&mut self, index: usize, op: Op, poller: &Poller) {
         let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
             return;
         };
         lane.outstanding -= 1;
+        if op.writes() {
+            lane.writers -= 1;
+            lane.answer();
+        }
         let next = if lane.outstanding < lane.depth {
             lane.waiting.pop_front()
         } else {
             None
         };
         if let Some(request) = next {
-            self.submit(index, request);
-        } else if lane.detached && lane.outstanding == 0 {
+            self.start(index, request);
+        } else if lane.is_over() {
             self.close(index, poller);
+        }
+    }
+
+    /// The gate of a namespace closes or opens for one of its lanes.
+    pub(super) fn set_gate(&mut self, uid: u64, member: u64, closed: bool) {
+        let Some(index) = self.get(uid) else { return };
+        let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
+            return;
+        };
+        // The message may have been for an earlier lane.
+        if lane.member.id() != member {
+            return;
+        }
+        lane.closed = closed;
+        lane.asked = closed;
+        lane.answer();
+        if !closed {
+            for request in std::mem::take(&mut lane.parked) {
+                self.submit_exclusive(index, request);
+            }
         }
     }
 
@@ -177,7 +262,7 @@ impl Lanes {
             return;
         };
         lane.detached = true;
-        if lane.outstanding == 0 {
+        if lane.is_over() {
             self.close(index, poller);
         }
     }

@@ -1,5 +1,6 @@
 //! What other threads send to a reactor.
 
+use super::Exclusive;
 use crate::ctrl::{ConnRef, Listener};
 use crate::ns::Port;
 use crate::transport::Stream;
@@ -8,7 +9,7 @@ use nvmf_proto::tcp::Slot;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) enum Message {
     /// A new connection.
@@ -35,6 +36,12 @@ pub(crate) enum Message {
     },
     /// The namespace with this uid of this subsystem is detached: drop its lane.
     Detached(u64),
+    /// The write gate of a namespace closes or opens for this lane of it; see [`Gate`].
+    ///
+    /// [`Gate`]: super::Gate
+    Gate { uid: u64, lane: u64, closed: bool },
+    /// The write gate is closed, as a command of this connection has asked for.
+    Exclusive(u64, Slot, Exclusive),
     /// Take no new commands; end when nothing is in flight any more.
     Drain,
     /// End now.
@@ -50,6 +57,8 @@ impl fmt::Debug for Message {
             Self::Abort { .. } => "Abort",
             Self::Aborted { .. } => "Aborted",
             Self::Detached(_) => "Detached",
+            Self::Gate { .. } => "Gate",
+            Self::Exclusive(..) => "Exclusive",
             Self::Drain => "Drain",
             Self::Quit => "Quit",
         })
@@ -89,18 +98,37 @@ impl Mailbox {
     }
 
     pub(crate) fn send(&self, message: Message) {
-        self.messages
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(message);
+        {
+            let mut messages = self.lock();
+            if self.ended.load(Ordering::Acquire) {
+                // Nobody would take it, and what it holds must not stay here for ever.
+                drop(messages);
+                return drop(message);
+            }
+            messages.push(message);
+        }
         self.any.store(true, Ordering::SeqCst);
         self.waker.wake();
+    }
+
+    /// The reactor has ended: drops what it has not taken and whatever comes from now on.
+    pub(crate) fn close(&self) {
+        let left = {
+            let mut messages = self.lock();
+            self.ended.store(true, Ordering::Release);
+            std::mem::take(&mut *messages)
+        };
+        drop(left);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Message>> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes all messages, in the order of their sending. For the reactor only.
     pub(crate) fn take(&self, into: &mut Vec<Message>) {
         if self.any.load(Ordering::SeqCst) && self.any.swap(false, Ordering::SeqCst) {
-            into.append(&mut self.messages.lock().unwrap_or_else(PoisonError::into_inner));
+            into.append(&mut self.lock());
         }
     }
 }

@@ -4,11 +4,13 @@
 //! take completions, and answer each connection with one gather write. Nothing in a turn blocks.
 
 mod accept;
+mod gate;
 mod lanes;
 mod mailbox;
 mod poller;
 
 pub(crate) use accept::{AcceptorHandle, spawn_acceptor};
+pub(crate) use gate::{Exclusive, Gate};
 pub(crate) use lanes::Lanes;
 pub(crate) use mailbox::{Mailbox, Message};
 pub(crate) use poller::{Poller, Ready};
@@ -405,6 +407,14 @@ impl Reactor {
                         conn.iter_mut().for_each(|conn| conn.forget_detached());
                     }
                 }
+                Message::Gate { uid, lane, closed } => self.cx.lanes.set_gate(uid, lane, closed),
+                Message::Exclusive(id, slot, exclusive) => match self.conns.get(id) {
+                    Some(conn) => {
+                        conn.on_exclusive(&mut self.cx, slot, exclusive);
+                        self.bury(id);
+                    }
+                    None => drop(exclusive),
+                },
                 Message::Drain if self.phase == Phase::Running => {
                     self.phase = Phase::Draining;
                     self.cx.draining = true;
@@ -464,7 +474,7 @@ impl Reactor {
             for mut completion in batch.drain(..) {
                 let Route { conn: id, lane, .. } = completion.route();
                 let Cx { lanes, poller, .. } = &mut self.cx;
-                lanes.completed(lane, poller);
+                lanes.completed(lane, completion.op(), poller);
                 self.cx.in_flight -= 1;
                 self.flushed &= id == NO_CONN;
                 match self.conns.get(id) {
@@ -684,7 +694,7 @@ impl Drop for Reactor {
     fn drop(&mut self) {
         let mailbox = &self.cx.mailbox;
         mailbox.port.close();
-        mailbox.ended.store(true, Ordering::Release);
+        mailbox.close();
         mailbox.buffers_lent.store(0, Ordering::Relaxed);
         mailbox.in_flight.store(0, Ordering::Relaxed);
         // Connections that a bounded shutdown or a panic in a lane cuts off.

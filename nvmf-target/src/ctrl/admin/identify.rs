@@ -1,13 +1,14 @@
 //! Identify (NVMe Base 2.1, Identify command; NVM Command Set 1.1 for its own structures).
 
 use super::{ACL, AERL, AdminCx, Kind, NsEntry, Transfer};
+use crate::conn::{DMRL, DMRSL, STRIDE};
 use crate::ctrl::controller::{CRDT1, ErrorLog, KAS, WCTEMP};
 use crate::ctrl::property::VERSION;
 use crate::ctrl::{Controller, Fault};
 use crate::ns::{NsInfo, Support};
 use nvmf_proto::wire::feature::AsyncEventConfig;
 use nvmf_proto::wire::identify::{
-    Cmic, Cns, ControllerType, Csi, Ctratt, Dlfeat, Frmw, IDENTIFY_SIZE, IdentifyCommand,
+    Cmic, Cns, ControllerType, Csi, Ctratt, Dlfeat, Frmw, Fuses, IDENTIFY_SIZE, IdentifyCommand,
     IdentifyController, IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceIndependent,
     LbaFormat, Lpa, Nmic, NsFeatures, NsFeaturesIndependent, NsIdDescriptors, Nsattr, Nstat, Oaes,
     Ofcs, Oncs, Sgls, Vwc, encode_controller_list, encode_nsid_list,
@@ -31,6 +32,10 @@ const CCTEMP: u16 = 358;
 
 /// CNTID FFFFh of CNS 1Ch: the controller that is asked.
 const CNTID_SELF: u16 = 0xffff;
+
+/// VSL and WZSL: log2 of the recommended size in units of CAP.MPSMIN, 4 KiB.
+#[expect(clippy::cast_possible_truncation, reason = "a log2")]
+const STRIDE_LOG2: u8 = (STRIDE.ilog2() - 12) as u8;
 
 /// The version of the NVM Command Set specification that the I/O controllers follow.
 const NVM_VERSION: Vs = Vs::new(1, 1, 0);
@@ -164,9 +169,14 @@ impl Structure {
                 encode_controller_list(all.iter().filter(sees).map(|c| c.cntlid), out);
             }
             Self::NvmController => {
-                let ver = NVM_VERSION.0;
                 IdentifyControllerNvm {
-                    ver,
+                    vsl: STRIDE_LOG2,
+                    wzsl: STRIDE_LOG2,
+                    dmrl: DMRL,
+                    dmrsl: DMRSL,
+                    // The two above bound it.
+                    dmsl: u64::MAX,
+                    ver: NVM_VERSION.0,
                     ..IdentifyControllerNvm::default()
                 }
                 .encode(out);
@@ -231,10 +241,14 @@ fn io_controller(cx: &AdminCx<'_>) -> IdentifyController {
         nn: subsystem.max_namespaces,
         mnan: subsystem.max_namespaces,
         // For the life of the controller, whatever namespaces come later.
-        oncs: Oncs::DATASET_MANAGEMENT
+        oncs: Oncs::COMPARE
+            | Oncs::DATASET_MANAGEMENT
             | Oncs::WRITE_ZEROES
             | Oncs::SAVE_AND_SELECT
-            | Oncs::TIMESTAMP,
+            | Oncs::TIMESTAMP
+            | Oncs::VERIFY
+            | Oncs::NAMESPACE_ZEROES,
+        fuses: Fuses::COMPARE_AND_WRITE,
         vwc: Vwc::PRESENT | Vwc::FLUSH_BROADCAST,
         ioccsz: (64 + cx.controller.limits.in_capsule) / 16,
         iorcsz: 1,

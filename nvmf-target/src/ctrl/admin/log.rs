@@ -179,7 +179,12 @@ fn effects() -> CommandEffectsLog {
     ] {
         log.set_admin(opcode, controller);
     }
-    for opcode in [NvmOpcode::FLUSH, NvmOpcode::READ] {
+    for opcode in [
+        NvmOpcode::FLUSH,
+        NvmOpcode::READ,
+        NvmOpcode::COMPARE,
+        NvmOpcode::VERIFY,
+    ] {
         log.set_io(opcode, io);
     }
     for opcode in [

@@ -136,12 +136,18 @@ fn io_controller() {
     assert_eq!(id.tnvmcap, (1 << 20) + (16 << 12));
     assert_eq!(
         id.oncs,
-        Oncs::DATASET_MANAGEMENT | Oncs::WRITE_ZEROES | Oncs::SAVE_AND_SELECT | Oncs::TIMESTAMP
+        Oncs::COMPARE
+            | Oncs::DATASET_MANAGEMENT
+            | Oncs::WRITE_ZEROES
+            | Oncs::SAVE_AND_SELECT
+            | Oncs::TIMESTAMP
+            | Oncs::VERIFY
+            | Oncs::NAMESPACE_ZEROES
     );
     assert_eq!((id.vwc.bits(), id.sgls.bits()), (0x07, 0x30_0001));
     assert_eq!((id.ioccsz, id.iorcsz, id.icdoff), ((64 + 16384) / 16, 1, 0));
     assert_eq!((id.fcatt, id.msdbd, id.ofcs), (0, 1, Ofcs::DISCONNECT));
-    assert_eq!((id.wctemp, id.oacs.bits(), id.fuses.bits()), (343, 0, 0));
+    assert_eq!((id.wctemp, id.oacs.bits(), id.fuses.bits()), (343, 0, 1));
     assert!(id.lpa.contains(Lpa::EXTENDED_DATA) && !id.lpa.contains(Lpa::SMART_PER_NAMESPACE));
 }
 
@@ -151,6 +157,11 @@ fn nvm_controller() {
     assert_eq!(
         id,
         IdentifyControllerNvm {
+            vsl: 13,
+            wzsl: 13,
+            dmrl: 255,
+            dmrsl: 1 << 23,
+            dmsl: u64::MAX,
             ver: 0x0001_0100,
             ..IdentifyControllerNvm::default()
         }

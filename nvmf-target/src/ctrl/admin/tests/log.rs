@@ -187,7 +187,7 @@ fn effects() {
         opcodes(&log.admin, supported),
         [2, 6, 8, 9, 0xa, 0xc, 0x18, 0x7f]
     );
-    assert_eq!(opcodes(&log.io, supported), [0, 1, 2, 8, 9, 0x7f]);
+    assert_eq!(opcodes(&log.io, supported), [0, 1, 2, 5, 8, 9, 0xc, 0x7f]);
     assert_eq!(
         opcodes(&log.io, CommandEffects::LOGICAL_BLOCK_CHANGE),
         [1, 8, 9]

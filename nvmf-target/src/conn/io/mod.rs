@@ -1,0 +1,259 @@
+//! Commands of the NVM command set: requests to the lanes, completions.
+
+mod compare;
+mod plan;
+mod steps;
+
+pub(super) use plan::IoPlan;
+pub(super) use steps::Step;
+pub(crate) use steps::{DMRL, DMRSL, STRIDE};
+
+use super::{Conn, Queue};
+use crate::buf::IoBuf;
+use crate::ctrl::{Fault, Seen};
+use crate::ns::{LbaRange, Op, Request, Route, Support};
+use crate::reactor::Cx;
+use nvmf_proto::tcp::Slot;
+use nvmf_proto::tcp::target::Done;
+use nvmf_proto::wire::{Sqe, Status};
+use plan::NsRef;
+use std::sync::Arc;
+
+/// Bytes that emulated commands read or write at a time.
+const PIECE: u64 = 128 << 10;
+
+/// The range of requests that have none.
+const NOWHERE: LbaRange = LbaRange { slba: 0, blocks: 0 };
+
+impl Conn {
+    /// Checks an I/O command against the namespaces of this moment.
+    pub(super) fn plan_io(&mut self, sqe: &Sqe) -> Result<IoPlan, Fault> {
+        let Queue::Io(queue) = &mut self.queue else {
+            return Err(Status::INTERNAL_ERROR.into());
+        };
+        queue.refresh();
+        IoPlan::new(sqe, &queue.view, queue.controller.limits.max_transfer)
+    }
+
+    pub(super) fn execute_io(&mut self, cx: &mut Cx, slot: Slot, plan: &IoPlan) {
+        match *plan {
+            IoPlan::Nothing => self.complete(cx, slot, Status::SUCCESS, 0),
+            IoPlan::Disconnect => {
+                self.complete(cx, slot, Status::SUCCESS, 0);
+                self.closing = true;
+            }
+            IoPlan::Rw {
+                ns,
+                op,
+                next,
+                range,
+                ..
+            } => {
+                let command = self.command(slot);
+                command.next = next;
+                let buf = std::mem::take(&mut command.buf);
+                self.submit(cx, slot, ns, op, range, buf);
+            }
+            IoPlan::Steps {
+                ns, flush, first, ..
+            } => {
+                self.command(slot).next = first;
+                if flush {
+                    self.submit(cx, slot, ns, Op::Flush, NOWHERE, IoBuf::empty());
+                } else {
+                    self.proceed(cx, slot);
+                }
+            }
+            IoPlan::Flush(ns) => {
+                self.command(slot).next = Step::Respond;
+                self.submit(cx, slot, ns, Op::Flush, NOWHERE, IoBuf::empty());
+            }
+            IoPlan::FlushAll => self.flush_all(cx, slot),
+        }
+    }
+
+    /// The lane of a namespace, opened if need be.
+    fn lane(&self, cx: &mut Cx, ns: NsRef) -> Result<usize, Status> {
+        if let Some(lane) = cx.lanes.get(ns.uid) {
+            return Ok(lane);
+        }
+        let Queue::Io(queue) = &self.queue else {
+            return Err(Status::INTERNAL_ERROR);
+        };
+        let seen = queue.view.get(ns.nsid);
+        let seen = seen.ok_or(Status::INVALID_NAMESPACE.dnr())?;
+        cx.lanes.open(&seen.entry, &cx.poller, &cx.mailbox)
+    }
+
+    const fn route(&self, slot: Slot, lane: usize) -> Route {
+        let conn = self.id;
+        Route { conn, slot, lane }
+    }
+
+    /// Hands one request to the namespace's lane.
+    fn submit(&mut self, cx: &mut Cx, slot: Slot, ns: NsRef, op: Op, range: LbaRange, buf: IoBuf) {
+        match self.lane(cx, ns) {
+            Ok(lane) => {
+                let route = self.route(slot, lane);
+                let request = cx.requests.make(op, ns.lba_shift, range, buf, route);
+                self.launch(cx, slot, lane, request);
+            }
+            Err(status) => {
+                self.give_buffer(cx, buf);
+                self.end(cx, slot, status);
+            }
+        }
+    }
+
+    fn launch(&mut self, cx: &mut Cx, slot: Slot, lane: usize, request: Request) {
+        let command = self.command(slot);
+        command.parts += 1;
+        command.lane = lane;
+        let alone = command.exclusive.is_some();
+        self.in_flight += 1;
+        cx.in_flight += 1;
+        if alone {
+            cx.lanes.submit_exclusive(lane, request);
+        } else {
+            cx.lanes.submit(lane, request);
+        }
+    }
+
+    /// Flush with NSID FFFFFFFFh: every namespace of the subsystem (VWC bits 2:1 are 11b).
+    fn flush_all(&mut self, cx: &mut Cx, slot: Slot) {
+        let Queue::Io(queue) = &self.queue else {
+            return;
+        };
+        let view = Arc::clone(&queue.view);
+        let volatile = |seen: &&Seen| {
+            let info = &seen.entry.info;
+            info.volatile_cache && info.caps.flush == Support::Native
+        };
+        self.command(slot).next = Step::Respond;
+        let mut launched = false;
+        for seen in view.iter().filter(volatile) {
+            let ns = NsRef::of(&seen.entry);
+            match self.lane(cx, ns) {
+                Ok(lane) => {
+                    let route = self.route(slot, lane);
+                    let request =
+                        cx.requests
+                            .make(Op::Flush, ns.lba_shift, NOWHERE, IoBuf::empty(), route);
+                    self.launch(cx, slot, lane, request);
+                    launched = true;
+                }
+                Err(status) => self.command(slot).status = Some(status),
+            }
+        }
+        if !launched {
+            let status = self.command(slot).status.unwrap_or(Status::SUCCESS);
+            self.end(cx, slot, status);
+        }
+    }
+
+    /// A backend has finished a request of a command.
+    pub(super) fn on_io_done(
+        &mut self,
+        cx: &mut Cx,
+        slot: Slot,
+        op: Op,
+        buf: IoBuf,
+        status: Status,
+    ) {
+        let command = self.command(slot);
+        command.parts -= 1;
+        if !status.is_success() && command.status.is_none() {
+            command.status = Some(status);
+        }
+        let failed = command.status;
+        if op == Op::Read && failed.is_none() && command.next == Step::Respond {
+            self.command(slot).buf = buf;
+            return self.send_data(cx, slot);
+        }
+        let unfinished = command.parts > 0;
+        let len = buf.len() as u64;
+        let wrong = failed.is_none()
+            && op == Op::Read
+            && matches!(self.command(slot).next, Step::Compare { .. })
+            && !self.is_expected(slot, &buf);
+        self.give_buffer(cx, buf);
+        if unfinished {
+            return;
+        }
+        if let Some(status) = failed {
+            return self.request_failed(cx, slot, op, status);
+        }
+        if wrong {
+            return self.end(cx, slot, Status::COMPARE_FAILURE.dnr());
+        }
+        match op {
+            Op::Write { .. } => {
+                if matches!(self.command(slot).next, Step::Respond | Step::Flush { .. }) {
+                    self.count_written(len);
+                }
+            }
+            Op::Compare => self.count_read(len),
+            Op::CompareAndWrite { .. } => {
+                self.count_read(len);
+                self.count_written(len);
+            }
+            _ => {}
+        }
+        self.proceed(cx, slot);
+    }
+
+    /// The data of a Read is here.
+    fn send_data(&mut self, cx: &mut Cx, slot: Slot) {
+        let len = self.command(slot).buf.len();
+        self.count_read(len as u64);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "at most max_transfer, a u32"
+        )]
+        let done = Done {
+            status: Status::SUCCESS,
+            result: 0,
+            data_len: len as u32,
+        };
+        self.respond(cx, slot, done);
+    }
+
+    /// A request of a command has failed.
+    fn request_failed(&mut self, cx: &mut Cx, slot: Slot, op: Op, status: Status) {
+        // What a backend compares and writes is the second half's request, but other data is the
+        // first one's failure.
+        let first = match op {
+            Op::CompareAndWrite { .. } if status.same_code(Status::COMPARE_FAILURE) => {
+                self.command(slot).half.other()
+            }
+            _ => None,
+        };
+        self.end(cx, first.unwrap_or(slot), status);
+    }
+
+    /// Ends an I/O command without data.
+    fn end(&mut self, cx: &mut Cx, slot: Slot, why: impl Into<Fault>) {
+        let fault = Fault {
+            dw0: self.command(slot).result,
+            ..why.into()
+        };
+        if fault.status.is_success() {
+            self.complete(cx, slot, fault.status, fault.dw0.into());
+        } else {
+            self.fail(cx, slot, fault);
+        }
+    }
+
+    /// SMART counters: NVMe Base 2.1, SMART / Health Information log.
+    fn count_read(&self, bytes: u64) {
+        if let Queue::Io(queue) = &self.queue {
+            queue.stats.read(bytes);
+        }
+    }
+
+    fn count_written(&self, bytes: u64) {
+        if let Queue::Io(queue) = &self.queue {
+            queue.stats.written(bytes);
+        }
+    }
+}

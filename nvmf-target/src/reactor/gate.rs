@@ -1,0 +1,254 @@
+//! The write gate of a namespace: while it is closed, nothing is written but by who closed it.
+//!
+//! Writers pay nothing for it: whether the gate is closed and how many requests that write are
+//! under way is known to each lane for itself, and lanes belong to one thread. Closing asks every
+//! reactor with a lane by a message and waits, without blocking anybody, for their answers.
+//!
+//! What a lane gets after it has learned that the gate is closed it parks. So a request that was
+//! parked has passed its checks later than the closing began: whoever makes writes illegal first
+//! and closes the gate then has seen the last of them when the gate is closed.
+
+use super::{Mailbox, Message};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What is done when the gate is closed.
+type Then = Box<dyn FnOnce(Exclusive) + Send>;
+
+/// The gate of one namespace, shared by the reactors.
+#[derive(Debug, Default)]
+pub(crate) struct Gate(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    phase: Phase,
+    /// Who wants to be next.
+    waiting: VecDeque<Then>,
+    lanes: Vec<Entry>,
+    next_id: u64,
+}
+
+#[derive(Default)]
+enum Phase {
+    #[default]
+    Open,
+    /// Lanes have been asked, and some still have requests that write.
+    Closing(Then),
+    /// Somebody holds an [`Exclusive`].
+    Closed,
+}
+
+/// A lane as the gate knows it.
+struct Entry {
+    id: u64,
+    uid: u64,
+    mailbox: Arc<Mailbox>,
+    /// It has been asked to close and has not answered.
+    asked: bool,
+}
+
+impl Entry {
+    fn tell(&self, closed: bool) {
+        self.mailbox.send(Message::Gate {
+            uid: self.uid,
+            lane: self.id,
+            closed,
+        });
+    }
+}
+
+impl Gate {
+    /// Calls `then` when every request that writes and was submitted before is over. Nothing else
+    /// is written until the [`Exclusive`] that it gets is dropped. From any thread; `then` runs on
+    /// this one or on a reactor, and must not block.
+    pub(crate) fn close(self: &Arc<Self>, then: impl FnOnce(Exclusive) + Send + 'static) {
+        let ready = {
+            let mut state = self.lock();
+            state.waiting.push_back(Box::new(then));
+            state.advance()
+        };
+        self.run(ready);
+    }
+
+    /// A lane joins. Says whether the gate is closed to it.
+    pub(super) fn join(self: &Arc<Self>, uid: u64, mailbox: &Arc<Mailbox>) -> (Member, bool) {
+        let mut state = self.lock();
+        let id = state.next_id;
+        state.next_id += 1;
+        state.lanes.push(Entry {
+            id,
+            uid,
+            mailbox: Arc::clone(mailbox),
+            asked: false,
+        });
+        let closed = !matches!(state.phase, Phase::Open);
+        let gate = Arc::clone(self);
+        (Member { gate, id }, closed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(self: &Arc<Self>, then: Option<Then>) {
+        if let Some(then) = then {
+            then(Exclusive(Arc::clone(self)));
+        }
+    }
+
+    fn open(self: &Arc<Self>) {
+        let ready = {
+            let mut state = self.lock();
+            state.phase = Phase::Open;
+            // Also if another one waits: what the lanes have parked goes in between.
+            for lane in &state.lanes {
+                lane.tell(false);
+            }
+            state.advance()
+        };
+        self.run(ready);
+    }
+}
+
+impl State {
+    /// Begins to close an open gate for who is next; hands that one out if the gate is closed.
+    fn advance(&mut self) -> Option<Then> {
+        if matches!(self.phase, Phase::Open) {
+            self.phase = Phase::Closing(self.waiting.pop_front()?);
+            for lane in &mut self.lanes {
+                lane.asked = true;
+                lane.tell(true);
+            }
+        }
+        if self.lanes.iter().any(|lane| lane.asked) {
+            return None;
+        }
+        match std::mem::replace(&mut self.phase, Phase::Closed) {
+            Phase::Closing(then) => Some(then),
+            other => {
+                self.phase = other;
+                None
+            }
+        }
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("open", &matches!(self.phase, Phase::Open))
+            .field("waiting", &self.waiting.len())
+            .field("lanes", &self.lanes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The closed gate. Dropping it, on any thread, opens the gate again.
+#[derive(Debug)]
+pub(crate) struct Exclusive(Arc<Gate>);
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
+/// A lane's membership; ends with the lane.
+#[derive(Debug)]
+pub(super) struct Member {
+    gate: Arc<Gate>,
+    id: u64,
+}
+
+impl Member {
+    /// What [`Message::Gate`] calls this lane.
+    pub(super) const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The lane was asked to close, and none of its requests writes any more.
+    pub(super) fn answer(&self) {
+        let ready = {
+            let mut state = self.gate.lock();
+            let id = self.id;
+            if let Some(lane) = state.lanes.iter_mut().find(|lane| lane.id == id) {
+                lane.asked = false;
+            }
+            state.advance()
+        };
+        self.gate.run(ready);
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let ready = {
+            let mut state = self.gate.lock();
+            state.lanes.retain(|lane| lane.id != self.id);
+            state.advance()
+        };
+        self.gate.run(ready);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Receiver, channel};
+
+    fn closing(gate: &Arc<Gate>) -> Receiver<Exclusive> {
+        let (sender, receiver) = channel();
+        gate.close(move |exclusive| drop(sender.send(exclusive)));
+        receiver
+    }
+
+    /// What the gate has told a lane: closed or open.
+    fn told(mailbox: &Mailbox) -> Vec<bool> {
+        let mut messages = Vec::new();
+        mailbox.take(&mut messages);
+        let closed = |message: Message| match message {
+            Message::Gate { closed, .. } => closed,
+            other => panic!("{other:?}"),
+        };
+        messages.into_iter().map(closed).collect()
+    }
+
+    #[test]
+    fn without_lanes_the_gate_closes_at_once_and_one_at_a_time() {
+        let gate = Arc::<Gate>::default();
+        let (first, second) = (closing(&gate), closing(&gate));
+        let held = first.try_recv().unwrap();
+        assert!(second.try_recv().is_err());
+        drop(held);
+        drop(second.try_recv().unwrap());
+        drop(closing(&gate).try_recv().unwrap());
+    }
+
+    #[test]
+    fn every_lane_answers_first_and_those_that_come_later_are_closed() {
+        let gate = Arc::<Gate>::default();
+        let mailboxes = [(); 3].map(|()| Mailbox::new().unwrap());
+        let (first, closed) = gate.join(7, &mailboxes[0]);
+        assert!(!closed);
+        let (second, _) = gate.join(7, &mailboxes[1]);
+        let waits = closing(&gate);
+        assert_eq!(told(&mailboxes[0]), [true]);
+        first.answer();
+        first.answer();
+        assert!(waits.try_recv().is_err());
+        let (_third, closed) = gate.join(7, &mailboxes[2]);
+        assert!(closed);
+        // A lane that ends has answered.
+        drop(second);
+        let held = waits.try_recv().unwrap();
+        let next = closing(&gate);
+        assert_eq!(told(&mailboxes[2]), []);
+        drop(held);
+        // Open, so that what was parked has its turn, and closed for the next.
+        assert_eq!(told(&mailboxes[0]), [false, true]);
+        assert_eq!(told(&mailboxes[1]), [true]);
+        assert_eq!(told(&mailboxes[2]), [false, true]);
+        assert!(next.try_recv().is_err());
+    }
+}
