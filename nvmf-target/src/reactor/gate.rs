@@ -219,7 +219,7 @@ mod tests {
         let gate = Arc::<Gate>::default();
         let (first, second) = (closing(&gate), closing(&gate));
         let held = first.try_recv().unwrap();
-        assert!(second.try_recv().is_err());
+        second.try_recv().unwrap_err();
         drop(held);
         drop(second.try_recv().unwrap());
         drop(closing(&gate).try_recv().unwrap());
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(told(&mailboxes[0]), [true]);
         first.answer();
         first.answer();
-        assert!(waits.try_recv().is_err());
+        waits.try_recv().unwrap_err();
         let (_third, closed) = gate.join(7, &mailboxes[2]);
         assert!(closed);
         // A lane that ends has answered.
@@ -249,6 +249,6 @@ mod tests {
         assert_eq!(told(&mailboxes[0]), [false, true]);
         assert_eq!(told(&mailboxes[1]), [true]);
         assert_eq!(told(&mailboxes[2]), [false, true]);
-        assert!(next.try_recv().is_err());
+        next.try_recv().unwrap_err();
     }
 }

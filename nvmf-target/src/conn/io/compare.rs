@@ -157,7 +157,7 @@ impl Conn {
             Queue::None | Queue::Admin(_) => None,
         };
         let entry = &seen
-            .ok_or((second, Status::INVALID_NAMESPACE.dnr().into()))?
+            .ok_or_else(|| (second, Status::INVALID_NAMESPACE.dnr().into()))?
             .entry;
         let (info, ns) = (&entry.info, NsRef::of(entry));
         let flush = compare.fua() && info.volatile_cache;
