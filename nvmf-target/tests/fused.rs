@@ -143,8 +143,7 @@ fn data_comes_in_any_way_and_order() {
                     let new = pattern(seed, 4096);
                     let sqes = command::compare_and_write(nsid, slba, 8);
                     let data = [&old, &new];
-                    for half in 0..2 {
-                        let cid = half as u16 + 1;
+                    for (half, cid) in (0..2).zip(1..) {
                         submit(&mut queue, sqes[half], cid, data[half], ways[half]);
                     }
                     let wanted = ways.iter().filter(|way| **way == Way::R2t).count();
@@ -278,8 +277,8 @@ fn a_digest_error_in_one_half_ends_both() {
         (1, [(1, FAILED), (2, transient)]),
     ] {
         let sqes = command::compare_and_write(2, 0, 1);
-        for half in 0..2 {
-            let sqe = made(sqes[half], half as u16 + 1, 512, Way::Capsule);
+        for (half, cid) in (0..2).zip(1..) {
+            let sqe = made(sqes[half], cid, 512, Way::Capsule);
             let mut capsule = queue.digests.capsule(&sqe, &data[half]);
             if half == bad {
                 *capsule.last_mut().unwrap() ^= 1;
