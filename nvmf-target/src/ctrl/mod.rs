@@ -9,6 +9,7 @@ pub(crate) mod connect;
 mod controller;
 mod fault;
 mod namespaces;
+mod persistent;
 mod property;
 mod subsystem;
 #[cfg(test)]
@@ -30,7 +31,6 @@ use nvmf_proto::wire::nqn::Nqn;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
 
 /// Which subsystems a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +79,6 @@ impl Limits {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) config: TargetConfig,
-    /// When the target was made: what Power On Hours count from.
-    pub(crate) started: Instant,
     subsystems: RwLock<BTreeMap<Nqn, Arc<Subsystem>>>,
     pub(crate) discovery: Arc<Subsystem>,
     pub(crate) listeners: RwLock<Vec<Arc<Listener>>>,
@@ -96,7 +94,6 @@ impl Core {
     pub(crate) fn new(config: TargetConfig) -> Arc<Self> {
         Arc::new(Self {
             config,
-            started: Instant::now(),
             subsystems: RwLock::default(),
             discovery: Subsystem::discovery(),
             listeners: RwLock::default(),

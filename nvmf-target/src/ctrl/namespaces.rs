@@ -15,7 +15,6 @@ pub(crate) struct NsEntry {
     pub(crate) uid: u64,
     pub(crate) info: NsInfo,
     /// ANAGRPID: the ANA group that it is in.
-    #[expect(dead_code, reason = "ANA uses it")]
     pub(crate) anagrpid: u32,
     pub(crate) visibility: Visibility,
     /// Write protected by a host (Namespace Write Protection Config), whatever the backend allows.

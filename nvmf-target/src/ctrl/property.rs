@@ -93,6 +93,10 @@ impl Controller {
         } else if new.en() && !old.en() && state.stopping.is_none() {
             state.csts = Csts::default().with_rdy(true);
         }
+        drop(state);
+        if new.en() && !old.en() {
+            self.log_start();
+        }
         Ok(())
     }
 }

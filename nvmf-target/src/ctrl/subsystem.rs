@@ -1,15 +1,20 @@
 //! A subsystem: a name, namespaces, and the controllers that hosts have opened.
 
+use super::persistent::PersistentLog;
 use super::{Access, Controller, NsEntry, NsShared, NsTable, Opening, View, Visibility, lock};
 use crate::ns::{Namespace, NsInfo, NsSink};
 use crate::{Error, SubsystemConfig};
-use nvmf_proto::wire::Status;
 use nvmf_proto::wire::fabrics::CNTLID_MAX;
+use nvmf_proto::wire::log::NamespaceChange;
 use nvmf_proto::wire::nqn::Nqn;
+use nvmf_proto::wire::{Status, padded_ascii};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use uuid::Uuid;
+
+/// FR.
+const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
 
 /// What the controllers of a subsystem are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +34,7 @@ pub(crate) struct Subsystem {
     /// See [`Subsystem::generation`]: what I/O queues compare before each command.
     generation: AtomicU64,
     controllers: Mutex<Controllers>,
+    pub(crate) persistent: PersistentLog,
 }
 
 #[derive(Debug)]
@@ -69,6 +75,7 @@ impl Subsystem {
                 live: BTreeMap::new(),
                 next: 1,
             }),
+            persistent: PersistentLog::new(padded_ascii(FIRMWARE)),
         })
     }
 
@@ -133,6 +140,7 @@ impl Subsystem {
                     gate: Arc::default(),
                 }),
             };
+            self.log_namespace(&entry, NamespaceChange::CREATED);
             *table = Arc::new(table.with(nsid, Some(Arc::new(entry))));
             self.generation.fetch_add(1, Ordering::Release);
         }
@@ -145,12 +153,14 @@ impl Subsystem {
     pub(crate) fn remove_namespace(&self, nsid: u32) -> Result<u64, Error> {
         let uid = {
             let mut table = lock(&self.table);
-            let Some(uid) = table.get(nsid).map(|entry| entry.uid) else {
+            let Some(entry) = table.get(nsid) else {
                 return Err(Error::NotFound(format!(
                     "no namespace {nsid} in {}",
                     self.nqn
                 )));
             };
+            let uid = entry.uid;
+            self.log_namespace(entry, NamespaceChange::DELETED);
             *table = Arc::new(table.with(nsid, None));
             self.generation.fetch_add(1, Ordering::Release);
             uid
@@ -249,7 +259,15 @@ impl Subsystem {
 
     /// Forgets a controller whose last queue is gone.
     pub(super) fn close_controller(&self, cntlid: u16) {
-        lock(&self.controllers).live.remove(&cntlid);
+        let closed = lock(&self.controllers).live.remove(&cntlid);
+        if let Some(controller) = closed {
+            controller.log_end();
+        }
+    }
+
+    /// FR.
+    pub(super) fn firmware(&self) -> [u8; 8] {
+        padded_ascii(FIRMWARE)
     }
 }
 

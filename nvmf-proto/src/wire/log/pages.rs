@@ -33,6 +33,9 @@ bitflags! {
         const SUPPORTED = 1 << 0;
         /// IOS: LPO may be an index.
         const INDEX_OFFSET = 1 << 1;
+        /// Of the Persistent Event log page: a context can be established by a command that reads
+        /// the 512 bytes of the header.
+        const ESTABLISH_HEADER = 1 << 16;
     }
 
     /// One entry of the Commands Supported and Effects log page. Bits 18:16 (CSE) and 31:20 (CSP)

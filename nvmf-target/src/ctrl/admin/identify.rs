@@ -3,6 +3,7 @@
 use super::{ACL, AERL, AdminCx, Kind, NsEntry, Transfer};
 use crate::conn::{DMRL, DMRSL, STRIDE};
 use crate::ctrl::controller::{CRDT1, ErrorLog, KAS, WCTEMP};
+use crate::ctrl::persistent::PersistentLog;
 use crate::ctrl::property::VERSION;
 use crate::ctrl::{Controller, Fault};
 use crate::ns::{NsInfo, Support};
@@ -17,9 +18,6 @@ use nvmf_proto::wire::log::ParameterLocation;
 use nvmf_proto::wire::property::Vs;
 use nvmf_proto::wire::{Sqe, Status, padded_ascii};
 use std::sync::Arc;
-
-/// FR: also what the Firmware Slot Information log page says.
-pub(super) const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
 
 /// The notices of OAES that a host can ask for. Both have one bit for one notice.
 pub(super) const EVENTS: AsyncEventConfig = AsyncEventConfig::NAMESPACE_ATTRIBUTE;
@@ -203,7 +201,7 @@ fn controller(cx: &AdminCx<'_>) -> IdentifyController {
     IdentifyController {
         sn: padded_ascii(&subsystem.serial),
         mn: padded_ascii(&subsystem.model),
-        fr: padded_ascii(FIRMWARE),
+        fr: cx.subsystem().firmware(),
         mdts: u8::try_from(mdts).unwrap_or(u8::MAX),
         cntlid: cx.controller.cntlid,
         ver: VERSION.0,
@@ -228,7 +226,11 @@ fn io_controller(cx: &AdminCx<'_>) -> IdentifyController {
         cntrltype: ControllerType::IO,
         crdt1: CRDT1,
         frmw: Frmw::SLOT_1_READ_ONLY | Frmw::ONE_SLOT,
-        lpa: Lpa::COMMAND_EFFECTS | Lpa::EXTENDED_DATA | Lpa::SUPPORTED_LOG_PAGES,
+        lpa: Lpa::COMMAND_EFFECTS
+            | Lpa::EXTENDED_DATA
+            | Lpa::PERSISTENT_EVENT
+            | Lpa::SUPPORTED_LOG_PAGES,
+        pels: PersistentLog::PELS,
         wctemp: WCTEMP,
         cctemp: CCTEMP,
         tnvmcap: subsystem

@@ -1,14 +1,15 @@
 //! Get Log Page (NVMe Base 2.1, Get Log Page command).
 
 use super::discovery::DiscoveryLog;
-use super::{AdminCx, Fault, Kind, Transfer, feature, identify};
-use crate::ctrl::controller::{ErrorLog, TEMPERATURE};
-use nvmf_proto::wire::identify::{IDENTIFY_SIZE, NSID_BROADCAST};
+use super::persistent::Window;
+use super::{AdminCx, Fault, Kind, Transfer, feature, persistent};
+use crate::ctrl::controller::ErrorLog;
+use nvmf_proto::wire::identify::{Csi, IDENTIFY_SIZE, NSID_BROADCAST};
 use nvmf_proto::wire::log::{
-    CommandEffects, CommandEffectsLog, FirmwareSlotLog, GetLogPage, Lid, LidSupport, SmartLog,
-    SupportedLogPages, encode_changed_namespaces,
+    CommandEffects, CommandEffectsLog, FirmwareSlotLog, GetLogPage, Lid, LidSupport,
+    ParameterLocation, SmartLog, SupportedLogPages, encode_changed_namespaces,
 };
-use nvmf_proto::wire::{AdminOpcode, NvmOpcode, Sqe, Status, padded_ascii};
+use nvmf_proto::wire::{AdminOpcode, NvmOpcode, Sqe, Status};
 
 /// Bytes of the Feature Identifiers Supported and Effects log page.
 const FEATURE_EFFECTS_SIZE: usize = 1024;
@@ -17,15 +18,14 @@ const FEATURE_EFFECTS_SIZE: usize = 1024;
 const NVME_MI_EFFECTS_SIZE: usize = 4096;
 
 pub(super) fn transfer(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Fault> {
-    let (_, length) = asked(cx, sqe)?;
-    Ok(Transfer::ToHost(length))
+    asked(cx, sqe).map(|(_, transfer)| transfer)
 }
 
-/// The command, once everything about it is found to be right, and the bytes it asks for.
-fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(GetLogPage, u32), Fault> {
+/// The command, once everything about it is found to be right, and what it moves.
+fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(GetLogPage, Transfer), Fault> {
     let get = GetLogPage::decode(sqe);
-    let size = size(cx, get.lid).ok_or(Status::INVALID_LOG_PAGE.dnr())?;
-    // All pages are of the controller or the subsystem (LPA.SMARTS is clear).
+    let mut size = size(cx, get.lid).ok_or(Status::INVALID_LOG_PAGE.dnr())?;
+    // Pages are of the controller or the subsystem.
     if !matches!(sqe.nsid(), 0 | NSID_BROADCAST) {
         return Err(Fault::nsid());
     }
@@ -33,15 +33,28 @@ fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(GetLogPage, u32), Fault> {
     if get.ot {
         return Err(Fault::cdw(14, 23));
     }
+    if get.lid == Lid::COMMAND_EFFECTS && get.csi != Csi::NVM {
+        let status = Status::INVALID_IO_COMMAND_SET.dnr();
+        return Err(Fault::new(status, ParameterLocation::cdw(14, 24)));
+    }
+    if get.lid == Lid::PERSISTENT_EVENT {
+        let first = GetLogPage { lpo: 0, ..get };
+        match persistent::asked(cx, &get)? {
+            Window::Nothing => return Ok((first, Transfer::None)),
+            Window::Header => return Ok((first, Transfer::ToHost(512))),
+            Window::Of(bytes) => size = bytes,
+        }
+    }
     // Offsets are dwords up to the end of the page.
     if !get.lpo.is_multiple_of(4) || get.lpo > size {
         return Err(Fault::cdw(12, 0));
     }
+    // Lengths that are not whole structures are as good as others.
     let length = u32::try_from(get.length())
         .ok()
         .filter(|&length| length <= cx.controller.limits.max_transfer)
         .ok_or(Fault::cdw(10, 16))?;
-    Ok((get, length))
+    Ok((get, Transfer::ToHost(length)))
 }
 
 /// The size of a log page in bytes, if the controller has it.
@@ -53,6 +66,7 @@ fn size(cx: &AdminCx<'_>, lid: Lid) -> Option<u64> {
         (Kind::Nvm, Lid::FIRMWARE_SLOT) => FirmwareSlotLog::SIZE,
         (Kind::Nvm, Lid::CHANGED_NAMESPACES) => IDENTIFY_SIZE,
         (Kind::Nvm, Lid::COMMAND_EFFECTS) => CommandEffectsLog::SIZE,
+        (Kind::Nvm, Lid::PERSISTENT_EVENT) => cx.subsystem().persistent.length(),
         (Kind::Nvm, Lid::FEATURE_EFFECTS) => FEATURE_EFFECTS_SIZE,
         (Kind::Nvm, Lid::NVME_MI_EFFECTS) => NVME_MI_EFFECTS_SIZE,
         (Kind::Discovery, Lid::DISCOVERY) => return Some(DiscoveryLog::new(cx).size()),
@@ -78,12 +92,12 @@ pub(super) fn read(cx: &AdminCx<'_>, sqe: &Sqe, out: &mut [u8]) -> Result<(), Fa
         Lid::ERROR_INFORMATION => copy(&cx.controller.errors.page(), get.lpo, out),
         Lid::SMART => {
             let mut page = [0; SmartLog::SIZE];
-            smart(cx).encode(&mut page);
+            cx.controller.smart().encode(&mut page);
             copy(&page, get.lpo, out);
         }
         Lid::FIRMWARE_SLOT => {
             let mut page = [0; FirmwareSlotLog::SIZE];
-            firmware().encode(&mut page);
+            firmware(cx).encode(&mut page);
             copy(&page, get.lpo, out);
         }
         Lid::CHANGED_NAMESPACES => {
@@ -96,6 +110,7 @@ pub(super) fn read(cx: &AdminCx<'_>, sqe: &Sqe, out: &mut [u8]) -> Result<(), Fa
             effects().encode(&mut page);
             copy(&page, get.lpo, out);
         }
+        Lid::PERSISTENT_EVENT => copy(&persistent::page(cx, &get), get.lpo, out),
         Lid::FEATURE_EFFECTS => copy(&feature_effects(cx), get.lpo, out),
         // No NVMe-MI command is supported.
         _ => out.fill(0),
@@ -122,35 +137,19 @@ fn supported(cx: &AdminCx<'_>) -> SupportedLogPages {
     {
         pages.set(lid, LidSupport::SUPPORTED);
     }
+    if size(cx, Lid::PERSISTENT_EVENT).is_some() {
+        let support = LidSupport::SUPPORTED | LidSupport::ESTABLISH_HEADER;
+        pages.set(Lid::PERSISTENT_EVENT, support);
+    }
     pages
 }
 
-fn smart(cx: &AdminCx<'_>) -> SmartLog {
-    let totals = cx.controller.totals();
-    let errors = cx.controller.errors.counts();
-    SmartLog {
-        critical_warning: cx.controller.settings().warnings(),
-        temperature: TEMPERATURE,
-        available_spare: 100,
-        available_spare_threshold: 10,
-        data_units_read: SmartLog::data_units(u128::from(totals.bytes_read)),
-        data_units_written: SmartLog::data_units(u128::from(totals.bytes_written)),
-        host_read_commands: u128::from(totals.reads),
-        host_write_commands: u128::from(totals.writes),
-        power_cycles: 1,
-        power_on_hours: u128::from(cx.core.started.elapsed().as_secs() / 3600),
-        media_errors: u128::from(errors.media),
-        error_log_entries: u128::from(errors.entries),
-        ..SmartLog::default()
-    }
-}
-
-fn firmware() -> FirmwareSlotLog {
+fn firmware(cx: &AdminCx<'_>) -> FirmwareSlotLog {
     let mut log = FirmwareSlotLog {
         afi: 1,
         ..FirmwareSlotLog::default()
     };
-    log.revisions[0] = padded_ascii(identify::FIRMWARE);
+    log.revisions[0] = cx.subsystem().firmware();
     log
 }
 

@@ -8,6 +8,7 @@ mod discovery;
 mod feature;
 mod identify;
 mod log;
+mod persistent;
 #[cfg(test)]
 mod tests;
 

@@ -2,6 +2,7 @@
 
 mod errors;
 mod events;
+mod health;
 mod settings;
 mod state;
 mod stats;

@@ -25,6 +25,8 @@ pub(in crate::ctrl) struct Settings {
     pub(in crate::ctrl) disable_normal: bool,
     pub(in crate::ctrl) host_behavior: HostBehavior,
     pub(in crate::ctrl) clock: Clock,
+    /// When they became the defaults.
+    pub(in crate::ctrl) reset_at: Instant,
 }
 
 impl Default for Settings {
@@ -36,6 +38,7 @@ impl Default for Settings {
             disable_normal: false,
             host_behavior: HostBehavior::default(),
             clock: Clock::default(),
+            reset_at: Instant::now(),
         }
     }
 }

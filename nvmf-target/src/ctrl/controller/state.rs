@@ -28,6 +28,8 @@ pub(in crate::ctrl) struct State {
     pub(super) kato_ms: u32,
     pub(super) events: Events,
     pub(super) settings: Settings,
+    /// What the host reads the persistent event log from.
+    pub(super) reporting_context: Option<Arc<[u8]>>,
     /// Number of I/O queues granted by Set Features; none before.
     granted: Option<u16>,
     queues: BTreeMap<u16, (ConnRef, Arc<QueueStats>)>,
@@ -49,6 +51,7 @@ impl State {
             kato_ms,
             events: Events::default(),
             settings: Settings::default(),
+            reporting_context: None,
             granted: None,
             queues: BTreeMap::new(),
             past: Totals::default(),
@@ -97,6 +100,7 @@ impl State {
                 self.csts = Csts::default().with_rdy(self.cc.en()).with_shst(shst);
                 self.events = Events::default();
                 self.settings = Settings::default();
+                self.reporting_context = None;
                 self.granted = None;
             }
             Some(Stopping::Shutdown) => self.csts = self.csts.with_shst(Csts::SHST_COMPLETE),

@@ -166,8 +166,7 @@ fn set_timestamp(cx: &AdminCx<'_>, data: &[u8]) {
     let bytes = data.first_chunk().copied().unwrap_or_default();
     // What is not milliseconds is reserved in what a host sends.
     let milliseconds = Timestamp(u64::from_le_bytes(bytes)).milliseconds();
-    cx.controller
-        .change_settings(|s| s.clock = Clock::set(milliseconds));
+    cx.controller.set_clock(Clock::set(milliseconds));
 }
 
 fn set_host_behavior(cx: &AdminCx<'_>, data: &[u8]) -> Result<(), Fault> {

@@ -2,14 +2,16 @@ use super::*;
 use crate::ns::NsInfo;
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::feature::{AsyncEventConfig, Fid};
-use nvmf_proto::wire::identify::decode_nsid_list;
+use nvmf_proto::wire::identify::{Csi, decode_nsid_list};
 use nvmf_proto::wire::log::{
-    AsyncEvent, CommandEffects, CommandEffectsLog, FirmwareSlotLog, GetLogPage, Lid, SmartLog,
-    SupportedLogPages,
+    AsyncEvent, CommandEffects, CommandEffectsLog, FirmwareSlotLog, GetLogPage, Lid,
+    PersistentEventAction, PersistentEventLogHeader, PersistentEventType, SmartLog,
+    SupportedLogPages, persistent_events,
 };
 use nvmf_proto::wire::{NvmOpcode, trimmed_text};
 
 const INVALID_FIELD: Status = Status::INVALID_FIELD.dnr();
+const SEQUENCE: Status = Status::COMMAND_SEQUENCE_ERROR.dnr();
 
 fn sqe(get: &GetLogPage) -> Sqe {
     let mut sqe = Sqe::with_opcode(AdminOpcode::GET_LOG_PAGE.0);
@@ -38,13 +40,19 @@ fn page<const N: usize>(rig: &Rig, lid: Lid) -> [u8; N] {
 #[test]
 fn every_lid() {
     let pages: [(Rig, &[u8]); 2] = [
-        (Rig::nvm(), &[0, 1, 2, 3, 4, 5, 0x12, 0x13]),
+        (Rig::nvm(), &[0, 1, 2, 3, 4, 5, 0xd, 0x12, 0x13]),
         (Rig::discovery(), &[0, 1, 0x70]),
     ];
     for (rig, lids) in pages {
         let supported = SupportedLogPages::decode(&page(&rig, Lid::SUPPORTED_LOG_PAGES));
         for lid in 0..=u8::MAX {
             let has = lids.contains(&lid);
+            if lid == Lid::PERSISTENT_EVENT.0 && has {
+                // There has to be a context first.
+                assert_eq!(rig.status(&sqe(&peek(Lid(lid), 64))), SEQUENCE);
+                assert!(supported.supports(Lid(lid)));
+                continue;
+            }
             let status = rig.status(&sqe(&peek(Lid(lid), 64)));
             let expected = if has {
                 Status::SUCCESS
@@ -99,41 +107,57 @@ fn windows_show_the_page_and_zeroes_beyond() {
     }
 }
 
+/// A name, what is changed of the command and its NSID, and the outcome.
+type Condition = (&'static str, fn(&mut GetLogPage, &mut u32), Option<Fault>);
+
+/// What can be wrong with the command whatever the log page, and where.
 #[test]
 fn fields_that_are_refused() {
     let rig = Rig::nvm();
-    let good = peek(Lid::SMART, 512);
-    assert_eq!(rig.status(&sqe(&good)), Status::SUCCESS);
-    for lpo in 1..4 {
-        assert_eq!(rig.status(&sqe(&GetLogPage { lpo, ..good })), INVALID_FIELD);
-    }
-    assert_eq!(
-        rig.status(&sqe(&GetLogPage { ot: true, ..good })),
-        INVALID_FIELD
-    );
     // 64 KiB is the longest transfer here.
-    for (numd, expected) in [
-        (16383, Status::SUCCESS),
-        (16384, INVALID_FIELD),
-        (0x3fff_ffff, INVALID_FIELD),
-        (0x4000_0000, INVALID_FIELD),
-        (u32::MAX, INVALID_FIELD),
-    ] {
-        assert_eq!(
-            rig.status(&sqe(&GetLogPage { numd, ..good })),
-            expected,
-            "NUMD {numd:x}h"
-        );
-    }
-    for (nsid, expected) in [
-        (0, Status::SUCCESS),
-        (0xffff_ffff, Status::SUCCESS),
-        (1, INVALID_FIELD),
-        (NN + 1, INVALID_FIELD),
-    ] {
-        let mut sqe = sqe(&good);
-        sqe.set_nsid(nsid);
-        assert_eq!(rig.status(&sqe), expected, "NSID {nsid:x}h");
+    let (ok, numd) = (None, Some(Fault::cdw(10, 16)));
+    let (lpo, ot) = (Some(Fault::cdw(12, 0)), Some(Fault::cdw(14, 23)));
+    let nsid = Some(Fault::nsid());
+    let conditions: [Condition; 19] = [
+        ("as it should be", |_, _| {}, ok),
+        ("one dword", |get, _| get.numd = 0, ok),
+        ("no whole structure", |get, _| get.numd = 16, ok),
+        ("beyond the end", |get, _| get.numd = 16383, ok),
+        ("beyond MDTS", |get, _| get.numd = 16384, numd),
+        ("NUMDU", |get, _| get.numd = 0x4000_0000, numd),
+        ("NUMD at most", |get, _| get.numd = u32::MAX, numd),
+        ("LPO 4", |get, _| get.lpo = 4, ok),
+        ("LPO 1", |get, _| get.lpo = 1, lpo),
+        ("LPO 2", |get, _| get.lpo = 2, lpo),
+        ("LPO in the fourth GiB", |get, _| get.lpo = 3 << 30, lpo),
+        ("LPOU", |get, _| get.lpo = 1 << 32, lpo),
+        ("OT", |get, _| get.ot = true, ot),
+        ("UUID Index", |get, _| get.uuid_index = 3, ok),
+        ("LSP and LSI", |get, _| (get.lsp, get.lsi) = (0x7c, 9), ok),
+        ("NSID 0", |_, nsid| *nsid = 0, ok),
+        ("NSID 1", |_, nsid| *nsid = 1, nsid),
+        ("NSID of nothing", |_, nsid| *nsid = 2, nsid),
+        ("NSID above NN", |_, nsid| *nsid = NN + 1, nsid),
+    ];
+    for lid in [0, 1, 2, 3, 4, 5, 0x12, 0x13].map(Lid) {
+        for (name, change, expected) in conditions {
+            let (mut get, mut nsid) = (peek(lid, 64), 0xffff_ffff);
+            change(&mut get, &mut nsid);
+            let mut sqe = sqe(&get);
+            sqe.set_nsid(nsid);
+            let outcome = rig.try_run(&sqe, &[]).err();
+            assert_eq!(outcome, expected, "{lid:?}: {name}");
+        }
+        let other_set = GetLogPage {
+            csi: Csi::ZNS,
+            ..peek(lid, 64)
+        };
+        let expected = if lid == Lid::COMMAND_EFFECTS {
+            Status::INVALID_IO_COMMAND_SET.dnr()
+        } else {
+            Status::SUCCESS
+        };
+        assert_eq!(rig.status(&sqe(&other_set)), expected, "{lid:?}");
     }
 }
 
@@ -288,4 +312,76 @@ fn reading_without_rae_allows_the_next_event() {
     assert_eq!(rig.controller.next_event(), None);
     rig.attach(13, NsInfo::new(512, 1));
     assert_eq!(rig.controller.next_event(), event);
+}
+
+/// Get Log Page of the persistent event log.
+fn events(
+    rig: &Rig,
+    action: PersistentEventAction,
+    lpo: u64,
+    length: u32,
+) -> Result<Vec<u8>, Status> {
+    let get = GetLogPage {
+        lsp: action.0,
+        lpo,
+        ..GetLogPage::new(Lid::PERSISTENT_EVENT, length)
+    };
+    let (cx, sqe) = (rig.cx(), sqe(&get));
+    let len = transfer(&cx, &sqe).map_err(|fault| fault.status)?.len();
+    let mut data = vec![0xa5; len];
+    execute(&cx, &sqe, &mut data).map_err(|fault| fault.status)?;
+    Ok(data)
+}
+
+#[test]
+fn reporting_contexts() {
+    const READ: PersistentEventAction = PersistentEventAction::READ;
+    const ESTABLISH: PersistentEventAction = PersistentEventAction::ESTABLISH;
+    const RELEASE: PersistentEventAction = PersistentEventAction::RELEASE;
+    const HEADER: PersistentEventAction = PersistentEventAction::ESTABLISH_HEADER;
+    let rig = Rig::nvm();
+    rig.enable();
+    assert_eq!(events(&rig, READ, 0, 512), Err(SEQUENCE));
+    assert_eq!(events(&rig, RELEASE, 0, 512), Ok(Vec::new()));
+
+    let first = events(&rig, ESTABLISH, 0, 8192).unwrap();
+    assert_eq!(events(&rig, ESTABLISH, 0, 512), Err(SEQUENCE));
+    assert_eq!(events(&rig, HEADER, 0, 512), Err(SEQUENCE));
+    let header = |page: &[u8]| PersistentEventLogHeader::decode(page.first_chunk().unwrap());
+    let length = usize::try_from(header(&first).tll).unwrap();
+    assert!(!header(&first).context.exists() && first[length..].iter().all(|&b| b == 0));
+    // Namespaces 1 and 3, and the start of subsystem and controller.
+    assert_eq!(header(&first).tnev, 4);
+
+    // What happens now is not in this context, whoever reads which part of it.
+    rig.attach(9, NsInfo::new(512, 1));
+    let again = events(&rig, READ, 0, 8192).unwrap();
+    assert!(header(&again).context.exists());
+    assert_eq!(header(&again).generation, header(&first).generation);
+    assert_eq!(again[512..], first[512..]);
+    assert_eq!(events(&rig, READ, 516, 64), Ok(first[516..580].to_vec()));
+    let end = length as u64;
+    assert_eq!(events(&rig, READ, end, 4), Ok(vec![0; 4]));
+    assert_eq!(events(&rig, READ, end + 4, 4), Err(INVALID_FIELD));
+
+    assert_eq!(events(&rig, RELEASE, 0, 4), Ok(Vec::new()));
+    assert_eq!(events(&rig, READ, 0, 512), Err(SEQUENCE));
+    // The header, whatever length and offset say.
+    let next = events(&rig, HEADER, 1, 4).unwrap();
+    assert_eq!((next.len(), header(&next).tnev), (512, 5));
+    assert_eq!(header(&next).generation, header(&first).generation + 1);
+    let page = events(&rig, READ, 0, 8192).unwrap();
+    let kinds: Vec<_> = persistent_events(&page[512..])
+        .map(|(header, _)| header.event)
+        .take(5)
+        .collect();
+    assert_eq!(kinds[0], PersistentEventType::CHANGE_NAMESPACE);
+
+    rig.reset();
+    rig.enable();
+    assert_eq!(
+        events(&rig, READ, 0, 512),
+        Err(SEQUENCE),
+        "a reset releases it"
+    );
 }
