@@ -1,8 +1,10 @@
 //! Limits and switches of a target.
 
 use crate::Error;
+use crate::ctrl::reservation::ReservationStore;
 use nvmf_proto::wire::nqn::Nqn;
 use nvmf_proto::wire::pdu::MAXH2CDATA_MIN;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a target takes and offers. Start from `default()`; [`crate::Target::new`] checks it.
@@ -143,6 +145,9 @@ pub struct SubsystemConfig {
     pub model: String,
     /// NN: the largest NSID, 1 to 65,536.
     pub max_namespaces: u32,
+    /// Where reservations are kept that hosts want to outlive a power loss. Without, hosts cannot
+    /// have that (RESCAP bit 0 is clear).
+    pub reservation_store: Option<Arc<dyn ReservationStore>>,
 }
 
 impl SubsystemConfig {
@@ -159,6 +164,7 @@ impl SubsystemConfig {
             serial,
             model: "nvmf target".to_owned(),
             max_namespaces: 4096,
+            reservation_store: None,
         }
     }
 

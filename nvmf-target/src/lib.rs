@@ -61,6 +61,8 @@
 //! | `subscribe` of either trait | the caller of [`Target::add_namespace`] |
 //! | [`ns::Namespace::open_lane`], all of [`ns::Lane`], its drop | the reactor that uses the lane |
 //! | [`ns::Request::complete`], dropping a request | any |
+//! | [`ReservationStore`], `load` and `set_aside` | the caller of [`Target::add_namespace`] |
+//! | [`ReservationStore`], `save` and `remove` | `nvmf-reserve`, one at a time |
 //! | [`transport::Transport`] | `nvmf-accept` |
 //! | [`transport::Stream`] | one reactor, after `nvmf-accept` has handed it over |
 //! | dropping a namespace | whichever thread lets go of it last, a reactor perhaps |
@@ -89,6 +91,7 @@ mod wake;
 
 pub use config::{SubsystemConfig, TargetConfig};
 pub use ctrl::Role;
+pub use ctrl::reservation::{FileReservationStore, ReservationScope, ReservationStore};
 pub use error::Error;
 pub use nvmf_proto::wire::Status;
 pub use target::{Target, TargetStats};

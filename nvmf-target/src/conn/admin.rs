@@ -137,7 +137,11 @@ impl Conn {
         let Queue::Admin(queue) = &self.queue else {
             return;
         };
-        let outcome = admin::execute(&self.admin_cx(cx, queue), &sqe, &mut buf);
+        let admin_cx = self.admin_cx(cx, queue);
+        let outcome = match admin::persistence(&admin_cx, &sqe) {
+            Some(change) => return self.set_persistence(cx, slot, change),
+            None => admin::execute(&admin_cx, &sqe, &mut buf),
+        };
         self.command(slot).buf = buf;
         match outcome {
             Ok(dw0) => {

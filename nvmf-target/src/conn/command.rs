@@ -259,6 +259,10 @@ impl Conn {
     }
 
     fn answer(&mut self, cx: &mut Cx, slot: Slot, done: Done) {
+        // Few commands are ever waited for, and this drops the waiters.
+        if !self.holds.is_empty() {
+            self.holds.retain(|(index, _)| *index != slot.index());
+        }
         if done.data_len == 0 {
             let buf = std::mem::take(&mut self.command(slot).buf);
             self.give_buffer(cx, buf);

@@ -8,12 +8,14 @@ mod admin;
 mod command;
 mod fused;
 mod io;
+mod reservation;
 mod rx;
 mod tx;
 
 pub(crate) use io::{DMRL, DMRSL, STRIDE};
 
 use crate::buf::IoBuf;
+use crate::ctrl::reservation::Waiter;
 use crate::ctrl::{Controller, Listener, QueueStats, View};
 use crate::ns::{Completion, Op};
 use crate::reactor::{Cx, Exclusive, Gate, Message, Ready};
@@ -132,6 +134,8 @@ pub(crate) struct Conn {
     timer: Option<Time>,
     /// Of the command that came last: whether it waits for its second half.
     before: Before,
+    /// Commands, by the index of their slots, whose end others wait for.
+    holds: Vec<(usize, Waiter)>,
     /// Close as soon as everything has been sent.
     closing: bool,
 }
@@ -173,6 +177,7 @@ impl Conn {
             in_flight: 0,
             timer: None,
             before: Before::Whole,
+            holds: Vec::new(),
             closing: false,
         }
     }
@@ -285,6 +290,9 @@ impl Conn {
         }
         if self.is_mute() {
             self.command(slot).exclusive = None;
+            if self.in_flight == 0 {
+                self.holds.clear();
+            }
             self.give_buffer(cx, buf);
             return;
         }

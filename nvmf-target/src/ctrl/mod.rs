@@ -11,6 +11,7 @@ mod fault;
 mod namespaces;
 mod persistent;
 mod property;
+pub(crate) mod reservation;
 mod subsystem;
 #[cfg(test)]
 mod testing;
@@ -28,6 +29,7 @@ use crate::transport::TransportAddress;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::log::AsyncEvent;
 use nvmf_proto::wire::nqn::Nqn;
+use reservation::Keeper;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -88,6 +90,8 @@ pub(crate) struct Core {
     next_uid: AtomicU64,
     /// Connections that exist, accepted but not yet gone.
     pub(crate) connections: AtomicUsize,
+    /// Makes changes of reservations that may block.
+    pub(crate) keeper: Keeper,
 }
 
 impl Core {
@@ -101,6 +105,7 @@ impl Core {
             genctr: AtomicU64::new(1),
             next_uid: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
+            keeper: Keeper::default(),
         })
     }
 

@@ -1,5 +1,6 @@
 //! The namespaces of a subsystem: a snapshot that is replaced, never changed.
 
+use super::reservation::Reservations;
 use crate::ns::{Namespace, NsInfo};
 use crate::reactor::Gate;
 use nvmf_proto::wire::nqn::Nqn;
@@ -28,6 +29,7 @@ pub(crate) struct NsShared {
     /// What the backend's sink calls: kept, for the backend holds a weak reference.
     pub(crate) _notify: Arc<dyn Fn() + Send + Sync>,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) reservations: Reservations,
 }
 
 impl fmt::Debug for NsShared {

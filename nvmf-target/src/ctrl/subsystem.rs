@@ -1,6 +1,7 @@
 //! A subsystem: a name, namespaces, and the controllers that hosts have opened.
 
 use super::persistent::PersistentLog;
+use super::reservation::{ReservationScope, ReservationStore, Reservations};
 use super::{Access, Controller, NsEntry, NsShared, NsTable, Opening, View, Visibility, lock};
 use crate::ns::{Namespace, NsInfo, NsSink};
 use crate::{Error, SubsystemConfig};
@@ -30,6 +31,8 @@ pub(crate) struct Subsystem {
     pub(crate) serial: String,
     pub(crate) model: String,
     pub(crate) max_namespaces: u32,
+    /// Where reservations are kept that are to outlive the target.
+    reservation_store: Option<Arc<dyn ReservationStore>>,
     table: Mutex<Arc<NsTable>>,
     /// See [`Subsystem::generation`]: what I/O queues compare before each command.
     generation: AtomicU64,
@@ -47,7 +50,8 @@ struct Controllers {
 impl Subsystem {
     pub(crate) fn nvm(nqn: Nqn, config: &SubsystemConfig) -> Arc<Self> {
         let (serial, model) = (config.serial.clone(), config.model.clone());
-        Self::new(nqn, Kind::Nvm, serial, model, config.max_namespaces)
+        let store = config.reservation_store.clone();
+        Self::new(nqn, Kind::Nvm, serial, model, config.max_namespaces, store)
     }
 
     pub(crate) fn discovery() -> Arc<Self> {
@@ -58,16 +62,25 @@ impl Subsystem {
             serial,
             "nvmf discovery service".to_owned(),
             0,
+            None,
         )
     }
 
-    fn new(nqn: Nqn, kind: Kind, serial: String, model: String, max_namespaces: u32) -> Arc<Self> {
+    fn new(
+        nqn: Nqn,
+        kind: Kind,
+        serial: String,
+        model: String,
+        max_namespaces: u32,
+        reservation_store: Option<Arc<dyn ReservationStore>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             nqn,
             kind,
             serial,
             model,
             max_namespaces,
+            reservation_store,
             table: Mutex::default(),
             // A view that was never made is of generation 0.
             generation: AtomicU64::new(1),
@@ -91,11 +104,23 @@ impl Subsystem {
 
     /// What a controller sees of the namespaces; see [`Controller::view`].
     pub(super) fn view_of(&self, controller: &Controller) -> View {
-        View::new(&self.table(), &controller.hostnqn, |entry| Access {
-            writes: (entry.info.read_only || entry.write_protected)
-                .then_some(Status::NAMESPACE_WRITE_PROTECTED.dnr()),
-            ..Access::default()
+        View::new(&self.table(), &controller.hostnqn, |entry| {
+            let rights = entry.shared.reservations.rights(&controller.hostid);
+            let unless = |right: bool| (!right).then_some(Status::RESERVATION_CONFLICT.dnr());
+            let protected = (entry.info.read_only || entry.write_protected)
+                .then_some(Status::NAMESPACE_WRITE_PROTECTED.dnr());
+            Access {
+                reads: unless(rights.read),
+                flush: unless(rights.write),
+                writes: unless(rights.write).or(protected),
+                ..Access::default()
+            }
         })
+    }
+
+    /// What hosts may do with namespaces has changed, other than by a change of `table`.
+    pub(super) fn access_changed(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
     pub(crate) fn add_namespace(
@@ -111,6 +136,8 @@ impl Subsystem {
             )));
         }
         let info = self.checked_info(nsid, &*namespace)?;
+        let scope = ReservationScope::new(self.nqn.to_string(), info.uuid);
+        let reservations = Reservations::open(scope, self.reservation_store.clone())?;
         let weak: Weak<Self> = Arc::downgrade(self);
         let notify: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
             if let Some(subsystem) = weak.upgrade() {
@@ -138,6 +165,7 @@ impl Subsystem {
                     namespace,
                     _notify: notify,
                     gate: Arc::default(),
+                    reservations,
                 }),
             };
             self.log_namespace(&entry, NamespaceChange::CREATED);

@@ -1,11 +1,13 @@
 //! What other threads send to a reactor.
 
 use super::Exclusive;
+use crate::ctrl::reservation::Waiter;
 use crate::ctrl::{ConnRef, Listener};
 use crate::ns::Port;
 use crate::transport::Stream;
 use crate::wake::Waker;
 use nvmf_proto::tcp::Slot;
+use nvmf_proto::wire::Status;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -34,6 +36,19 @@ pub(crate) enum Message {
         slot: Slot,
         aborted: bool,
     },
+    /// A command of this connection has asked for a change of reservations, and this is its status.
+    Changed {
+        conn: u64,
+        slot: Slot,
+        status: Status,
+    },
+    /// The commands of this connection on a namespace are to end; the waiter is to be kept until
+    /// they have.
+    Quiesce {
+        conn: u64,
+        nsid: u32,
+        waiter: Waiter,
+    },
     /// The namespace with this uid of this subsystem is detached: drop its lane.
     Detached(u64),
     /// The write gate of a namespace closes or opens for this lane of it; see [`Gate`].
@@ -56,6 +71,8 @@ impl fmt::Debug for Message {
             Self::Notify(_) => "Notify",
             Self::Abort { .. } => "Abort",
             Self::Aborted { .. } => "Aborted",
+            Self::Changed { .. } => "Changed",
+            Self::Quiesce { .. } => "Quiesce",
             Self::Detached(_) => "Detached",
             Self::Gate { .. } => "Gate",
             Self::Exclusive(..) => "Exclusive",

@@ -400,6 +400,18 @@ impl Reactor {
                         conn.on_aborted(&mut self.cx, slot, aborted);
                     }
                 }
+                Message::Changed { conn, slot, status } => {
+                    self.cx.in_flight -= 1;
+                    if let Some(conn) = self.conns.get(conn) {
+                        conn.on_changed(&mut self.cx, slot, status);
+                    }
+                    self.bury(conn);
+                }
+                Message::Quiesce { conn, nsid, waiter } => {
+                    if let Some(conn) = self.conns.get(conn) {
+                        conn.on_quiesce(&mut self.cx, nsid, &waiter);
+                    }
+                }
                 Message::Detached(uid) => {
                     let Cx { lanes, poller, .. } = &mut self.cx;
                     lanes.detach(uid, poller);

@@ -69,6 +69,7 @@ impl Conn {
                 self.submit(cx, slot, ns, Op::Flush, NOWHERE, IoBuf::empty());
             }
             IoPlan::FlushAll => self.flush_all(cx, slot),
+            IoPlan::Reservation(_) => self.execute_reservation(cx, slot),
         }
     }
 

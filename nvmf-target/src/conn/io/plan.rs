@@ -1,6 +1,7 @@
 //! What an I/O command asks for, checked against what its controller sees at this moment.
 
 use super::steps::{Step, Zeroes};
+use crate::conn::reservation;
 use crate::ctrl::admin::Transfer;
 use crate::ctrl::{Access, Fault, NsEntry, Seen, View};
 use crate::ns::{LbaRange, NsInfo, Op, Support};
@@ -90,6 +91,7 @@ pub(in crate::conn) enum IoPlan {
     },
     Flush(NsRef),
     FlushAll,
+    Reservation(Transfer),
     /// Nothing has to be done.
     Nothing,
     Disconnect,
@@ -107,7 +109,11 @@ impl IoPlan {
             | NvmOpcode::COMPARE
             | NvmOpcode::WRITE_ZEROES
             | NvmOpcode::DATASET_MANAGEMENT
-            | NvmOpcode::VERIFY => {}
+            | NvmOpcode::VERIFY
+            | NvmOpcode::RESERVATION_REGISTER
+            | NvmOpcode::RESERVATION_REPORT
+            | NvmOpcode::RESERVATION_ACQUIRE
+            | NvmOpcode::RESERVATION_RELEASE => {}
             _ => return Err(Status::INVALID_OPCODE.dnr().into()),
         }
         // NVM Command Set 1.1, Fused Operation: Compare first, then Write, and no other pair.
@@ -118,11 +124,18 @@ impl IoPlan {
             _ => return Err(FUSE),
         }
         if opcode == NvmOpcode::FLUSH && sqe.nsid() == NSID_BROADCAST {
-            return Ok(Self::FlushAll);
+            // NVMe Base 2.1 §8.1.22: a conflict on any of them is one of the command.
+            let conflict = view.iter().find_map(|seen| seen.access.flush);
+            return conflict.map_or(Ok(Self::FlushAll), |status| Err(status.into()));
         }
         let Seen { entry, access } = view
             .get(sqe.nsid())
             .ok_or(Status::INVALID_NAMESPACE.dnr())?;
+        if let Some(transfer) = reservation::transfer(sqe, max_transfer) {
+            // Which reservation there is decides about these when they are carried out.
+            let refused = access.ana.map(Fault::from);
+            return refused.map_or(transfer.map(Self::Reservation), Err);
+        }
         if let Some(status) = Usage::of(opcode).refused_by(access) {
             return Err(status.into());
         }
@@ -268,7 +281,7 @@ impl IoPlan {
                 op: Op::Read, len, ..
             } => Transfer::ToHost(*len),
             Self::Rw { len, .. } => Transfer::FromHost(*len),
-            Self::Steps { transfer, .. } => *transfer,
+            Self::Steps { transfer, .. } | Self::Reservation(transfer) => *transfer,
             _ => Transfer::None,
         }
     }

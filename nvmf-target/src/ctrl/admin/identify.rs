@@ -1,6 +1,6 @@
 //! Identify (NVMe Base 2.1, Identify command; NVM Command Set 1.1 for its own structures).
 
-use super::{ACL, AERL, AdminCx, Kind, NsEntry, Transfer};
+use super::{ACL, AERL, AdminCx, Kind, NsEntry, Transfer, reservation};
 use crate::conn::{DMRL, DMRSL, STRIDE};
 use crate::ctrl::controller::{CRDT1, ErrorLog, KAS, WCTEMP};
 use crate::ctrl::persistent::PersistentLog;
@@ -220,6 +220,8 @@ fn controller(cx: &AdminCx<'_>) -> IdentifyController {
 fn io_controller(cx: &AdminCx<'_>) -> IdentifyController {
     let subsystem = cx.subsystem();
     IdentifyController {
+        // Hosts need a Host Identifier for reservations, though not for anything else.
+        ctratt: Ctratt::HOST_ID_128 | Ctratt::TBKAS | Ctratt::RESERVATION_HOST_ID,
         // Every host gets a controller of its own, by any of the listeners.
         cmic: Cmic::MULTI_PORT | Cmic::MULTI_CONTROLLER,
         oaes: Oaes::from_bits_retain(EVENTS.bits()),
@@ -247,6 +249,7 @@ fn io_controller(cx: &AdminCx<'_>) -> IdentifyController {
             | Oncs::DATASET_MANAGEMENT
             | Oncs::WRITE_ZEROES
             | Oncs::SAVE_AND_SELECT
+            | Oncs::RESERVATIONS
             | Oncs::TIMESTAMP
             | Oncs::VERIFY
             | Oncs::NAMESPACE_ZEROES,
@@ -297,6 +300,7 @@ fn namespace(entry: &NsEntry) -> IdentifyNamespace {
         nuse: info.blocks,
         nsfeat,
         nmic: Nmic::SHARED,
+        rescap: reservation::rescap(entry),
         dlfeat: dlfeat(info),
         nvmcap: u128::from(info.bytes()),
         nsattr: nsattr(entry),
@@ -338,6 +342,7 @@ fn namespace_independent(entry: &NsEntry) -> IdentifyNamespaceIndependent {
     IdentifyNamespaceIndependent {
         nsfeat,
         nmic: Nmic::SHARED,
+        rescap: reservation::rescap(entry),
         nsattr: nsattr(entry),
         nstat: Nstat::READY,
         ..IdentifyNamespaceIndependent::default()

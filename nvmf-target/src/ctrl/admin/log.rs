@@ -2,13 +2,14 @@
 
 use super::discovery::DiscoveryLog;
 use super::persistent::Window;
-use super::{AdminCx, Fault, Kind, Transfer, feature, persistent};
+use super::{AdminCx, Fault, Kind, Transfer, feature, persistent, reservation};
 use crate::ctrl::controller::ErrorLog;
 use nvmf_proto::wire::identify::{Csi, IDENTIFY_SIZE, NSID_BROADCAST};
 use nvmf_proto::wire::log::{
     CommandEffects, CommandEffectsLog, FirmwareSlotLog, GetLogPage, Lid, LidSupport,
     ParameterLocation, SmartLog, SupportedLogPages, encode_changed_namespaces,
 };
+use nvmf_proto::wire::reservation::ReservationNotificationLog;
 use nvmf_proto::wire::{AdminOpcode, NvmOpcode, Sqe, Status};
 
 /// Bytes of the Feature Identifiers Supported and Effects log page.
@@ -68,6 +69,7 @@ fn size(cx: &AdminCx<'_>, lid: Lid) -> Option<u64> {
         (Kind::Nvm, Lid::COMMAND_EFFECTS) => CommandEffectsLog::SIZE,
         (Kind::Nvm, Lid::PERSISTENT_EVENT) => cx.subsystem().persistent.length(),
         (Kind::Nvm, Lid::FEATURE_EFFECTS) => FEATURE_EFFECTS_SIZE,
+        (Kind::Nvm, Lid::RESERVATION_NOTIFICATION) => ReservationNotificationLog::SIZE,
         (Kind::Nvm, Lid::NVME_MI_EFFECTS) => NVME_MI_EFFECTS_SIZE,
         (Kind::Discovery, Lid::DISCOVERY) => return Some(DiscoveryLog::new(cx).size()),
         _ => return None,
@@ -112,6 +114,7 @@ pub(super) fn read(cx: &AdminCx<'_>, sqe: &Sqe, out: &mut [u8]) -> Result<(), Fa
         }
         Lid::PERSISTENT_EVENT => copy(&persistent::page(cx, &get), get.lpo, out),
         Lid::FEATURE_EFFECTS => copy(&feature_effects(cx), get.lpo, out),
+        Lid::RESERVATION_NOTIFICATION => copy(&reservation::notification(cx), get.lpo, out),
         // No NVMe-MI command is supported.
         _ => out.fill(0),
     }
@@ -183,6 +186,10 @@ fn effects() -> CommandEffectsLog {
         NvmOpcode::READ,
         NvmOpcode::COMPARE,
         NvmOpcode::VERIFY,
+        NvmOpcode::RESERVATION_REGISTER,
+        NvmOpcode::RESERVATION_REPORT,
+        NvmOpcode::RESERVATION_ACQUIRE,
+        NvmOpcode::RESERVATION_RELEASE,
     ] {
         log.set_io(opcode, io);
     }

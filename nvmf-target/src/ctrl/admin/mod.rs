@@ -9,8 +9,11 @@ mod feature;
 mod identify;
 mod log;
 mod persistent;
+mod reservation;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use reservation::{Persistence, persistence};
 
 use super::{Controller, Core, Fault, Kind, NsEntry, Subsystem};
 use nvmf_proto::wire::{AdminOpcode, Sqe, Status};

@@ -2,6 +2,7 @@
 
 use super::super::lock;
 use super::Controller;
+use super::notices::Notices;
 use nvmf_proto::wire::feature::AsyncEventConfig;
 use nvmf_proto::wire::log::{AsyncEvent, CriticalWarning, Lid};
 use std::collections::{BTreeSet, VecDeque};
@@ -18,6 +19,7 @@ pub(super) struct Events {
     /// of the same page say nothing new.
     masked: BTreeSet<u8>,
     changed: BTreeSet<u32>,
+    pub(super) notices: Notices,
 }
 
 impl Events {

@@ -3,6 +3,7 @@
 mod errors;
 mod events;
 mod health;
+mod notices;
 mod settings;
 mod state;
 mod stats;

@@ -73,6 +73,11 @@ impl State {
             .fold(self.past, |sum, (_, stats)| sum.plus(stats.totals()))
     }
 
+    /// The connections of the I/O queues.
+    pub(super) fn queue_connections(&self) -> impl Iterator<Item = &ConnRef> {
+        self.queues.values().map(|(conn, _)| conn)
+    }
+
     /// Tells every I/O queue to end.
     pub(in crate::ctrl) fn stop_queues(&self) {
         for (conn, _) in self.queues.values() {

@@ -7,7 +7,7 @@ mod set;
 
 pub(super) use set::{set, transfer_set};
 
-use super::{AdminCx, Fault, Kind, Transfer};
+use super::{AdminCx, Fault, Kind, Transfer, reservation};
 use crate::ctrl::controller::Settings;
 use nvmf_proto::wire::feature::{
     FeatureCapabilities, FeatureSelect, Fid, GetFeatures, HOST_ID_EXTENDED, HostBehavior,
@@ -15,6 +15,7 @@ use nvmf_proto::wire::feature::{
 };
 use nvmf_proto::wire::identify::NSID_BROADCAST;
 use nvmf_proto::wire::log::CommandEffects;
+use nvmf_proto::wire::reservation::{NotificationMask, ReservationPersistence};
 use nvmf_proto::wire::{Sqe, Status};
 
 /// Arbitration Burst 111b: no limit. Commands come when their host sends them.
@@ -65,6 +66,14 @@ impl Feature {
             Fid::HOST_BEHAVIOR => Self::new(changeable, 0).with_data(512),
             // NVMe over Fabrics has the 128-bit form only.
             Fid::HOST_IDENTIFIER => Self::new(fixed, HOST_ID_EXTENDED).with_data(16),
+            Fid::RESERVATION_NOTIFICATION_MASK => Self::new(
+                of_namespace.union(changeable),
+                NotificationMask::all().bits(),
+            ),
+            Fid::RESERVATION_PERSISTENCE => Self::new(
+                of_namespace.union(changeable),
+                ReservationPersistence::all().bits(),
+            ),
             _ => return None,
         };
         Some(feature)
@@ -155,6 +164,9 @@ pub(super) fn get(cx: &AdminCx<'_>, sqe: &Sqe, out: &mut [u8]) -> Result<u32, Fa
         return Ok(0);
     }
     if get.sel == FeatureSelect::CURRENT {
+        if let Some(value) = reservation::current(cx, get.fid, sqe.nsid()) {
+            return Ok(value);
+        }
         current(cx, &get, &settings)
     } else {
         default(cx, &get, &settings)

@@ -1,7 +1,7 @@
 //! Set Features.
 
 use super::{ARBITRATION, Access, AdminCx, Fault, Feature, Kind, Transfer, VWC_ENABLE, check_nsid};
-use crate::ctrl::admin::identify;
+use crate::ctrl::admin::{identify, reservation};
 use crate::ctrl::controller::{Clock, KAS};
 use nvmf_proto::wire::feature::{
     AsyncEventConfig, Fid, HostBehavior, NumberOfQueues, SetFeatures, TemperatureThreshold,
@@ -54,6 +54,9 @@ pub(in crate::ctrl::admin) fn set(cx: &AdminCx<'_>, sqe: &Sqe, data: &[u8]) -> R
             let disable = set.cdw11 & WRITE_ATOMICITY_DISABLE_NORMAL != 0;
             cx.controller
                 .change_settings(|s| s.disable_normal = disable);
+        }
+        Fid::RESERVATION_NOTIFICATION_MASK => {
+            reservation::set_mask(cx, sqe.nsid(), set.cdw11);
         }
         Fid::TIMESTAMP => set_timestamp(cx, data),
         Fid::HOST_BEHAVIOR => set_host_behavior(cx, data)?,

@@ -33,7 +33,12 @@ fn set_sqe(fid: Fid, cdw11: u32, nsid: u32) -> Sqe {
 
 /// An NSID that suits a feature.
 fn nsid_of(fid: Fid) -> u32 {
-    if fid == Fid::ERROR_RECOVERY { 1 } else { 0 }
+    let of_namespace = [
+        Fid::ERROR_RECOVERY,
+        Fid::RESERVATION_NOTIFICATION_MASK,
+        Fid::RESERVATION_PERSISTENCE,
+    ];
+    u32::from(of_namespace.contains(&fid))
 }
 
 /// The value as the specification has it: dword 0, or the data.
@@ -120,6 +125,8 @@ fn rows() -> Vec<Row> {
             4,
             u32::MAX,
         ),
+        one(Fid::RESERVATION_NOTIFICATION_MASK, 0, 0, 6, 0xffff_fff1),
+        one(Fid::RESERVATION_PERSISTENCE, 0, 0, 6, 0xffff_fffe),
         row(Fid::HOST_IDENTIFIER, 1, host_id.clone(), host_id, 0, 0),
     ]
 }

@@ -129,7 +129,10 @@ fn io_controller() {
     assert_eq!(4096 << id.mdts, rig.core.config.max_transfer);
     assert_eq!(id.cmic, Cmic::MULTI_PORT | Cmic::MULTI_CONTROLLER);
     assert_eq!(id.oaes, Oaes::NAMESPACE_ATTRIBUTE);
-    assert_eq!(id.ctratt, Ctratt::HOST_ID_128 | Ctratt::TBKAS);
+    assert_eq!(
+        id.ctratt,
+        Ctratt::HOST_ID_128 | Ctratt::TBKAS | Ctratt::RESERVATION_HOST_ID
+    );
     assert_eq!((id.acl, id.aerl, id.kas), (ACL, AERL, 1));
     assert_eq!((id.sqes, id.cqes, id.maxcmd), (0x66, 0x44, 1024));
     assert_eq!((id.nn, id.mnan), (NN, NN));
@@ -140,6 +143,7 @@ fn io_controller() {
             | Oncs::DATASET_MANAGEMENT
             | Oncs::WRITE_ZEROES
             | Oncs::SAVE_AND_SELECT
+            | Oncs::RESERVATIONS
             | Oncs::TIMESTAMP
             | Oncs::VERIFY
             | Oncs::NAMESPACE_ZEROES

@@ -40,7 +40,7 @@ fn page<const N: usize>(rig: &Rig, lid: Lid) -> [u8; N] {
 #[test]
 fn every_lid() {
     let pages: [(Rig, &[u8]); 2] = [
-        (Rig::nvm(), &[0, 1, 2, 3, 4, 5, 0xd, 0x12, 0x13]),
+        (Rig::nvm(), &[0, 1, 2, 3, 4, 5, 0xd, 0x12, 0x13, 0x80]),
         (Rig::discovery(), &[0, 1, 0x70]),
     ];
     for (rig, lids) in pages {
@@ -211,7 +211,10 @@ fn effects() {
         opcodes(&log.admin, supported),
         [2, 6, 8, 9, 0xa, 0xc, 0x18, 0x7f]
     );
-    assert_eq!(opcodes(&log.io, supported), [0, 1, 2, 5, 8, 9, 0xc, 0x7f]);
+    assert_eq!(
+        opcodes(&log.io, supported),
+        [0, 1, 2, 5, 8, 9, 0xc, 0xd, 0xe, 0x11, 0x15, 0x7f]
+    );
     assert_eq!(
         opcodes(&log.io, CommandEffects::LOGICAL_BLOCK_CHANGE),
         [1, 8, 9]
@@ -227,7 +230,7 @@ fn effects() {
     let supported: Vec<_> = (0..256).filter(|fid| features[fid * 4] & 1 != 0).collect();
     assert_eq!(
         supported,
-        [1, 2, 4, 5, 6, 7, 0xa, 0xb, 0xe, 0xf, 0x16, 0x81]
+        [1, 2, 4, 5, 6, 7, 0xa, 0xb, 0xe, 0xf, 0x16, 0x81, 0x82, 0x83]
     );
     assert_eq!(
         features[4 * usize::from(Fid::ERROR_RECOVERY.0)..][..4],

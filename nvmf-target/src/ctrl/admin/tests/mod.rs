@@ -5,6 +5,7 @@ mod discovery;
 mod feature;
 mod identify;
 mod log;
+mod reservation;
 
 use super::{Transfer, execute, transfer};
 use crate::ctrl::Fault;

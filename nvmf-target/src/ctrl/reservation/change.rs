@@ -1,0 +1,163 @@
+//! Changes of reservations on their way: off the reactor where they may block, to the views of all
+//! controllers, to the hosts that are to know, and back to the command that asked.
+
+use super::{Command, HostId};
+use crate::ctrl::{Controller, NsEntry, NsShared, Subsystem, lock};
+use crate::reactor::{Mailbox, Message};
+use log::error;
+use nvmf_proto::tcp::Slot;
+use nvmf_proto::wire::Status;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, Weak};
+use std::thread;
+
+/// Completes a command when its last clone is dropped: when the change is made, and whoever had to
+/// end something for it has done so. With Internal Error unless [`Waiter::succeed`] or
+/// [`Waiter::fail`] was called.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiter(Arc<Waiting>);
+
+#[derive(Debug)]
+struct Waiting {
+    /// Weak, for a waiter may be in a message to the same reactor.
+    mailbox: Weak<Mailbox>,
+    conn: u64,
+    slot: Slot,
+    status: AtomicU16,
+}
+
+impl Waiter {
+    /// For the command in a slot of a connection, whose reactor has this mailbox.
+    pub(crate) fn new(mailbox: &Arc<Mailbox>, conn: u64, slot: Slot) -> Self {
+        Self(Arc::new(Waiting {
+            mailbox: Arc::downgrade(mailbox),
+            conn,
+            slot,
+            status: AtomicU16::new(Status::INTERNAL_ERROR.bits()),
+        }))
+    }
+
+    fn end(&self, result: Result<(), Status>) {
+        let status = result.err().unwrap_or(Status::SUCCESS);
+        self.0.status.store(status.bits(), Ordering::Release);
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(mailbox) = self.mailbox.upgrade() {
+            mailbox.send(Message::Changed {
+                conn: self.conn,
+                slot: self.slot,
+                status: Status::from_bits(self.status.load(Ordering::Acquire)),
+            });
+        }
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The thread on which changes are made that may block. It is started with the first of them.
+#[derive(Default)]
+pub(crate) struct Keeper(Mutex<Option<Sender<Job>>>);
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keeper")
+    }
+}
+
+impl Keeper {
+    /// Runs jobs in the order of their coming. A job that cannot be run is dropped.
+    fn run(&self, job: Job) {
+        let mut sender = lock(&self.0);
+        if sender.is_none() {
+            let (jobs, todo) = mpsc::channel::<Job>();
+            let work = move || {
+                for job in todo {
+                    if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                        error!("a reservation store panicked");
+                    }
+                }
+            };
+            let thread = thread::Builder::new().name("nvmf-reserve".to_owned());
+            match thread.spawn(work) {
+                Ok(_) => *sender = Some(jobs),
+                Err(err) => error!("no thread for keeping reservations: {err}"),
+            }
+        }
+        if let Some(sender) = &*sender {
+            // The thread lives as long as the sender does.
+            let _ = sender.send(job);
+        }
+    }
+}
+
+/// Sets PTPLS of namespaces, one after the other until one fails; `waiter` completes the command.
+pub(crate) fn set_persistence(
+    keeper: &Keeper,
+    entries: Vec<Arc<NsEntry>>,
+    ptpl: bool,
+    waiter: Waiter,
+) {
+    let set = move |entry: &Arc<NsEntry>| entry.shared.reservations.set_ptpl(ptpl);
+    keeper.run(Box::new(move || {
+        waiter.end(entries.iter().try_for_each(set))
+    }));
+}
+
+impl Subsystem {
+    /// Carries out a host's command on the reservations of a namespace; `waiter` completes it when
+    /// that is done.
+    pub(crate) fn reserve(
+        self: &Arc<Self>,
+        keeper: &Keeper,
+        entry: &NsEntry,
+        host: HostId,
+        command: Command,
+        waiter: Waiter,
+    ) {
+        let (subsystem, shared) = (Arc::clone(self), Arc::clone(&entry.shared));
+        let nsid = entry.nsid;
+        let job = move || waiter.end(subsystem.change(&shared, nsid, host, &command, &waiter));
+        if entry.shared.reservations.can_persist() {
+            keeper.run(Box::new(job));
+        } else {
+            job();
+        }
+    }
+
+    fn change(
+        &self,
+        shared: &NsShared,
+        nsid: u32,
+        host: HostId,
+        command: &Command,
+        waiter: &Waiter,
+    ) -> Result<(), Status> {
+        let effects = shared.reservations.execute(host, command)?;
+        // Whatever command of whatever host starts from here on is judged anew.
+        self.access_changed();
+        let notify: BTreeMap<_, _> = effects.notify.into_iter().collect();
+        for controller in self.controllers() {
+            if let Some(kind) = notify.get(&controller.hostid) {
+                controller.reservation_notice(nsid, *kind);
+            }
+            if effects.abort.contains(&controller.hostid) {
+                controller.quiesce(nsid, waiter);
+            }
+        }
+        Ok(())
+    }
+
+    /// A controller of a host, the one with the lowest CNTLID, for each host that has one.
+    pub(crate) fn controllers_by_host(&self) -> BTreeMap<HostId, u16> {
+        let controllers = self.controllers();
+        let by_host = |c: &Arc<Controller>| (c.hostid, c.cntlid);
+        controllers.iter().rev().map(by_host).collect()
+    }
+}
