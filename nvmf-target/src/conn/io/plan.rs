@@ -134,7 +134,7 @@ impl IoPlan {
         if let Some(transfer) = reservation::transfer(sqe, max_transfer) {
             // Which reservation there is decides about these when they are carried out.
             let refused = access.ana.map(Fault::from);
-            return refused.map_or(transfer.map(Self::Reservation), Err);
+            return refused.map_or_else(|| transfer.map(Self::Reservation), Err);
         }
         if let Some(status) = Usage::of(opcode).refused_by(access) {
             return Err(status.into());
