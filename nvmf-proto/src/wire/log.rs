@@ -1,10 +1,15 @@
 //! Get Log Page: the command, the log pages and the asynchronous events that announce them.
 //! (NVMe Base 2.1, Get Log Page command and Asynchronous Event Request command.)
 
+mod ana;
 mod event;
 mod pages;
 mod persistent;
 
+pub use ana::{
+    AnaGroup, AnaGroupDescriptor, AnaLogHeader, AnaLsp, AnaStateCode, decode_ana_log,
+    encode_ana_log,
+};
 pub use event::{AsyncEvent, AsyncEventType};
 pub use pages::{
     CommandEffects, CommandEffectsLog, CriticalWarning, ErrorLogEntry, FirmwareSlotLog, LidSupport,
