@@ -23,6 +23,16 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
+    /// One of several changes is refused, so that none was made.
+    #[error("change {index}, {what}: {source}")]
+    Change {
+        /// Which one: its index.
+        index: usize,
+        /// What it was to do.
+        what: String,
+        /// Why it is refused.
+        source: Box<Self>,
+    },
     /// The target has been shut down.
     #[error("the target is shut down")]
     ShutDown,

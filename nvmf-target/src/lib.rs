@@ -79,18 +79,23 @@
     reason = "the memory of I/O buffers is mapped and lent by hand"
 )]
 mod buf;
+mod change;
 mod config;
 mod conn;
 mod ctrl;
 mod error;
+mod manage;
 pub mod ns;
 mod reactor;
 mod target;
 pub mod transport;
 mod wake;
 
-pub use config::{SubsystemConfig, TargetConfig};
-pub use ctrl::Role;
+pub use change::Change;
+pub use config::{
+    ListenerConfig, ListenerInfo, NamespaceConfig, Referral, Role, SubsystemConfig, TargetConfig,
+};
+pub use ctrl::AnaState;
 pub use ctrl::reservation::{FileReservationStore, ReservationScope, ReservationStore};
 pub use error::Error;
 pub use nvmf_proto::wire::Status;

@@ -1,15 +1,11 @@
-//! The target: what an embedder starts, changes while it runs, and shuts down.
+//! The target: what an embedder starts and shuts down. How it is changed meanwhile is in `manage`.
 
 use crate::Error;
-use crate::config::{SubsystemConfig, TargetConfig};
-use crate::ctrl::{Core, Role, Subsystem};
-use crate::ns::Namespace;
+use crate::config::TargetConfig;
+use crate::ctrl::Core;
 use crate::reactor::{self, AcceptorHandle, Mailbox, Message, spawn_acceptor};
-use crate::transport::{TcpTransport, Transport};
 use log::{debug, warn};
-use nvmf_proto::wire::nqn::Nqn;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -22,19 +18,21 @@ const SHUTDOWN_STEP: Duration = Duration::from_millis(2);
 ///
 /// When the last clone is dropped, the target is shut down without waiting for hosts.
 #[derive(Clone)]
-pub struct Target(Arc<Inner>);
+pub struct Target(pub(crate) Arc<Inner>);
 
-struct Inner {
-    core: Arc<Core>,
-    reactors: Vec<Arc<Mailbox>>,
+pub(crate) struct Inner {
+    pub(crate) core: Arc<Core>,
+    pub(crate) reactors: Vec<Arc<Mailbox>>,
+    /// Held while changes are made: one after the other.
+    pub(crate) changing: Mutex<()>,
     running: Mutex<Running>,
     /// Whether the target is shut down, for those who wait for it.
     over: Mutex<bool>,
     ended: Condvar,
 }
 
-struct Running {
-    acceptor: Option<AcceptorHandle>,
+pub(crate) struct Running {
+    pub(crate) acceptor: Option<AcceptorHandle>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -71,6 +69,7 @@ impl Target {
         let inner = Inner {
             core,
             reactors,
+            changing: Mutex::default(),
             running: Mutex::new(Running {
                 acceptor: None,
                 threads: Vec::new(),
@@ -88,100 +87,6 @@ impl Target {
             running.acceptor = Some(spawn_acceptor(&inner.core, inner.reactors.clone())?);
         }
         Ok(Self(Arc::new(inner)))
-    }
-
-    /// Adds an NVM subsystem.
-    ///
-    /// # Errors
-    /// [`Error::Config`] if a value is not acceptable or the NQN is taken.
-    pub fn add_subsystem(&self, config: SubsystemConfig) -> Result<(), Error> {
-        let nqn = config.validate()?;
-        if self.0.core.add_subsystem(Subsystem::nvm(nqn, &config)) {
-            Ok(())
-        } else {
-            Err(Error::config(format!(
-                "there is a subsystem {} already",
-                config.nqn
-            )))
-        }
-    }
-
-    /// Attaches a namespace to a subsystem under an NSID. Hosts that are connected are told.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] without such a subsystem, [`Error::Config`] if the NSID is taken or out
-    /// of range or the namespace's information is not acceptable.
-    pub fn add_namespace(&self, nqn: &str, nsid: u32, ns: impl Namespace) -> Result<(), Error> {
-        let (info, max) = (ns.info(), self.0.core.config.max_transfer);
-        info.validate()?;
-        let block = info.block_size();
-        if block > max {
-            return Err(Error::config(format!(
-                "block size {block}: at most max_transfer, {max} bytes, is wanted"
-            )));
-        }
-        let uid = self.0.core.new_uid();
-        self.subsystem(nqn)?.add_namespace(nsid, uid, Arc::new(ns))
-    }
-
-    /// Detaches a namespace. Hosts that are connected are told; commands that are in the backend
-    /// finish, later ones fail with Invalid Namespace or Format. The namespace is dropped when the
-    /// last of its commands is done, not before this returns.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] without such a subsystem or namespace.
-    pub fn remove_namespace(&self, nqn: &str, nsid: u32) -> Result<(), Error> {
-        let uid = self.subsystem(nqn)?.remove_namespace(nsid)?;
-        for mailbox in &self.0.reactors {
-            mailbox.send(Message::Detached(uid));
-        }
-        Ok(())
-    }
-
-    fn subsystem(&self, nqn: &str) -> Result<Arc<Subsystem>, Error> {
-        let missing = || Error::NotFound(format!("no subsystem {nqn:?}"));
-        let name = Nqn::new(nqn).map_err(|_| missing())?;
-        self.0
-            .core
-            .subsystem(&name)
-            .filter(|_| !name.is_discovery())
-            .ok_or_else(missing)
-    }
-
-    /// Listens for NVMe/TCP on an address, for all subsystems and for discovery; port 0 takes any.
-    /// Returns the address that was bound.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the address cannot be bound.
-    pub fn listen(&self, address: SocketAddr) -> Result<SocketAddr, Error> {
-        self.listen_tcp(address, Role::Io)
-    }
-
-    /// Listens for NVMe/TCP on an address, for discovery only.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the address cannot be bound.
-    pub fn listen_discovery(&self, address: SocketAddr) -> Result<SocketAddr, Error> {
-        self.listen_tcp(address, Role::Discovery)
-    }
-
-    fn listen_tcp(&self, address: SocketAddr, role: Role) -> Result<SocketAddr, Error> {
-        let transport = TcpTransport::bind(address)?;
-        let bound = transport.local_addr();
-        self.listen_on(Box::new(transport), role)?;
-        Ok(bound)
-    }
-
-    /// Accepts connections from a transport of the embedder's.
-    ///
-    /// # Errors
-    /// [`Error::ShutDown`] after [`Target::shutdown`].
-    pub fn listen_on(&self, transport: Box<dyn Transport>, role: Role) -> Result<(), Error> {
-        let running = self.0.running();
-        let acceptor = running.acceptor.as_ref().ok_or(Error::ShutDown)?;
-        let listener = self.0.core.add_listener(transport.address(), role);
-        acceptor.listen(transport, listener);
-        Ok(())
     }
 
     /// What there is at this moment. The figures are taken one after the other, not all at once.
@@ -229,7 +134,7 @@ impl Target {
 }
 
 impl Inner {
-    fn running(&self) -> MutexGuard<'_, Running> {
+    pub(crate) fn running(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -2,7 +2,7 @@
 
 use super::abort::Asked;
 use super::{Conn, IoQueue, Queue};
-use crate::ctrl::admin::{self, AERL, AdminCx, Transfer};
+use crate::ctrl::admin::{self, AdminCx, Transfer};
 use crate::ctrl::connect::{self, Association, CONNECT_DATA_LEN, Refusal};
 use crate::ctrl::{ConnRef, Controller, Fault, QueueStats};
 use crate::reactor::Cx;
@@ -75,7 +75,7 @@ impl Conn {
             AdminOpcode::KEEP_ALIVE => Ok(AdminPlan::KeepAlive),
             AdminOpcode::ABORT => Ok(AdminPlan::Abort),
             AdminOpcode::ASYNC_EVENT_REQUEST => {
-                if queue.requests.len() > usize::from(AERL) {
+                if queue.requests.len() >= usize::from(queue.controller.limits.event_requests) {
                     return Err(Status::AER_LIMIT_EXCEEDED.dnr().into());
                 }
                 Ok(AdminPlan::EventRequest)
@@ -91,7 +91,6 @@ impl Conn {
         AdminCx {
             core: &cx.core,
             controller: &queue.controller,
-            local_ip: self.stream.as_ref().and_then(|s| s.local_ip()),
         }
     }
 
@@ -196,7 +195,17 @@ impl Conn {
             mailbox: Arc::clone(&cx.mailbox),
             id: self.id,
         };
-        match connect::connect(&cx.core, &self.listener, command, &data, conn, cx.now) {
+        let local_ip = self.stream.as_ref().and_then(|s| s.local_ip());
+        let association = connect::connect(
+            &cx.core,
+            &self.listener,
+            command,
+            &data,
+            local_ip,
+            conn,
+            cx.now,
+        );
+        match association {
             Ok(association) => self.associate(cx, slot, association),
             Err(refusal) => {
                 info!(

@@ -147,7 +147,7 @@ impl Conn {
         let tcp = TcpTarget::new(&Config {
             header_digest: config.header_digest,
             data_digest: config.data_digest,
-            maxh2cdata: config.maxh2cdata,
+            maxh2cdata: listener.maxh2cdata,
             ic_timeout: timeout,
             connect_timeout: timeout,
             ..Config::default()
@@ -184,6 +184,10 @@ impl Conn {
 
     pub(crate) const fn id(&self) -> u64 {
         self.id
+    }
+
+    pub(crate) const fn listener(&self) -> &Arc<Listener> {
+        &self.listener
     }
 
     pub(crate) fn peer(&self) -> &str {

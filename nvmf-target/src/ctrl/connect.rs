@@ -1,12 +1,14 @@
 //! Connect: how a connection becomes a queue of a controller (NVMe Base 2.1 §6.3).
 
-use super::{ConnRef, Controller, Core, Kind, Limits, Listener, Opening, QueueStats, Role};
+use super::{ConnRef, Controller, Core, Kind, Listener, Opening, QueueStats, Subsystem};
 use log::info;
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::fabrics::{
     CNTLID_DYNAMIC, Cattr, ConnectCommand, ConnectData, InvalidParameter,
 };
+use nvmf_proto::wire::nqn::Nqn;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Entries of an admin queue: at least 32 (NVMe over Fabrics), at most 4,096.
@@ -70,12 +72,32 @@ pub(crate) fn check_command(command: &ConnectCommand) -> Result<(), Refusal> {
     Ok(())
 }
 
+impl Core {
+    /// The subsystem of an NQN, if a host may have a controller of it by a listener. Everybody may
+    /// ask the discovery service.
+    fn admit(
+        &self,
+        subnqn: &Nqn,
+        hostnqn: &Nqn,
+        listener: &Arc<Listener>,
+    ) -> Result<Arc<Subsystem>, Refusal> {
+        let topology = self.topology();
+        if subnqn.is_discovery() || *subnqn == self.discovery.nqn {
+            let port = topology.port(listener);
+            let port = port.ok_or(Refusal::data(ConnectData::SUBNQN));
+            return port.map(|_| Arc::clone(&self.discovery));
+        }
+        topology.admit(subnqn, hostnqn, listener).cloned()
+    }
+}
+
 /// Carries out a Connect whose command has passed [`check_command`].
 pub(crate) fn connect(
     core: &Core,
     listener: &Arc<Listener>,
     command: &ConnectCommand,
     data: &ConnectData,
+    local_ip: Option<IpAddr>,
     conn: ConnRef,
     now: Time,
 ) -> Result<Association, Refusal> {
@@ -85,10 +107,7 @@ pub(crate) fn connect(
     let hostnqn = data
         .host_nqn()
         .map_err(|_| Refusal::data(ConnectData::HOSTNQN))?;
-    let subsystem = core
-        .subsystem(&subnqn)
-        .filter(|s| s.kind == Kind::Discovery || listener.role == Role::Io)
-        .ok_or(Refusal::data(ConnectData::SUBNQN))?;
+    let subsystem = core.admit(&subnqn, &hostnqn, listener)?;
     let entries = u32::from(command.sqsize) + 1;
     let flow_control = !(core.config.sq_flow_control_disable
         && command.cattr.contains(Cattr::DISABLE_SQ_FLOW_CONTROL));
@@ -102,12 +121,13 @@ pub(crate) fn connect(
             hostid: data.hostid,
             kato_ms: command.kato,
             listener: Arc::clone(listener),
-            limits: Limits::new(&core.config),
+            local_ip,
+            limits: subsystem.limits.by(listener),
             admin: conn,
         };
-        let controller = subsystem
-            .open_controller(opening)
-            .ok_or(Refusal::status(Status::CONNECT_CONTROLLER_BUSY))?;
+        let controller = subsystem.open_controller(opening, |host| {
+            core.admit(&subnqn, host, listener).map(|_| ())
+        })?;
         let stats = controller.admin_stats();
         stats.active(now);
         info!(

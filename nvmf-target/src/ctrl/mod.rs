@@ -5,8 +5,10 @@
 //! changes by a generation number that it compares before each command.
 
 pub(crate) mod admin;
+mod ana;
 pub(crate) mod connect;
 mod controller;
+mod draft;
 mod fault;
 mod namespaces;
 mod persistent;
@@ -15,42 +17,42 @@ pub(crate) mod reservation;
 mod subsystem;
 #[cfg(test)]
 mod testing;
+mod topology;
 mod view;
 
+pub use ana::AnaState;
 pub(crate) use controller::{Controller, Opening, QueueStats};
+pub(crate) use draft::Effects;
 pub(crate) use fault::Fault;
 pub(crate) use namespaces::{NsEntry, NsShared, NsTable, Visibility};
-pub(crate) use subsystem::{Kind, Subsystem};
+pub(crate) use subsystem::{Kind, Snapshot, Subsystem};
+pub(crate) use topology::{Port, Reach, Topology};
 pub(crate) use view::{Access, Seen, View};
 
-use crate::TargetConfig;
+use crate::config::{Role, SubsystemConfig, TargetConfig};
 use crate::reactor::{Mailbox, Message};
 use crate::transport::TransportAddress;
 use nvmf_proto::tcp::Slot;
-use nvmf_proto::wire::log::AsyncEvent;
-use nvmf_proto::wire::nqn::Nqn;
 use reservation::Keeper;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-
-/// Which subsystems a listener serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Role {
-    /// All of them, and the discovery service.
-    Io,
-    /// The discovery service only.
-    Discovery,
-}
 
 /// A listener as controllers and the discovery log see it.
 #[derive(Debug)]
 pub(crate) struct Listener {
+    pub(crate) name: String,
     /// PORTID.
     pub(crate) port_id: u16,
     pub(crate) address: TransportAddress,
     pub(crate) role: Role,
+    /// The socket of a TCP listener.
+    pub(crate) socket: Option<SocketAddr>,
+    /// In-capsule data of commands on I/O queues, bytes.
+    pub(crate) in_capsule: u32,
+    /// MAXH2CDATA in bytes.
+    pub(crate) maxh2cdata: u32,
 }
 
 /// What a controller offers its host, from the settings of target, subsystem and listener.
@@ -64,15 +66,29 @@ pub(crate) struct Limits {
     pub(crate) max_transfer: u32,
     /// In-capsule data of commands on I/O queues, bytes.
     pub(crate) in_capsule: u32,
+    /// AERL + 1.
+    pub(crate) event_requests: u16,
 }
 
 impl Limits {
-    pub(crate) const fn new(config: &TargetConfig) -> Self {
+    /// What a subsystem offers by a listener that sets no limits.
+    pub(crate) fn of_subsystem(target: &TargetConfig, subsystem: &SubsystemConfig) -> Self {
         Self {
-            io_queues: config.io_queues,
-            io_queue_entries: config.io_queue_entries,
-            max_transfer: config.max_transfer,
-            in_capsule: config.in_capsule,
+            io_queues: subsystem.io_queues.unwrap_or(target.io_queues),
+            io_queue_entries: subsystem
+                .io_queue_entries
+                .unwrap_or(target.io_queue_entries),
+            max_transfer: subsystem.max_transfer.unwrap_or(target.max_transfer),
+            in_capsule: target.in_capsule,
+            event_requests: subsystem.event_requests,
+        }
+    }
+
+    /// What is left of them by a listener.
+    pub(crate) const fn by(self, listener: &Listener) -> Self {
+        Self {
+            in_capsule: listener.in_capsule,
+            ..self
         }
     }
 }
@@ -81,11 +97,10 @@ impl Limits {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) config: TargetConfig,
-    subsystems: RwLock<BTreeMap<Nqn, Arc<Subsystem>>>,
+    topology: RwLock<Arc<Topology>>,
     pub(crate) discovery: Arc<Subsystem>,
-    pub(crate) listeners: RwLock<Vec<Arc<Listener>>>,
-    /// GENCTR of the discovery log.
-    genctr: AtomicU64,
+    /// The PORTID to try next: they are used again as late as possible.
+    next_port: AtomicU16,
     /// The uid of the next namespace to be attached.
     next_uid: AtomicU64,
     /// Connections that exist, accepted but not yet gone.
@@ -97,86 +112,41 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn new(config: TargetConfig) -> Arc<Self> {
         Arc::new(Self {
+            discovery: Subsystem::discovery(&config),
             config,
-            subsystems: RwLock::default(),
-            discovery: Subsystem::discovery(),
-            listeners: RwLock::default(),
-            // A host that kept 0 from an empty log must see a change.
-            genctr: AtomicU64::new(1),
+            topology: RwLock::default(),
+            next_port: AtomicU16::new(1),
             next_uid: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
             keeper: Keeper::default(),
         })
     }
 
-    pub(crate) fn subsystem(&self, nqn: &Nqn) -> Option<Arc<Subsystem>> {
-        if nqn.is_discovery() {
-            return Some(Arc::clone(&self.discovery));
-        }
-        self.subsystems
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(nqn)
-            .cloned()
+    /// Subsystems, ports and who may use them, at this moment.
+    pub(crate) fn topology(&self) -> Arc<Topology> {
+        Arc::clone(&self.topology.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The NVM subsystems at this moment.
     pub(crate) fn subsystems(&self) -> Vec<Arc<Subsystem>> {
-        self.subsystems
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
+        let topology = self.topology();
+        let members = topology.subsystems.values();
+        members
+            .map(|member| Arc::clone(&member.subsystem))
             .collect()
     }
 
-    /// Adds a subsystem; false if there is one of that name.
-    pub(crate) fn add_subsystem(&self, subsystem: Arc<Subsystem>) -> bool {
-        let added = {
-            let mut all = self
-                .subsystems
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            let name = subsystem.nqn.clone();
-            !all.contains_key(&name) && all.insert(name, subsystem).is_none()
-        };
-        if added {
-            self.discovery_changed();
-        }
-        added
-    }
-
-    pub(crate) fn add_listener(&self, address: TransportAddress, role: Role) -> Arc<Listener> {
-        let listener = {
-            let mut all = self
-                .listeners
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            let port_id = u16::try_from(all.len() + 1).unwrap_or(u16::MAX);
-            let listener = Arc::new(Listener {
-                port_id,
-                address,
-                role,
-            });
-            all.push(Arc::clone(&listener));
-            listener
-        };
-        self.discovery_changed();
-        listener
-    }
-
-    pub(crate) fn new_uid(&self) -> u64 {
+    fn new_uid(&self) -> u64 {
         self.next_uid.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(crate) fn genctr(&self) -> u64 {
-        self.genctr.load(Ordering::Acquire)
-    }
-
-    /// The discovery log says something else now.
-    fn discovery_changed(&self) {
-        self.genctr.fetch_add(1, Ordering::AcqRel);
-        for controller in self.discovery.controllers() {
-            controller.raise(AsyncEvent::DISCOVERY_LOG_CHANGED);
+    /// A PORTID that none of `ports` has. There are fewer than 65,535.
+    fn new_port_id(&self, ports: &BTreeMap<u16, Port>) -> u16 {
+        loop {
+            let id = self.next_port.fetch_add(1, Ordering::Relaxed);
+            if id != 0 && !ports.contains_key(&id) {
+                return id;
+            }
         }
     }
 }

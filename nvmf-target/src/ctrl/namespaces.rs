@@ -44,7 +44,6 @@ pub(crate) enum Visibility {
     #[default]
     All,
     /// Those with these NQNs.
-    #[expect(dead_code, reason = "masking makes them")]
     Hosts(Arc<BTreeSet<Nqn>>),
 }
 
@@ -58,7 +57,7 @@ impl Visibility {
 }
 
 /// All attached namespaces of a subsystem at one moment, by NSID in O(1).
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct NsTable {
     entries: Vec<Option<Arc<NsEntry>>>,
 }
@@ -73,17 +72,27 @@ impl NsTable {
         self.entries.iter().flatten()
     }
 
-    /// The same table with what `nsid` (at least 1) stands for replaced.
-    pub(crate) fn with(&self, nsid: u32, entry: Option<Arc<NsEntry>>) -> Self {
-        let mut entries = self.entries.clone();
+    /// Replaces what `nsid` (at least 1) stands for.
+    pub(super) fn set(&mut self, nsid: u32, entry: Option<Arc<NsEntry>>) {
         let index = (nsid as usize).saturating_sub(1);
-        if entries.len() <= index {
-            entries.resize(index + 1, None);
+        if self.entries.len() <= index {
+            self.entries.resize(index + 1, None);
         }
-        entries[index] = entry;
-        while entries.last().is_some_and(Option::is_none) {
-            entries.pop();
+        self.entries[index] = entry;
+        while self.entries.last().is_some_and(Option::is_none) {
+            self.entries.pop();
         }
-        Self { entries }
+    }
+
+    /// The NSIDs that stand for something else in `other`.
+    pub(super) fn differing(&self, other: &Self) -> Vec<u32> {
+        let max = self.entries.len().max(other.entries.len());
+        (1..=u32::try_from(max).unwrap_or(u32::MAX))
+            .filter(|&nsid| match (self.get(nsid), other.get(nsid)) {
+                (None, None) => false,
+                (Some(a), Some(b)) => !Arc::ptr_eq(a, b),
+                _ => true,
+            })
+            .collect()
     }
 }

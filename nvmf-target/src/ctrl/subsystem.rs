@@ -1,11 +1,14 @@
 //! A subsystem: a name, namespaces, and the controllers that hosts have opened.
 
+use super::ana::AnaStates;
+use super::connect::Refusal;
 use super::persistent::PersistentLog;
 use super::reservation::{ReservationScope, ReservationStore, Reservations};
-use super::{Access, Controller, NsEntry, NsShared, NsTable, Opening, View, Visibility, lock};
+use super::{
+    Access, Controller, Limits, NsEntry, NsShared, NsTable, Opening, View, Visibility, lock,
+};
 use crate::ns::{Namespace, NsInfo, NsSink};
-use crate::{Error, SubsystemConfig};
-use nvmf_proto::wire::fabrics::CNTLID_MAX;
+use crate::{Error, NamespaceConfig, SubsystemConfig, TargetConfig};
 use nvmf_proto::wire::log::NamespaceChange;
 use nvmf_proto::wire::nqn::Nqn;
 use nvmf_proto::wire::{Status, padded_ascii};
@@ -13,9 +16,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use uuid::Uuid;
-
-/// FR.
-const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
 
 /// What the controllers of a subsystem are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,14 +30,32 @@ pub(crate) struct Subsystem {
     pub(crate) kind: Kind,
     pub(crate) serial: String,
     pub(crate) model: String,
+    /// FR.
+    firmware: [u8; 8],
+    /// VID and SSVID.
+    pub(crate) vendor: (u16, u16),
+    pub(crate) ieee_oui: [u8; 3],
     pub(crate) max_namespaces: u32,
+    /// ANAGRPMAX and NANAGRPID.
+    pub(crate) ana_groups: u32,
+    /// What its controllers offer; a listener may allow less.
+    pub(crate) limits: Limits,
+    cntlid_min: u16,
+    cntlid_max: u16,
     /// Where reservations are kept that are to outlive the target.
     reservation_store: Option<Arc<dyn ReservationStore>>,
-    table: Mutex<Arc<NsTable>>,
+    snapshot: Mutex<Snapshot>,
     /// See [`Subsystem::generation`]: what I/O queues compare before each command.
     generation: AtomicU64,
     controllers: Mutex<Controllers>,
     pub(crate) persistent: PersistentLog,
+}
+
+/// The namespaces of a subsystem and how they are reached, at one moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) table: Arc<NsTable>,
+    pub(crate) ana: Arc<AnaStates>,
 }
 
 #[derive(Debug)]
@@ -48,53 +66,57 @@ struct Controllers {
 }
 
 impl Subsystem {
-    pub(crate) fn nvm(nqn: Nqn, config: &SubsystemConfig) -> Arc<Self> {
-        let (serial, model) = (config.serial.clone(), config.model.clone());
-        let store = config.reservation_store.clone();
-        Self::new(nqn, Kind::Nvm, serial, model, config.max_namespaces, store)
+    /// A subsystem of a configuration that is valid for the target.
+    pub(crate) fn nvm(nqn: Nqn, config: &SubsystemConfig, target: &TargetConfig) -> Arc<Self> {
+        Self::new(nqn, Kind::Nvm, config, target)
     }
 
-    pub(crate) fn discovery() -> Arc<Self> {
-        let serial = "nvmf-discovery".to_owned();
-        Self::new(
-            Nqn::discovery(),
-            Kind::Discovery,
-            serial,
-            "nvmf discovery service".to_owned(),
-            0,
-            None,
-        )
+    pub(crate) fn discovery(target: &TargetConfig) -> Arc<Self> {
+        let nqn = target.discovery_nqn();
+        let config = SubsystemConfig {
+            serial: "nvmf-discovery".to_owned(),
+            model: "nvmf discovery service".to_owned(),
+            max_namespaces: 0,
+            ..SubsystemConfig::new(nqn.as_str())
+        };
+        Self::new(nqn, Kind::Discovery, &config, target)
     }
 
-    fn new(
-        nqn: Nqn,
-        kind: Kind,
-        serial: String,
-        model: String,
-        max_namespaces: u32,
-        reservation_store: Option<Arc<dyn ReservationStore>>,
-    ) -> Arc<Self> {
+    fn new(nqn: Nqn, kind: Kind, config: &SubsystemConfig, target: &TargetConfig) -> Arc<Self> {
+        let firmware = padded_ascii(&config.firmware);
         Arc::new(Self {
             nqn,
             kind,
-            serial,
-            model,
-            max_namespaces,
-            reservation_store,
-            table: Mutex::default(),
+            serial: config.serial.clone(),
+            model: config.model.clone(),
+            firmware,
+            vendor: (config.vendor_id, config.subsystem_vendor_id),
+            ieee_oui: config.ieee_oui,
+            max_namespaces: config.max_namespaces,
+            ana_groups: config.ana_groups,
+            limits: Limits::of_subsystem(target, config),
+            cntlid_min: config.cntlid_min,
+            cntlid_max: config.cntlid_max,
+            reservation_store: config.reservation_store.clone(),
+            snapshot: Mutex::default(),
             // A view that was never made is of generation 0.
             generation: AtomicU64::new(1),
             controllers: Mutex::new(Controllers {
                 live: BTreeMap::new(),
-                next: 1,
+                next: config.cntlid_min,
             }),
-            persistent: PersistentLog::new(padded_ascii(FIRMWARE)),
+            persistent: PersistentLog::new(firmware),
         })
     }
 
     /// The namespaces at this moment.
     pub(crate) fn table(&self) -> Arc<NsTable> {
-        Arc::clone(&lock(&self.table))
+        Arc::clone(&lock(&self.snapshot).table)
+    }
+
+    /// The namespaces and how they are reached, at this moment.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        lock(&self.snapshot).clone()
     }
 
     /// Moves with every change of what a controller may see of the namespaces or do with them.
@@ -104,7 +126,9 @@ impl Subsystem {
 
     /// What a controller sees of the namespaces; see [`Controller::view`].
     pub(super) fn view_of(&self, controller: &Controller) -> View {
-        View::new(&self.table(), &controller.hostnqn, |entry| {
+        let Snapshot { table, ana } = self.snapshot();
+        let ana = ana.port(controller.listener.port_id);
+        View::new(&table, &controller.hostnqn, ana, |entry| {
             let rights = entry.shared.reservations.rights(&controller.hostid);
             let unless = |right: bool| (!right).then_some(Status::RESERVATION_CONFLICT.dnr());
             let protected = (entry.info.read_only || entry.write_protected)
@@ -118,17 +142,44 @@ impl Subsystem {
         })
     }
 
-    /// What hosts may do with namespaces has changed, other than by a change of `table`.
+    /// What hosts may do with namespaces has changed, other than by a change of the snapshot.
     pub(super) fn access_changed(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    pub(crate) fn add_namespace(
+    /// Changes the namespaces or how they are reached. Controllers to which that makes a difference
+    /// are told.
+    pub(super) fn update(&self, change: impl FnOnce(&mut Snapshot)) {
+        let (old, new) = {
+            let mut snapshot = lock(&self.snapshot);
+            let old = snapshot.clone();
+            change(&mut snapshot);
+            self.generation.fetch_add(1, Ordering::Release);
+            (old, snapshot.clone())
+        };
+        let differing = old.table.differing(&new.table);
+        for &nsid in &differing {
+            let (old, new) = (old.table.get(nsid), new.table.get(nsid));
+            if old.map(|e| e.uid) != new.map(|e| e.uid) {
+                old.inspect(|e| self.log_namespace(e, NamespaceChange::DELETED));
+                new.inspect(|e| self.log_namespace(e, NamespaceChange::CREATED));
+            }
+        }
+        for controller in self.controllers() {
+            controller.namespaces_changed(&old, &new, &differing);
+        }
+    }
+
+    /// An entry for a namespace that is to be attached, with what its backend is to be given after
+    /// that: the way to say that its information has changed.
+    pub(super) fn entry(
         self: &Arc<Self>,
-        nsid: u32,
+        config: &NamespaceConfig,
         uid: u64,
+        visibility: Visibility,
         namespace: Arc<dyn Namespace>,
-    ) -> Result<(), Error> {
+    ) -> Result<(Arc<NsEntry>, NsSink), Error> {
+        let nsid = config.nsid;
         if nsid == 0 || nsid > self.max_namespaces {
             return Err(Error::config(format!(
                 "NSID {nsid}: 1 to {} is wanted in {}",
@@ -145,88 +196,43 @@ impl Subsystem {
             }
         });
         let sink = NsSink(Arc::downgrade(&notify));
-        {
-            let mut table = lock(&self.table);
-            if table.get(nsid).is_some() {
-                return Err(Error::config(format!(
-                    "NSID {nsid} is in use in {}",
-                    self.nqn
-                )));
-            }
-            let namespace = Arc::clone(&namespace);
-            let entry = NsEntry {
-                nsid,
-                uid,
-                info,
-                anagrpid: 1,
-                visibility: Visibility::All,
-                write_protected: false,
-                shared: Arc::new(NsShared {
-                    namespace,
-                    _notify: notify,
-                    gate: Arc::default(),
-                    reservations,
-                }),
-            };
-            self.log_namespace(&entry, NamespaceChange::CREATED);
-            *table = Arc::new(table.with(nsid, Some(Arc::new(entry))));
-            self.generation.fetch_add(1, Ordering::Release);
-        }
-        namespace.subscribe(sink);
-        self.tell_controllers(nsid);
-        Ok(())
-    }
-
-    /// Detaches a namespace and returns its uid, by which the reactors drop their lanes.
-    pub(crate) fn remove_namespace(&self, nsid: u32) -> Result<u64, Error> {
-        let uid = {
-            let mut table = lock(&self.table);
-            let Some(entry) = table.get(nsid) else {
-                return Err(Error::NotFound(format!(
-                    "no namespace {nsid} in {}",
-                    self.nqn
-                )));
-            };
-            let uid = entry.uid;
-            self.log_namespace(entry, NamespaceChange::DELETED);
-            *table = Arc::new(table.with(nsid, None));
-            self.generation.fetch_add(1, Ordering::Release);
-            uid
+        let entry = NsEntry {
+            nsid,
+            uid,
+            info,
+            anagrpid: config.anagrpid,
+            visibility,
+            write_protected: false,
+            shared: Arc::new(NsShared {
+                namespace,
+                _notify: notify,
+                gate: Arc::default(),
+                reservations,
+            }),
         };
-        self.tell_controllers(nsid);
-        Ok(uid)
+        Ok((Arc::new(entry), sink))
     }
 
     fn namespace_info_changed(&self, nsid: u32, uid: u64) {
-        let changed = {
-            let mut table = lock(&self.table);
-            let Some(old) = table.get(nsid).filter(|entry| entry.uid == uid) else {
+        self.update(|snapshot| {
+            let Some(old) = snapshot.table.get(nsid).filter(|entry| entry.uid == uid) else {
                 return;
             };
-            let info = match self.checked_info(nsid, &*old.shared.namespace) {
-                Ok(info) => info,
-                Err(err) => {
-                    log::error!(
-                        "{}: namespace {nsid} keeps its old geometry: {err}",
-                        self.nqn
-                    );
-                    return;
+            match self.checked_info(nsid, &*old.shared.namespace) {
+                Ok(info) if info == old.info => {}
+                Ok(info) => {
+                    let entry = NsEntry {
+                        info,
+                        ..NsEntry::clone(old)
+                    };
+                    snapshot.set(nsid, Some(Arc::new(entry)));
                 }
-            };
-            let changed = info != old.info;
-            if changed {
-                let entry = NsEntry {
-                    info,
-                    ..NsEntry::clone(old)
-                };
-                *table = Arc::new(table.with(nsid, Some(Arc::new(entry))));
-                self.generation.fetch_add(1, Ordering::Release);
+                Err(err) => log::error!(
+                    "{}: namespace {nsid} keeps its old geometry: {err}",
+                    self.nqn
+                ),
             }
-            changed
-        };
-        if changed {
-            self.tell_controllers(nsid);
-        }
+        });
     }
 
     /// The backend's information, checked, with the identifiers that it left open derived from
@@ -234,6 +240,12 @@ impl Subsystem {
     fn checked_info(&self, nsid: u32, namespace: &dyn Namespace) -> Result<NsInfo, Error> {
         let mut info = namespace.info();
         info.validate()?;
+        let (block, max) = (info.block_size(), self.limits.max_transfer);
+        if block > max {
+            return Err(Error::config(format!(
+                "block size {block}: at most max_transfer, {max} bytes, is wanted"
+            )));
+        }
         let name = format!("{}/{nsid}", self.nqn);
         let derived = Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes());
         if info.uuid == [0; 16] {
@@ -250,12 +262,6 @@ impl Subsystem {
         Ok(info)
     }
 
-    fn tell_controllers(&self, nsid: u32) {
-        for controller in self.controllers() {
-            controller.namespace_changed(nsid);
-        }
-    }
-
     pub(crate) fn controllers(&self) -> Vec<Arc<Controller>> {
         lock(&self.controllers).live.values().cloned().collect()
     }
@@ -268,21 +274,38 @@ impl Subsystem {
         lock(&self.controllers).live.len()
     }
 
-    /// A new controller for a host; `None` if every CNTLID is taken.
-    pub(crate) fn open_controller(self: &Arc<Self>, opening: Opening) -> Option<Arc<Controller>> {
+    /// A new controller for a host. `admits` is asked once no change of the topology can miss the
+    /// controller any more.
+    pub(crate) fn open_controller(
+        self: &Arc<Self>,
+        opening: Opening,
+        admits: impl FnOnce(&Nqn) -> Result<(), Refusal>,
+    ) -> Result<Arc<Controller>, Refusal> {
         let mut controllers = lock(&self.controllers);
+        // Whoever changes the topology looks through the controllers after that, under this lock:
+        // either it finds this one there, or the change is seen here.
+        admits(&opening.hostnqn)?;
         let first = controllers.next;
         let mut cntlid = first;
         while controllers.live.contains_key(&cntlid) {
-            cntlid = following(cntlid);
+            cntlid = self.following(cntlid);
             if cntlid == first {
-                return None;
+                return Err(Refusal::status(Status::CONNECT_CONTROLLER_BUSY));
             }
         }
-        controllers.next = following(cntlid);
+        controllers.next = self.following(cntlid);
         let controller = Arc::new(Controller::new(Arc::clone(self), cntlid, opening));
         controllers.live.insert(cntlid, Arc::clone(&controller));
-        Some(controller)
+        Ok(controller)
+    }
+
+    /// The CNTLID after this one.
+    const fn following(&self, cntlid: u16) -> u16 {
+        if cntlid >= self.cntlid_max {
+            self.cntlid_min
+        } else {
+            cntlid + 1
+        }
     }
 
     /// Forgets a controller whose last queue is gone.
@@ -294,12 +317,13 @@ impl Subsystem {
     }
 
     /// FR.
-    pub(super) fn firmware(&self) -> [u8; 8] {
-        padded_ascii(FIRMWARE)
+    pub(super) const fn firmware(&self) -> [u8; 8] {
+        self.firmware
     }
 }
 
-/// The CNTLID after this one, in the range of the dynamic controller model.
-const fn following(cntlid: u16) -> u16 {
-    if cntlid >= CNTLID_MAX { 1 } else { cntlid + 1 }
+impl Snapshot {
+    pub(super) fn set(&mut self, nsid: u32, entry: Option<Arc<NsEntry>>) {
+        Arc::make_mut(&mut self.table).set(nsid, entry);
+    }
 }

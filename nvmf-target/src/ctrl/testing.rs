@@ -1,16 +1,19 @@
 //! A controller without reactors, for the tests of this part.
 
 use super::admin::AdminCx;
-use super::{ConnRef, Controller, Core, Limits, Listener, Opening, Role, Subsystem};
+use super::{ConnRef, Controller, Core, Listener, Opening, Subsystem};
+use crate::change::Change;
 use crate::ns::{Lane, LaneCx, Namespace, NsInfo};
 use crate::reactor::Mailbox;
-use crate::transport::TransportAddress;
-use crate::{Error, SubsystemConfig, TargetConfig};
-use nvmf_proto::wire::discovery::{AddressFamily, TransportType};
+use crate::transport::{Stream, Transport, TransportAddress};
+use crate::{Error, ListenerConfig, NamespaceConfig, Role, SubsystemConfig, TargetConfig};
 use nvmf_proto::wire::fabrics::{PropertySet, PropertySize};
 use nvmf_proto::wire::nqn::Nqn;
 use nvmf_proto::wire::property::{Cc, PropertyOffset};
+use rustix::event::{EventfdFlags, eventfd};
+use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 pub(super) const HOST_ID: [u8; 16] = *b"the host's id...";
@@ -34,22 +37,29 @@ pub(super) struct Rig {
     pub(super) core: Arc<Core>,
     pub(super) subsystem: Arc<Subsystem>,
     pub(super) controller: Arc<Controller>,
-    pub(super) local_ip: Option<IpAddr>,
+}
+
+/// A controller for a host.
+pub(super) fn open(
+    subsystem: &Arc<Subsystem>,
+    host: &str,
+    listener: Arc<Listener>,
+    local_ip: Option<IpAddr>,
+) -> Arc<Controller> {
+    let opening = Opening {
+        hostnqn: nqn(host),
+        hostid: HOST_ID,
+        kato_ms: 5000,
+        limits: subsystem.limits.by(&listener),
+        listener,
+        local_ip,
+        admin: conn(),
+    };
+    subsystem.open_controller(opening, |_| Ok(())).unwrap()
 }
 
 pub(super) fn tcp_address(ip: &str, port: u16) -> TransportAddress {
-    let ip: IpAddr = ip.parse().unwrap();
-    TransportAddress {
-        trtype: TransportType::TCP,
-        adrfam: if ip.is_ipv4() {
-            AddressFamily::IPV4
-        } else {
-            AddressFamily::IPV6
-        },
-        traddr: ip.to_string(),
-        trsvcid: port.to_string(),
-        wildcard: ip.is_unspecified(),
-    }
+    TransportAddress::tcp((ip.parse::<IpAddr>().unwrap(), port).into())
 }
 
 pub(super) fn nqn(name: &str) -> Nqn {
@@ -67,20 +77,40 @@ pub(super) fn nvm_subsystem(core: &Core, name: &str) -> Arc<Subsystem> {
     let mut config = SubsystemConfig::new(nqn(name).as_str());
     config.serial = "S123".to_owned();
     config.max_namespaces = NN;
-    let subsystem = Subsystem::nvm(nqn(name), &config);
-    assert!(core.add_subsystem(Arc::clone(&subsystem)));
-    subsystem
+    apply(core, Change::AddSubsystem(config));
+    let topology = core.topology();
+    Arc::clone(&topology.subsystems[&nqn(name)].subsystem)
 }
 
-fn opening(core: &Core, listener: Arc<Listener>) -> Opening {
-    Opening {
-        hostnqn: nqn("host"),
-        hostid: HOST_ID,
-        kato_ms: 5000,
-        listener,
-        limits: Limits::new(&core.config),
-        admin: conn(),
+/// Makes a change as the management of a target would.
+pub(super) fn apply(core: &Core, change: Change) {
+    core.apply(vec![change]).unwrap();
+}
+
+/// A listener that never accepts.
+struct Deaf(TransportAddress, OwnedFd);
+
+impl Transport for Deaf {
+    fn address(&self) -> TransportAddress {
+        self.0.clone()
     }
+
+    fn readiness(&self) -> BorrowedFd<'_> {
+        self.1.as_fd()
+    }
+
+    fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>> {
+        Ok(None)
+    }
+}
+
+/// Adds a listener at an address.
+pub(super) fn listen(core: &Core, address: TransportAddress, role: Role) -> Arc<Listener> {
+    let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let mut config = ListenerConfig::on(Box::new(Deaf(address, event)));
+    config.role = role;
+    let effects = core.apply(vec![Change::AddListener(config)]).unwrap();
+    Arc::clone(&effects.opened[0].1)
 }
 
 impl Rig {
@@ -90,23 +120,39 @@ impl Rig {
             max_transfer: 64 << 10,
             ..TargetConfig::default()
         };
+        Self::with(config, subsystem)
+    }
+
+    /// The same on a target of one's own configuration.
+    pub(super) fn with(
+        config: TargetConfig,
+        subsystem: impl FnOnce(&Core) -> Arc<Subsystem>,
+    ) -> Self {
         let core = Core::new(config);
-        let listener = core.add_listener(tcp_address("192.0.2.1", 4420), Role::Io);
+        let listener = listen(&core, tcp_address("192.0.2.1", 4420), Role::Io);
         let subsystem = subsystem(&core);
-        let opening = opening(&core, listener);
-        let controller = subsystem.open_controller(opening).unwrap();
+        let local_ip = Some([192, 0, 2, 1].into());
+        let controller = open(&subsystem, "host", listener, local_ip);
         Self {
             core,
             subsystem,
             controller,
-            local_ip: Some([192, 0, 2, 1].into()),
         }
     }
 
-    /// The host comes by another listener.
-    pub(super) fn come_by(&mut self, listener: Arc<Listener>) {
-        let opening = opening(&self.core, listener);
-        self.controller = self.subsystem.open_controller(opening).unwrap();
+    /// The host comes by another listener, at this address of the target.
+    pub(super) fn come_by(&mut self, listener: Arc<Listener>, local_ip: Option<IpAddr>) {
+        self.controller = open(&self.subsystem, "host", listener, local_ip);
+    }
+
+    /// A controller for another host, by the same listener.
+    pub(super) fn other(&self, host: &str) -> Self {
+        let (listener, local_ip) = (&self.controller.listener, self.controller.local_ip);
+        Self {
+            core: Arc::clone(&self.core),
+            subsystem: Arc::clone(&self.subsystem),
+            controller: open(&self.subsystem, host, Arc::clone(listener), local_ip),
+        }
     }
 
     /// An I/O controller of a subsystem with the namespaces 1 and 3.
@@ -127,10 +173,23 @@ impl Rig {
     }
 
     pub(super) fn attach(&self, nsid: u32, info: NsInfo) {
-        let uid = self.core.new_uid();
-        self.subsystem
-            .add_namespace(nsid, uid, Arc::new(Described(info)))
-            .unwrap();
+        self.attach_with(NamespaceConfig::new(nsid), info);
+    }
+
+    pub(super) fn attach_with(&self, config: NamespaceConfig, info: NsInfo) {
+        self.apply(Change::AddNamespace {
+            nqn: self.nqn(),
+            config,
+            namespace: Arc::new(Described(info)),
+        });
+    }
+
+    pub(super) fn nqn(&self) -> String {
+        self.subsystem.nqn.as_str().to_owned()
+    }
+
+    pub(super) fn apply(&self, change: Change) {
+        apply(&self.core, change);
     }
 
     /// CC.EN, as before I/O queues.
@@ -157,7 +216,6 @@ impl Rig {
         AdminCx {
             core: &self.core,
             controller: &self.controller,
-            local_ip: self.local_ip,
         }
     }
 }

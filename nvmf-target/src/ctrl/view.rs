@@ -1,5 +1,6 @@
 //! What one controller sees of its subsystem's namespaces.
 
+use super::ana::{AnaState, PortStates};
 use super::{NsEntry, NsTable};
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::nqn::Nqn;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub(crate) struct View {
     seen: Vec<Option<Seen>>,
+    ana: Arc<PortStates>,
 }
 
 /// A namespace that is there for the controller's host.
@@ -33,18 +35,27 @@ pub(crate) struct Access {
 }
 
 impl View {
-    /// What `hostnqn` may see of `table`; `access` says what it may do.
-    pub(crate) fn new(table: &NsTable, hostnqn: &Nqn, access: impl Fn(&NsEntry) -> Access) -> Self {
+    /// What `hostnqn` may see of `table` at a port with these ANA states; `access` says what it may
+    /// do beyond them.
+    pub(crate) fn new(
+        table: &NsTable,
+        hostnqn: &Nqn,
+        ana: Arc<PortStates>,
+        access: impl Fn(&NsEntry) -> Access,
+    ) -> Self {
         let mut seen = Vec::new();
         for entry in table.iter().filter(|e| e.visibility.includes(hostnqn)) {
             // They come in ascending order of NSID.
             seen.resize_with(entry.nsid as usize - 1, || None);
             seen.push(Some(Seen {
-                access: access(entry),
+                access: Access {
+                    ana: ana.get(entry.anagrpid).refusal(),
+                    ..access(entry)
+                },
                 entry: Arc::clone(entry),
             }));
         }
-        Self { seen }
+        Self { seen, ana }
     }
 
     /// In O(1).
@@ -55,5 +66,9 @@ impl View {
     /// In ascending order of NSID.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Seen> {
         self.seen.iter().flatten()
+    }
+
+    pub(crate) fn ana_state(&self, anagrpid: u32) -> AnaState {
+        self.ana.get(anagrpid)
     }
 }

@@ -6,8 +6,10 @@ use crate::ctrl::{Core, Listener};
 use crate::transport::Transport;
 use crate::wake::Waker;
 use log::{debug, error, warn};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -18,11 +20,18 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Connections taken from one listener before the others have their turn.
 const BATCH: usize = 64;
 
-type Incoming = Mutex<Vec<(Box<dyn Transport>, Arc<Listener>)>>;
+/// What the accepting thread is told.
+enum Order {
+    Open(Box<dyn Transport>, Arc<Listener>),
+    /// Says so when it is done.
+    Close(Arc<Listener>, SyncSender<()>),
+}
+
+type Orders = Mutex<Vec<Order>>;
 
 /// The way to the accepting thread.
 pub(crate) struct AcceptorHandle {
-    incoming: Arc<Incoming>,
+    orders: Arc<Orders>,
     stop: Arc<AtomicBool>,
     waker: Waker,
     thread: Option<JoinHandle<()>>,
@@ -30,10 +39,23 @@ pub(crate) struct AcceptorHandle {
 
 impl AcceptorHandle {
     pub(crate) fn listen(&self, transport: Box<dyn Transport>, listener: Arc<Listener>) {
-        self.incoming
+        self.order(Order::Open(transport, listener));
+    }
+
+    /// Closes a listener and, by way of the reactors, its connections. The listener is closed when
+    /// this returns.
+    pub(crate) fn close(&self, listener: Arc<Listener>) {
+        let (done, closed) = sync_channel(1);
+        self.order(Order::Close(listener, done));
+        // An error means that the thread has ended, and all listeners with it.
+        let _ = closed.recv();
+    }
+
+    fn order(&self, order: Order) {
+        self.orders
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push((transport, listener));
+            .push(order);
         self.waker.wake();
     }
 
@@ -50,11 +72,13 @@ impl AcceptorHandle {
 struct Acceptor {
     core: Arc<Core>,
     reactors: Vec<Arc<Mailbox>>,
-    incoming: Arc<Incoming>,
+    orders: Arc<Orders>,
     stop: Arc<AtomicBool>,
     waker: Waker,
     poller: Poller,
-    listeners: Vec<(Box<dyn Transport>, Arc<Listener>)>,
+    /// By poller token.
+    listeners: BTreeMap<u64, (Box<dyn Transport>, Arc<Listener>)>,
+    next_token: u64,
 }
 
 /// Starts the accepting thread.
@@ -66,22 +90,23 @@ pub(crate) fn spawn_acceptor(
     let waker = Waker::new().map_err(failed)?;
     let poller = Poller::new().map_err(failed)?;
     poller.add_level(&waker, WAKER_TOKEN).map_err(failed)?;
-    let (incoming, stop) = (Arc::<Incoming>::default(), Arc::new(AtomicBool::new(false)));
+    let (orders, stop) = (Arc::<Orders>::default(), Arc::new(AtomicBool::new(false)));
     let mut acceptor = Acceptor {
         core: Arc::clone(core),
         reactors,
-        incoming: Arc::clone(&incoming),
+        orders: Arc::clone(&orders),
         stop: Arc::clone(&stop),
         waker: waker.clone(),
         poller,
-        listeners: Vec::new(),
+        listeners: BTreeMap::new(),
+        next_token: 0,
     };
     let thread = std::thread::Builder::new()
         .name("nvmf-accept".to_owned())
         .spawn(move || acceptor.run())
         .map_err(failed)?;
     Ok(AcceptorHandle {
-        incoming,
+        orders,
         stop,
         waker,
         thread: Some(thread),
@@ -104,14 +129,14 @@ impl Acceptor {
             if paused {
                 // Listeners stay readable while nothing can be accepted: do not even look.
                 std::thread::park_timeout(PAUSE);
-                ready.extend(0..self.listeners.len() as u64);
+                ready.extend(self.listeners.keys());
             } else if let Err(err) = self.poller.wait(timeout, |token, _| ready.push(token)) {
                 warn!("waiting for connections failed: {err}");
                 std::thread::park_timeout(PAUSE);
             }
             self.waker.awake();
             self.waker.drain();
-            self.take_incoming();
+            self.take_orders();
             paused = false;
             for &token in &ready {
                 paused |= self.accept(token);
@@ -119,22 +144,39 @@ impl Acceptor {
         }
     }
 
-    fn take_incoming(&mut self) {
-        let new =
-            std::mem::take(&mut *self.incoming.lock().unwrap_or_else(PoisonError::into_inner));
-        for (transport, listener) in new {
-            let token = self.listeners.len() as u64;
-            if let Err(err) = self.poller.add_level(transport.readiness(), token) {
-                warn!("a listener cannot be watched: {err}");
+    fn take_orders(&mut self) {
+        let orders =
+            std::mem::take(&mut *self.orders.lock().unwrap_or_else(PoisonError::into_inner));
+        for order in orders {
+            match order {
+                Order::Open(transport, listener) => {
+                    let token = self.next_token;
+                    self.next_token += 1;
+                    if let Err(err) = self.poller.add_level(transport.readiness(), token) {
+                        warn!("a listener cannot be watched: {err}");
+                    }
+                    self.listeners.insert(token, (transport, listener));
+                }
+                Order::Close(listener, done) => {
+                    let gone =
+                        |(_, (_, other)): &(_, &(_, Arc<Listener>))| Arc::ptr_eq(other, &listener);
+                    let token = self.listeners.iter().find(gone).map(|(&token, _)| token);
+                    if let Some((transport, _)) = token.and_then(|t| self.listeners.remove(&t)) {
+                        self.poller.remove(transport.readiness());
+                    }
+                    // Behind the connections that it has brought.
+                    for mailbox in &self.reactors {
+                        mailbox.send(Message::Unlistened(Arc::clone(&listener)));
+                    }
+                    let _ = done.send(());
+                }
             }
-            self.listeners.push((transport, listener));
         }
     }
 
     /// Takes what a listener has; true if accepting has to pause.
     fn accept(&mut self, token: u64) -> bool {
-        let index = usize::try_from(token).unwrap_or(usize::MAX);
-        let Some((transport, listener)) = self.listeners.get_mut(index) else {
+        let Some((transport, listener)) = self.listeners.get_mut(&token) else {
             return false;
         };
         for _ in 0..BATCH {

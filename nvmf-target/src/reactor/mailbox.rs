@@ -49,6 +49,8 @@ pub(crate) enum Message {
         nsid: u32,
         waiter: Waiter,
     },
+    /// The listener is gone: end its connections.
+    Unlistened(Arc<Listener>),
     /// The namespace with this uid of this subsystem is detached: drop its lane.
     Detached(u64),
     /// The write gate of a namespace closes or opens for this lane of it; see [`Gate`].
@@ -73,6 +75,7 @@ impl fmt::Debug for Message {
             Self::Aborted { .. } => "Aborted",
             Self::Changed { .. } => "Changed",
             Self::Quiesce { .. } => "Quiesce",
+            Self::Unlistened(_) => "Unlistened",
             Self::Detached(_) => "Detached",
             Self::Gate { .. } => "Gate",
             Self::Exclusive(..) => "Exclusive",

@@ -412,6 +412,7 @@ impl Reactor {
                         conn.on_quiesce(&mut self.cx, nsid, &waiter);
                     }
                 }
+                Message::Unlistened(listener) => self.end_all_of(&listener),
                 Message::Detached(uid) => {
                     let Cx { lanes, poller, .. } = &mut self.cx;
                     lanes.detach(uid, poller);
@@ -449,6 +450,18 @@ impl Reactor {
         conn.flush(&mut self.cx);
         self.bury(id);
         aborted
+    }
+
+    /// Ends the connections of a listener.
+    fn end_all_of(&mut self, listener: &Arc<crate::ctrl::Listener>) {
+        for id in self.conns.ids() {
+            if let Some(conn) = self.conns.get(id)
+                && Arc::ptr_eq(conn.listener(), listener)
+            {
+                conn.close(&mut self.cx, "its listener is removed");
+                self.bury(id);
+            }
+        }
     }
 
     fn accept(&mut self, id: u64, stream: Box<dyn Stream>, listener: Arc<crate::ctrl::Listener>) {

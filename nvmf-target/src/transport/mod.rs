@@ -12,7 +12,7 @@ pub use tcp::TcpTransport;
 
 use nvmf_proto::wire::discovery::{AddressFamily, TransportType};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 /// The address of a listener as the discovery log shows it.
@@ -29,6 +29,25 @@ pub struct TransportAddress {
     /// The listener accepts on every address of its family: the discovery log names the one by
     /// which the host has reached the target.
     pub wildcard: bool,
+}
+
+impl TransportAddress {
+    /// The address of an NVMe/TCP listener.
+    #[must_use]
+    pub fn tcp(address: SocketAddr) -> Self {
+        let ip = address.ip();
+        Self {
+            trtype: TransportType::TCP,
+            adrfam: if ip.is_ipv4() {
+                AddressFamily::IPV4
+            } else {
+                AddressFamily::IPV6
+            },
+            traddr: ip.to_string(),
+            trsvcid: address.port().to_string(),
+            wildcard: ip.is_unspecified(),
+        }
+    }
 }
 
 /// A listener. Called on the target's accepting thread only.

@@ -2,7 +2,6 @@
 
 use super::{Stream, Transport, TransportAddress};
 use crate::Error;
-use nvmf_proto::wire::discovery::{AddressFamily, TransportType};
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, IoSlice, IoSliceMut, Read};
@@ -54,18 +53,7 @@ impl TcpTransport {
 
 impl Transport for TcpTransport {
     fn address(&self) -> TransportAddress {
-        let ip = self.address.ip();
-        TransportAddress {
-            trtype: TransportType::TCP,
-            adrfam: if ip.is_ipv4() {
-                AddressFamily::IPV4
-            } else {
-                AddressFamily::IPV6
-            },
-            traddr: ip.to_string(),
-            trsvcid: self.address.port().to_string(),
-            wildcard: ip.is_unspecified(),
-        }
+        TransportAddress::tcp(self.address)
     }
 
     fn readiness(&self) -> BorrowedFd<'_> {

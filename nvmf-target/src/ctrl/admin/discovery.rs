@@ -1,16 +1,15 @@
 //! The Discovery log page (NVMe Base 2.1, Discovery Log Page): one record per way to a subsystem.
 
 use super::{AdminCx, Subsystem};
+use crate::ctrl::Listener;
 use crate::ctrl::connect::ADMIN_ENTRIES_MAX;
-use crate::ctrl::{Listener, Role};
 use crate::transport::TransportAddress;
 use nvmf_proto::wire::discovery::{
-    AddressFamily, DiscoveryLogEntry, DiscoveryLogHeader, EntryFlags, SubsystemType, Treq,
+    DiscoveryLogEntry, DiscoveryLogHeader, EntryFlags, SubsystemType, Treq,
 };
 use nvmf_proto::wire::fabrics::CNTLID_DYNAMIC;
 use nvmf_proto::wire::nqn::Nqn;
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError};
 
 /// Header and records have the same size: the page is a sequence of blocks of it.
 const BLOCK: usize = DiscoveryLogEntry::SIZE;
@@ -21,49 +20,65 @@ const _: () = assert!(BLOCK == DiscoveryLogHeader::SIZE);
 pub(super) struct DiscoveryLog {
     genctr: u64,
     treq: Treq,
-    /// The way to the discovery subsystem itself that the host has taken.
-    own: Option<Path>,
-    /// Each of these by each of `paths`.
-    subsystems: Vec<Arc<Subsystem>>,
-    paths: Vec<Path>,
+    records: Vec<Record>,
+}
+
+/// What a record leads to, and where it is.
+struct Record {
+    subtype: SubsystemType,
+    subnqn: Nqn,
+    eflags: EntryFlags,
+    portid: u16,
+    address: TransportAddress,
 }
 
 impl DiscoveryLog {
     pub(super) fn new(cx: &AdminCx<'_>) -> Self {
-        // Read first: a change that comes now is at worst shown under the old number, and the host
-        // finds the new one when it looks again.
-        let genctr = cx.core.genctr();
+        let (host, reach) = (&cx.controller.hostnqn, cx.controller.reach());
+        let local_ip = cx.controller.local_ip;
+        let topology = cx.core.topology();
+        let way = |subsystem: &Subsystem, listener: &Listener| Record {
+            subtype: SubsystemType::NVM,
+            subnqn: subsystem.nqn.clone(),
+            eflags: EntryFlags::empty(),
+            portid: listener.port_id,
+            address: reached(&listener.address, local_ip),
+        };
+        // The way to the discovery subsystem itself that the host has taken. With a Keep Alive
+        // Timeout the connection may stay, for notices of changes.
+        let own = &cx.controller.listener;
+        let own = reach.shows(&own.address).then(|| Record {
+            subtype: SubsystemType::CURRENT_DISCOVERY,
+            eflags: EntryFlags::PERSISTENT,
+            ..way(cx.subsystem(), own)
+        });
+        let ways = topology.ways(Some(host), reach);
+        let referrals = topology.referrals.iter().map(|referral| Record {
+            subtype: SubsystemType::REFERRAL,
+            subnqn: referral.subnqn(),
+            eflags: EntryFlags::empty(),
+            portid: 0,
+            address: referral.address.clone(),
+        });
         let mut treq = Treq::empty();
         treq.set(
             Treq::SQ_FLOW_CONTROL_DISABLE,
             cx.core.config.sq_flow_control_disable,
         );
-        let listeners = cx
-            .core
-            .listeners
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
         Self {
-            genctr,
+            genctr: topology.generation(host, reach),
             treq,
-            own: Path::new(&cx.controller.listener, cx.local_ip),
-            subsystems: cx.core.subsystems(),
-            paths: listeners
-                .iter()
-                .filter(|listener| listener.role == Role::Io)
-                .filter_map(|listener| Path::new(listener, cx.local_ip))
+            records: own
+                .into_iter()
+                .chain(ways.map(|(subsystem, listener)| way(subsystem, listener)))
+                .chain(referrals)
                 .collect(),
         }
     }
 
-    /// NUMREC.
-    fn records(&self) -> usize {
-        usize::from(self.own.is_some()) + self.subsystems.len() * self.paths.len()
-    }
-
     /// Size of the page in bytes.
     pub(super) fn size(&self) -> u64 {
-        (self.records() as u64 + 1) * BLOCK as u64
+        (self.records.len() as u64 + 1) * BLOCK as u64
     }
 
     /// Fills `out` with the page from `offset` on, with zeroes beyond its end.
@@ -85,7 +100,7 @@ impl DiscoveryLog {
         let record = usize::try_from(index).unwrap_or(usize::MAX).checked_sub(1);
         match record {
             None => {
-                let numrec = self.records() as u64;
+                let numrec = self.records.len() as u64;
                 DiscoveryLogHeader {
                     genctr: self.genctr,
                     numrec,
@@ -94,77 +109,37 @@ impl DiscoveryLog {
                 .encode(&mut bytes);
             }
             Some(record) => {
-                if let Some(entry) = self.record(record) {
-                    entry.encode(&mut bytes);
+                if let Some(record) = self.records.get(record) {
+                    record.entry(self.treq).encode(&mut bytes);
                 }
             }
         }
         bytes
     }
-
-    fn record(&self, index: usize) -> Option<DiscoveryLogEntry> {
-        let Some(index) = index.checked_sub(usize::from(self.own.is_some())) else {
-            let own = self.own.as_ref()?;
-            return Some(DiscoveryLogEntry {
-                subtype: SubsystemType::CURRENT_DISCOVERY,
-                // With a Keep Alive Timeout the connection may stay, for notices of changes.
-                eflags: EntryFlags::PERSISTENT,
-                ..own.entry(&Nqn::discovery(), self.treq)
-            });
-        };
-        let subsystem = self.subsystems.get(index.checked_div(self.paths.len())?)?;
-        let path = self.paths.get(index % self.paths.len())?;
-        Some(path.entry(&subsystem.nqn, self.treq))
-    }
 }
 
-/// A listener by an address that the host can use.
-struct Path {
-    portid: u16,
-    address: TransportAddress,
+/// A listener on all addresses of its family is shown by the one that the host has reached.
+fn reached(address: &TransportAddress, local_ip: Option<IpAddr>) -> TransportAddress {
+    let mut address = address.clone();
+    if let Some(ip) = local_ip.filter(|_| address.wildcard) {
+        address.traddr = ip.to_canonical().to_string();
+    }
+    address
 }
 
-impl Path {
-    /// For a listener on all addresses of its family, that is the address by which the host has
-    /// come; none if it has come by another family.
-    fn new(listener: &Listener, local_ip: Option<IpAddr>) -> Option<Self> {
-        let mut address = listener.address.clone();
-        if address.wildcard {
-            let ip = local_ip?.to_canonical();
-            let family = if ip.is_ipv4() {
-                AddressFamily::IPV4
-            } else {
-                AddressFamily::IPV6
-            };
-            if family != address.adrfam {
-                return None;
-            }
-            address.traddr = ip.to_string();
-        }
-        Some(Self {
-            portid: listener.port_id,
-            address,
-        })
-    }
-
-    fn entry(&self, subnqn: &Nqn, treq: Treq) -> DiscoveryLogEntry {
-        let TransportAddress {
-            trtype,
-            adrfam,
-            ref traddr,
-            ref trsvcid,
-            ..
-        } = self.address;
+impl Record {
+    fn entry(&self, treq: Treq) -> DiscoveryLogEntry {
         DiscoveryLogEntry {
-            trtype,
-            adrfam,
-            subtype: SubsystemType::NVM,
+            trtype: self.address.trtype,
+            adrfam: self.address.adrfam,
+            subtype: self.subtype,
             treq,
             portid: self.portid,
             cntlid: CNTLID_DYNAMIC,
             asqsz: ADMIN_ENTRIES_MAX,
+            eflags: self.eflags,
             ..DiscoveryLogEntry::default()
         }
-        .with_path(subnqn, traddr, trsvcid)
+        .with_path(&self.subnqn, &self.address.traddr, &self.address.trsvcid)
     }
 }

@@ -1,7 +1,9 @@
 //! Identify (NVMe Base 2.1, Identify command; NVM Command Set 1.1 for its own structures).
 
-use super::{ACL, AERL, AdminCx, Kind, NsEntry, Transfer, reservation};
+use super::{ACL, AdminCx, Kind, NsEntry, Transfer, reservation};
 use crate::conn::{DMRL, DMRSL, STRIDE};
+use crate::ctrl::AnaState;
+use crate::ctrl::ana::ANATT;
 use crate::ctrl::controller::{CRDT1, ErrorLog, KAS, WCTEMP};
 use crate::ctrl::persistent::PersistentLog;
 use crate::ctrl::property::VERSION;
@@ -9,10 +11,11 @@ use crate::ctrl::{Controller, Fault};
 use crate::ns::{NsInfo, Support};
 use nvmf_proto::wire::feature::AsyncEventConfig;
 use nvmf_proto::wire::identify::{
-    Cmic, Cns, ControllerType, Csi, Ctratt, Dlfeat, Frmw, Fuses, IDENTIFY_SIZE, IdentifyCommand,
-    IdentifyController, IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceIndependent,
-    LbaFormat, Lpa, Nmic, NsFeatures, NsFeaturesIndependent, NsIdDescriptors, Nsattr, Nstat, Oaes,
-    Ofcs, Oncs, Sgls, Vwc, encode_controller_list, encode_nsid_list,
+    AnaCapabilities, Cmic, Cns, ControllerType, Csi, Ctratt, Dlfeat, Frmw, Fuses, IDENTIFY_SIZE,
+    IdentifyCommand, IdentifyController, IdentifyControllerNvm, IdentifyNamespace,
+    IdentifyNamespaceIndependent, LbaFormat, Lpa, Nmic, NsFeatures, NsFeaturesIndependent,
+    NsIdDescriptors, Nsattr, Nstat, Oaes, Ofcs, Oncs, Sgls, Vwc, encode_controller_list,
+    encode_nsid_list,
 };
 use nvmf_proto::wire::log::ParameterLocation;
 use nvmf_proto::wire::property::Vs;
@@ -20,7 +23,8 @@ use nvmf_proto::wire::{Sqe, Status, padded_ascii};
 use std::sync::Arc;
 
 /// The notices of OAES that a host can ask for. Both have one bit for one notice.
-pub(super) const EVENTS: AsyncEventConfig = AsyncEventConfig::NAMESPACE_ATTRIBUTE;
+pub(super) const EVENTS: AsyncEventConfig =
+    AsyncEventConfig::NAMESPACE_ATTRIBUTE.union(AsyncEventConfig::ANA_CHANGE);
 
 /// Byte 24 of the SQE: DPTR.
 pub(super) const DATA_POINTER: ParameterLocation = ParameterLocation::byte(24);
@@ -149,7 +153,7 @@ impl Structure {
                 Kind::Nvm => io_controller(cx).encode(out),
                 Kind::Discovery => discovery_controller(cx).encode(out),
             },
-            Self::Namespace(Some(entry)) => namespace(&entry).encode(out),
+            Self::Namespace(Some(entry)) => namespace(cx, &entry).encode(out),
             Self::NamespaceIndependent(Some(entry)) => namespace_independent(&entry).encode(out),
             Self::Namespace(None) | Self::NamespaceIndependent(None) | Self::Zeroes => out.fill(0),
             Self::Descriptors(entry) => descriptors(&entry.info).encode(out),
@@ -196,18 +200,23 @@ const CNS_INVALID: Fault = Fault::cdw(10, 0);
 fn controller(cx: &AdminCx<'_>) -> IdentifyController {
     let limits = &cx.controller.limits;
     let subsystem = cx.subsystem();
+    // Least significant byte first.
+    let [ieee0, ieee1, ieee2] = subsystem.ieee_oui;
     // The unit is CAP.MPSMIN, which is 4 KiB.
     let mdts = limits.max_transfer.ilog2().saturating_sub(12);
     IdentifyController {
         sn: padded_ascii(&subsystem.serial),
         mn: padded_ascii(&subsystem.model),
-        fr: cx.subsystem().firmware(),
+        fr: subsystem.firmware(),
+        vid: subsystem.vendor.0,
+        ssvid: subsystem.vendor.1,
+        ieee: [ieee2, ieee1, ieee0],
         mdts: u8::try_from(mdts).unwrap_or(u8::MAX),
         cntlid: cx.controller.cntlid,
         ver: VERSION.0,
         ctratt: Ctratt::HOST_ID_128 | Ctratt::TBKAS,
         acl: ACL,
-        aerl: AERL,
+        aerl: u8::try_from(limits.event_requests - 1).unwrap_or(u8::MAX),
         elpe: ErrorLog::ENTRIES - 1,
         kas: KAS,
         maxcmd: u16::try_from(limits.io_queue_entries).unwrap_or(u16::MAX),
@@ -223,8 +232,16 @@ fn io_controller(cx: &AdminCx<'_>) -> IdentifyController {
         // Hosts need a Host Identifier for reservations, though not for anything else.
         ctratt: Ctratt::HOST_ID_128 | Ctratt::TBKAS | Ctratt::RESERVATION_HOST_ID,
         // Every host gets a controller of its own, by any of the listeners.
-        cmic: Cmic::MULTI_PORT | Cmic::MULTI_CONTROLLER,
+        cmic: Cmic::MULTI_PORT | Cmic::MULTI_CONTROLLER | Cmic::ANA_REPORTING,
         oaes: Oaes::from_bits_retain(EVENTS.bits()),
+        anatt: ANATT,
+        anacap: AnaCapabilities::OPTIMIZED
+            | AnaCapabilities::NON_OPTIMIZED
+            | AnaCapabilities::INACCESSIBLE
+            | AnaCapabilities::PERSISTENT_LOSS
+            | AnaCapabilities::CHANGE,
+        anagrpmax: subsystem.ana_groups,
+        nanagrpid: subsystem.ana_groups,
         cntrltype: ControllerType::IO,
         crdt1: CRDT1,
         frmw: Frmw::SLOT_1_READ_ONLY | Frmw::ONE_SLOT,
@@ -277,7 +294,7 @@ fn discovery_controller(cx: &AdminCx<'_>) -> IdentifyController {
     }
 }
 
-fn namespace(entry: &NsEntry) -> IdentifyNamespace {
+fn namespace(cx: &AdminCx<'_>, entry: &NsEntry) -> IdentifyNamespace {
     let info = &entry.info;
     let mut lbaf = [LbaFormat::default(); 64];
     lbaf[0].data_size_log2 = info.lba_shift;
@@ -303,12 +320,19 @@ fn namespace(entry: &NsEntry) -> IdentifyNamespace {
         rescap: reservation::rescap(entry),
         dlfeat: dlfeat(info),
         nvmcap: u128::from(info.bytes()),
+        anagrpid: entry.anagrpid,
         nsattr: nsattr(entry),
         nguid: info.nguid,
         eui64: info.eui64,
         lbaf,
         ..IdentifyNamespace::default()
     };
+    // NVM Command Set 1.1, Identify Namespace: what is in use cannot be known at such a port. NSZE
+    // and NCAP stay: a namespace without capacity would be none.
+    let state = cx.controller.view().ana_state(entry.anagrpid);
+    if matches!(state, AnaState::Inaccessible | AnaState::PersistentLoss) {
+        (id.nuse, id.nvmcap) = (0, 0);
+    }
     if nsfeat.contains(NsFeatures::OPTIMAL_IO) {
         (id.npwg, id.npwa, id.nows) = (write, write, write);
         (id.npdg, id.npda) = (deallocate, deallocate);
@@ -343,6 +367,7 @@ fn namespace_independent(entry: &NsEntry) -> IdentifyNamespaceIndependent {
         nsfeat,
         nmic: Nmic::SHARED,
         rescap: reservation::rescap(entry),
+        anagrpid: entry.anagrpid,
         nsattr: nsattr(entry),
         nstat: Nstat::READY,
         ..IdentifyNamespaceIndependent::default()

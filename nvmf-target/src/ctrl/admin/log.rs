@@ -2,11 +2,11 @@
 
 use super::discovery::DiscoveryLog;
 use super::persistent::Window;
-use super::{AdminCx, Fault, Kind, Transfer, feature, persistent, reservation};
+use super::{AdminCx, Fault, Kind, Transfer, ana, feature, persistent, reservation};
 use crate::ctrl::controller::ErrorLog;
 use nvmf_proto::wire::identify::{Csi, IDENTIFY_SIZE, NSID_BROADCAST};
 use nvmf_proto::wire::log::{
-    CommandEffects, CommandEffectsLog, FirmwareSlotLog, GetLogPage, Lid, LidSupport,
+    AnaLsp, CommandEffects, CommandEffectsLog, FirmwareSlotLog, GetLogPage, Lid, LidSupport,
     ParameterLocation, SmartLog, SupportedLogPages, encode_changed_namespaces,
 };
 use nvmf_proto::wire::reservation::ReservationNotificationLog;
@@ -66,6 +66,7 @@ fn size(cx: &AdminCx<'_>, lid: Lid) -> Option<u64> {
         (Kind::Nvm, Lid::SMART) => SmartLog::SIZE,
         (Kind::Nvm, Lid::FIRMWARE_SLOT) => FirmwareSlotLog::SIZE,
         (Kind::Nvm, Lid::CHANGED_NAMESPACES) => IDENTIFY_SIZE,
+        (Kind::Nvm, Lid::ANA) => return u64::try_from(ana::log(cx, false).len()).ok(),
         (Kind::Nvm, Lid::COMMAND_EFFECTS) => CommandEffectsLog::SIZE,
         (Kind::Nvm, Lid::PERSISTENT_EVENT) => cx.subsystem().persistent.length(),
         (Kind::Nvm, Lid::FEATURE_EFFECTS) => FEATURE_EFFECTS_SIZE,
@@ -106,6 +107,10 @@ pub(super) fn read(cx: &AdminCx<'_>, sqe: &Sqe, out: &mut [u8]) -> Result<(), Fa
             let mut page = [0; IDENTIFY_SIZE];
             changed_namespaces(cx, &get, &mut page);
             copy(&page, get.lpo, out);
+        }
+        Lid::ANA => {
+            let groups_only = AnaLsp::from_bits_retain(get.lsp).contains(AnaLsp::GROUPS_ONLY);
+            copy(&ana::log(cx, groups_only), get.lpo, out);
         }
         Lid::COMMAND_EFFECTS => {
             let mut page = [0; CommandEffectsLog::SIZE];

@@ -4,6 +4,7 @@
 //! [`transfer`] does the first half, [`execute`] both, because a namespace may have gone in
 //! between. Fabrics commands, Abort, Asynchronous Event Request and Keep Alive are the queue's own.
 
+mod ana;
 mod discovery;
 mod feature;
 mod identify;
@@ -17,22 +18,16 @@ pub(crate) use reservation::{Persistence, persistence};
 
 use super::{Controller, Core, Fault, Kind, NsEntry, Subsystem};
 use nvmf_proto::wire::{AdminOpcode, Sqe, Status};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 /// ACL: Abort Command Limit, 0's based.
 pub(crate) const ACL: u8 = 3;
-
-/// AERL: Asynchronous Event Request Limit, 0's based.
-pub(crate) const AERL: u8 = 3;
 
 /// What an admin command is carried out with.
 #[derive(Debug)]
 pub(crate) struct AdminCx<'a> {
     pub(crate) core: &'a Core,
     pub(crate) controller: &'a Controller,
-    /// The local address by which the host has reached the target.
-    pub(crate) local_ip: Option<IpAddr>,
 }
 
 impl AdminCx<'_> {

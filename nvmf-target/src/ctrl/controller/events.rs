@@ -1,11 +1,13 @@
 //! Asynchronous events of a controller.
 
-use super::super::lock;
+use super::super::ana::AnaHistory;
+use super::super::{NsTable, Snapshot, lock};
 use super::Controller;
 use super::notices::Notices;
 use nvmf_proto::wire::feature::AsyncEventConfig;
-use nvmf_proto::wire::log::{AsyncEvent, CriticalWarning, Lid};
+use nvmf_proto::wire::log::{AnaGroup, AsyncEvent, CriticalWarning, Lid};
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 /// NSIDs that the Changed Attached Namespace List can hold.
 const CHANGED_MAX: usize = 1024;
@@ -20,6 +22,7 @@ pub(super) struct Events {
     masked: BTreeSet<u8>,
     changed: BTreeSet<u32>,
     pub(super) notices: Notices,
+    ana: AnaHistory,
 }
 
 impl Events {
@@ -78,8 +81,67 @@ impl Controller {
         }
     }
 
+    /// The namespaces of the subsystem have changed, at the NSIDs `differing` or in the states of
+    /// their ANA groups. What makes a difference to this controller becomes events.
+    pub(in crate::ctrl) fn namespaces_changed(
+        &self,
+        old: &Snapshot,
+        new: &Snapshot,
+        differing: &[u32],
+    ) {
+        let port = self.listener.port_id;
+        let (old_ana, new_ana) = (old.ana.port(port), new.ana.port(port));
+        let visible = |table: &NsTable, nsid| {
+            let entry = table.get(nsid)?;
+            let shown = entry.visibility.includes(&self.hostnqn);
+            shown.then(|| Arc::clone(entry))
+        };
+        let (mut changed, mut moved, mut ana) = (Vec::new(), false, false);
+        for &nsid in differing {
+            match (visible(&old.table, nsid), visible(&new.table, nsid)) {
+                (None, None) => {}
+                (Some(a), Some(b)) if a.uid == b.uid => {
+                    moved = true;
+                    ana |= a.anagrpid != b.anagrpid;
+                    if a.info != b.info || a.write_protected != b.write_protected {
+                        changed.push(nsid);
+                    }
+                }
+                _ => {
+                    moved = true;
+                    changed.push(nsid);
+                }
+            }
+        }
+        // NVMe Base 2.1, Asymmetric Namespace Access Change: not for what comes and goes, of which
+        // the other event tells.
+        ana |= old_ana != new_ana
+            && new.table.iter().any(|entry| {
+                entry.visibility.includes(&self.hostnqn)
+                    && old_ana.get(entry.anagrpid) != new_ana.get(entry.anagrpid)
+            });
+        if moved || ana {
+            let view = self.view();
+            lock(&self.state).events.ana.update(&view);
+        }
+        for nsid in changed {
+            self.namespace_changed(nsid);
+        }
+        if ana {
+            self.raise(AsyncEvent::ANA_CHANGE);
+        }
+    }
+
+    /// The ANA log page: its change count and the groups of the namespaces that there are.
+    pub(crate) fn ana_log(&self) -> (u64, Vec<AnaGroup>) {
+        let view = self.view();
+        let mut state = lock(&self.state);
+        let (chgcnt, groups) = state.events.ana.update(&view);
+        (chgcnt, groups.to_vec())
+    }
+
     /// A namespace was added, removed or changed.
-    pub(crate) fn namespace_changed(&self, nsid: u32) {
+    fn namespace_changed(&self, nsid: u32) {
         {
             let changed = &mut lock(&self.state).events.changed;
             // One more than the log page can hold stands for all others.

@@ -13,10 +13,11 @@ pub(super) use settings::{Clock, Settings, TEMPERATURE, WCTEMP};
 pub(super) use state::Stopping;
 pub(crate) use stats::{QueueStats, Totals};
 
-use super::{ConnRef, Kind, Limits, Listener, Subsystem, View, lock};
+use super::{ConnRef, Kind, Limits, Listener, Reach, Subsystem, View, lock};
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::nqn::Nqn;
 use state::State;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 /// A discovery controller without Keep Alive Timeout ends when its host has been silent this long.
@@ -33,6 +34,8 @@ pub(crate) struct Controller {
     pub(crate) hostid: [u8; 16],
     /// Where the host has come in: the subsystem port of all its queues.
     pub(crate) listener: Arc<Listener>,
+    /// The local address by which the host has reached the target.
+    pub(crate) local_ip: Option<IpAddr>,
     pub(crate) limits: Limits,
     /// The connection of the admin queue.
     admin: ConnRef,
@@ -50,6 +53,8 @@ pub(crate) struct Opening {
     pub(crate) hostid: [u8; 16],
     pub(crate) kato_ms: u32,
     pub(crate) listener: Arc<Listener>,
+    /// The local address by which the host has reached the target.
+    pub(crate) local_ip: Option<IpAddr>,
     pub(crate) limits: Limits,
     /// The connection of the admin queue.
     pub(crate) admin: ConnRef,
@@ -63,6 +68,7 @@ impl Controller {
             hostnqn: opening.hostnqn,
             hostid: opening.hostid,
             listener: opening.listener,
+            local_ip: opening.local_ip,
             limits: opening.limits,
             admin: opening.admin,
             admin_stats: Arc::default(),
@@ -70,6 +76,11 @@ impl Controller {
             state: Mutex::new(State::new(opening.kato_ms)),
             view: Mutex::default(),
         }
+    }
+
+    /// How the discovery log is shown to the host.
+    pub(crate) fn reach(&self) -> Reach {
+        Reach::of(self.local_ip)
     }
 
     /// What the controller sees of the namespaces at this moment.

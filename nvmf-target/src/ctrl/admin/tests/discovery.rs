@@ -1,11 +1,13 @@
 use super::*;
+use crate::Role;
 use crate::TargetConfig;
-use crate::ctrl::{Core, Role};
+use crate::ctrl::testing::listen;
 use nvmf_proto::wire::discovery::{
     AddressFamily, DiscoveryLogEntry, DiscoveryLogHeader, EntryFlags, SubsystemType, TransportType,
     Treq,
 };
 use nvmf_proto::wire::log::{GetLogPage, Lid};
+use std::sync::Arc;
 
 fn read(rig: &Rig, lpo: u64, length: u32) -> Result<Vec<u8>, Status> {
     let mut sqe = Sqe::with_opcode(AdminOpcode::GET_LOG_PAGE.0);
@@ -55,10 +57,8 @@ fn an_entry_for_each_subsystem_by_each_io_listener() {
     assert_eq!(ways(&rig), [way(OWN, DISCOVERY, "192.0.2.1", "4420")]);
     nvm_subsystem(&rig.core, "a");
     nvm_subsystem(&rig.core, "b");
-    rig.core
-        .add_listener(tcp_address("2001:db8::1", 4421), Role::Io);
-    rig.core
-        .add_listener(tcp_address("192.0.2.1", 8009), Role::Discovery);
+    listen(&rig.core, tcp_address("2001:db8::1", 4421), Role::Io);
+    listen(&rig.core, tcp_address("192.0.2.1", 8009), Role::Discovery);
     assert_eq!(
         ways(&rig),
         [
@@ -97,31 +97,28 @@ fn an_entry_for_each_subsystem_by_each_io_listener() {
 fn wildcard_listeners_are_shown_by_the_address_that_was_reached() {
     let mut rig = Rig::discovery();
     nvm_subsystem(&rig.core, "a");
-    rig.core
-        .add_listener(tcp_address("0.0.0.0", 5000), Role::Io);
-    rig.core.add_listener(tcp_address("::", 6000), Role::Io);
-    let listener = rig
-        .core
-        .add_listener(tcp_address("::", 8009), Role::Discovery);
-    rig.come_by(listener);
-
+    listen(&rig.core, tcp_address("0.0.0.0", 5000), Role::Io);
+    listen(&rig.core, tcp_address("::", 6000), Role::Io);
+    let listener = listen(&rig.core, tcp_address("::", 8009), Role::Discovery);
     let fixed = way(NVM, "a", "192.0.2.1", "4420");
-    rig.local_ip = Some("2001:db8::7".parse().unwrap());
+    let mut come_by = |local_ip: Option<&str>| {
+        let local_ip = local_ip.map(|ip| ip.parse().unwrap());
+        rig.come_by(Arc::clone(&listener), local_ip);
+        ways(&rig)
+    };
     let own = way(OWN, DISCOVERY, "2001:db8::7", "8009");
     assert_eq!(
-        ways(&rig),
+        come_by(Some("2001:db8::7")),
         [own, fixed.clone(), way(NVM, "a", "2001:db8::7", "6000")]
     );
 
     // An IPv4 host of a socket for both families.
-    rig.local_ip = Some("::ffff:192.0.2.9".parse().unwrap());
     assert_eq!(
-        ways(&rig),
+        come_by(Some("::ffff:192.0.2.9")),
         [fixed.clone(), way(NVM, "a", "192.0.2.9", "5000")]
     );
 
-    rig.local_ip = None;
-    assert_eq!(ways(&rig), [fixed]);
+    assert_eq!(come_by(None), [fixed]);
 }
 
 #[test]
@@ -171,8 +168,7 @@ fn the_generation_tells_of_every_change() {
     nvm_subsystem(&rig.core, "a");
     let second = header(&rig);
     assert_eq!((second.genctr, second.numrec), (first.genctr + 1, 2));
-    rig.core
-        .add_listener(tcp_address("192.0.2.2", 4420), Role::Io);
+    listen(&rig.core, tcp_address("192.0.2.2", 4420), Role::Io);
     let third = header(&rig);
     assert_eq!((third.genctr, third.numrec), (second.genctr + 1, 3));
 }
@@ -183,7 +179,6 @@ fn flow_control_is_required_if_it_cannot_be_disabled() {
         sq_flow_control_disable: false,
         ..TargetConfig::default()
     };
-    let mut rig = Rig::discovery();
-    rig.core = Core::new(config);
+    let rig = Rig::with(config, |core| Arc::clone(&core.discovery));
     assert_eq!(entries(&rig)[0].treq, Treq::empty());
 }

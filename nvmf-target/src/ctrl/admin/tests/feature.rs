@@ -407,9 +407,10 @@ fn number_of_queues() {
 #[test]
 fn async_event_configuration() {
     let namespace = AsyncEventConfig::NAMESPACE_ATTRIBUTE.bits();
+    let ana = AsyncEventConfig::ANA_CHANGE.bits();
     let discovery = AsyncEventConfig::DISCOVERY_LOG.bits();
     let rigs = [
-        (Rig::nvm(), namespace | 0x3f),
+        (Rig::nvm(), namespace | ana | 0x3f),
         (Rig::discovery(), discovery),
     ];
     for (rig, supported) in rigs {

@@ -1,5 +1,6 @@
 use super::*;
-use crate::ctrl::admin::{ACL, AERL};
+use crate::change::Change;
+use crate::ctrl::admin::ACL;
 use crate::ns::{Caps, NsInfo, Support};
 use nvmf_proto::wire::identify::{
     Cmic, Cns, ControllerType, Csi, Ctratt, Dlfeat, IdentifyCommand, IdentifyController,
@@ -127,13 +128,16 @@ fn io_controller() {
     assert_eq!((id.cntlid, id.ver), (rig.controller.cntlid, 0x0002_0100));
     assert_eq!(id.cntrltype, ControllerType::IO);
     assert_eq!(4096 << id.mdts, rig.core.config.max_transfer);
-    assert_eq!(id.cmic, Cmic::MULTI_PORT | Cmic::MULTI_CONTROLLER);
-    assert_eq!(id.oaes, Oaes::NAMESPACE_ATTRIBUTE);
+    assert_eq!(
+        id.cmic,
+        Cmic::MULTI_PORT | Cmic::MULTI_CONTROLLER | Cmic::ANA_REPORTING
+    );
+    assert_eq!(id.oaes, Oaes::ANA_CHANGE | Oaes::NAMESPACE_ATTRIBUTE);
     assert_eq!(
         id.ctratt,
         Ctratt::HOST_ID_128 | Ctratt::TBKAS | Ctratt::RESERVATION_HOST_ID
     );
-    assert_eq!((id.acl, id.aerl, id.kas), (ACL, AERL, 1));
+    assert_eq!((id.acl, id.aerl, id.kas), (ACL, 3, 1));
     assert_eq!((id.sqes, id.cqes, id.maxcmd), (0x66, 0x44, 1024));
     assert_eq!((id.nn, id.mnan), (NN, NN));
     assert_eq!(id.tnvmcap, (1 << 20) + (16 << 12));
@@ -179,7 +183,7 @@ fn discovery_controller() {
     assert_eq!(id.cntrltype, ControllerType::DISCOVERY);
     assert_eq!(id.subnqn, Nqn::discovery().to_field());
     assert_eq!(id.oaes, Oaes::DISCOVERY_LOG);
-    assert_eq!((id.lpa, id.aerl, id.kas), (Lpa::EXTENDED_DATA, AERL, 1));
+    assert_eq!((id.lpa, id.aerl, id.kas), (Lpa::EXTENDED_DATA, 3, 1));
     assert_eq!(
         (id.nn, id.oncs.bits(), id.vwc.bits(), id.sqes, id.cqes),
         (0, 0, 0, 0, 0)
@@ -316,7 +320,10 @@ fn active_nsids_come_in_pages() {
         let same: Vec<_> = decode_nsid_list(&data(&rig, cns, 1025)).collect();
         assert_eq!(same, list(1025), "{cns:?}");
     }
-    rig.subsystem.remove_namespace(1).unwrap();
+    rig.apply(Change::RemoveNamespace {
+        nqn: rig.nqn(),
+        nsid: 1,
+    });
     assert_eq!(list(0)[0], 3);
 }
 
@@ -324,7 +331,7 @@ fn active_nsids_come_in_pages() {
 fn controllers_of_the_subsystem_and_of_a_namespace() {
     let mut rig = Rig::nvm();
     let first = rig.controller.cntlid;
-    rig.come_by(Arc::clone(&rig.controller.listener));
+    rig.come_by(Arc::clone(&rig.controller.listener), None);
     let second = rig.controller.cntlid;
     let list = |cns, cntid| {
         let mut sqe = sqe(cns, 1);

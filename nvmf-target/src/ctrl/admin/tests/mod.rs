@@ -1,5 +1,6 @@
 //! Tests of the admin commands, on controllers without a reactor.
 
+mod ana;
 mod conformance;
 mod discovery;
 mod feature;

@@ -1,10 +1,17 @@
-//! Limits and switches of a target.
+//! What a target and its parts are made of: limits, switches, names.
+
+mod listener;
+mod subsystem;
+
+pub use listener::{ListenerConfig, ListenerInfo, Referral, Role};
+pub(crate) use subsystem::hosts;
+pub use subsystem::{NamespaceConfig, SubsystemConfig};
 
 use crate::Error;
-use crate::ctrl::reservation::ReservationStore;
 use nvmf_proto::wire::nqn::Nqn;
 use nvmf_proto::wire::pdu::MAXH2CDATA_MIN;
-use std::sync::Arc;
+use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// What a target takes and offers. Start from `default()`; [`crate::Target::new`] checks it.
@@ -20,7 +27,7 @@ pub struct TargetConfig {
     /// The largest data transfer of one command in bytes (MDTS): a power of two, 8 KiB to 32 MiB.
     pub max_transfer: u32,
     /// In-capsule data that commands on I/O queues may carry, bytes: a multiple of 16, at most
-    /// 64 KiB.
+    /// 64 KiB. Commands on admin queues may carry 8 KiB whatever it is.
     pub in_capsule: u32,
     /// MAXH2CDATA in bytes: a multiple of 4, at least 4096.
     pub maxh2cdata: u32,
@@ -41,6 +48,9 @@ pub struct TargetConfig {
     pub data_digest: bool,
     /// Hosts may disable SQ flow control.
     pub sq_flow_control_disable: bool,
+    /// The discovery service's own NQN. It answers to the well-known one,
+    /// `nqn.2014-08.org.nvmexpress.discovery`, in any case.
+    pub discovery_nqn: Option<String>,
 }
 
 impl Default for TargetConfig {
@@ -60,6 +70,7 @@ impl Default for TargetConfig {
             header_digest: true,
             data_digest: true,
             sq_flow_control_disable: true,
+            discovery_nqn: None,
         }
     }
 }
@@ -129,68 +140,39 @@ impl TargetConfig {
             "max_connections",
             "0".to_owned(),
             "at least 1",
-        )
+        )?;
+        if let Some(name) = &self.discovery_nqn {
+            nqn("discovery NQN", name)?;
+        }
+        Ok(())
+    }
+
+    /// What the discovery service calls itself.
+    pub(crate) fn discovery_nqn(&self) -> Nqn {
+        let own = self.discovery_nqn.as_deref();
+        own.and_then(|name| Nqn::new(name).ok())
+            .unwrap_or_else(Nqn::discovery)
     }
 }
 
-/// An NVM subsystem to be added to a target.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct SubsystemConfig {
-    /// SUBNQN.
-    pub nqn: String,
-    /// SN: at most 20 printable ASCII characters.
-    pub serial: String,
-    /// MN: at most 40 printable ASCII characters.
-    pub model: String,
-    /// NN: the largest NSID, 1 to 65,536.
-    pub max_namespaces: u32,
-    /// Where reservations are kept that hosts want to outlive a power loss. Without, hosts cannot
-    /// have that (RESCAP bit 0 is clear).
-    pub reservation_store: Option<Arc<dyn ReservationStore>>,
+/// A name that must be an NQN.
+pub(crate) fn nqn(what: &str, name: &str) -> Result<Nqn, Error> {
+    Nqn::new(name).map_err(|err| Error::config(format!("{what} {name:?}: {err}")))
 }
 
-impl SubsystemConfig {
-    /// A subsystem under an NQN, with a serial number derived from it, for up to 4,096 namespaces.
-    #[must_use]
-    pub fn new(nqn: impl Into<String>) -> Self {
-        let nqn = nqn.into();
-        let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, nqn.as_bytes())
-            .simple()
-            .to_string();
-        let serial = id.chars().take(20).collect();
-        Self {
-            nqn,
-            serial,
-            model: "nvmf target".to_owned(),
-            max_namespaces: 4096,
-            reservation_store: None,
-        }
-    }
-
-    pub(crate) fn validate(&self) -> Result<Nqn, Error> {
-        let nqn = Nqn::new(&self.nqn)
-            .map_err(|err| Error::config(format!("subsystem NQN {:?}: {err}", self.nqn)))?;
-        if nqn.is_discovery() {
-            return Err(Error::config(format!(
-                "{nqn} is the discovery service's own NQN"
-            )));
-        }
-        // NVMe Base 2.1, Identify Controller: SN and MN are ASCII strings.
-        for (name, value, max) in [("serial", &self.serial, 20), ("model", &self.model, 40)] {
-            if value.len() > max || !value.bytes().all(|b| (0x20..=0x7e).contains(&b)) {
-                return Err(Error::config(format!(
-                    "{name} {value:?}: at most {max} printable ASCII characters are wanted"
-                )));
-            }
-        }
-        if !(1..=65_536).contains(&self.max_namespaces) {
-            return Err(Error::config(format!(
-                "max_namespaces {}: 1 to 65536 is wanted",
-                self.max_namespaces
-            )));
-        }
-        Ok(nqn)
+/// Limits that a part may set lower than the target does.
+pub(crate) fn lower<T: PartialOrd + fmt::Display>(
+    name: &str,
+    value: Option<T>,
+    bounds: RangeInclusive<T>,
+) -> Result<(), Error> {
+    match value {
+        Some(value) if !bounds.contains(&value) => Err(Error::config(format!(
+            "{name} {value}: {} to the target's {} is wanted",
+            bounds.start(),
+            bounds.end()
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -201,9 +183,6 @@ mod tests {
     #[test]
     fn the_default_is_valid() {
         TargetConfig::default().validate().unwrap();
-        SubsystemConfig::new("nqn.2014-08.org.example:a")
-            .validate()
-            .unwrap();
     }
 
     #[test]
@@ -221,15 +200,6 @@ mod tests {
         assert!(change(|c| c.maxh2cdata = 4095).contains("maxh2cdata 4095"));
         assert!(change(|c| c.io_queue_entries = 1).contains("io_queue_entries 1"));
         assert!(change(|c| c.io_queues = 0).contains("io_queues 0"));
-        let mut s = SubsystemConfig::new("nqn.2014-08.org.example:a");
-        s.serial = "x".repeat(21);
-        assert!(s.validate().unwrap_err().to_string().contains("serial"));
-        assert!(
-            SubsystemConfig::new("disk")
-                .validate()
-                .unwrap_err()
-                .to_string()
-                .contains("\"disk\"")
-        );
+        assert!(change(|c| c.discovery_nqn = Some("disc".to_owned())).contains("\"disc\""));
     }
 }

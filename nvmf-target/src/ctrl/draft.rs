@@ -1,0 +1,498 @@
+//! Changes of the topology and of namespaces: all of several, or none.
+//!
+//! A [`Draft`] is a copy of what there is. Steps are checked against it and carried out on it, one
+//! after the other; sockets are bound on the way. If all succeed the draft is published, and what
+//! follows from it is done; if one fails the draft is dropped, and nothing has happened.
+
+use super::subsystem::Snapshot;
+use super::topology::{Member, Port};
+use super::{AnaState, Controller, Core, Kind, Listener, NsEntry, Subsystem, Topology, Visibility};
+use crate::change::Change;
+use crate::config::{self, hosts};
+use crate::ns::{Namespace, NsSink};
+use crate::transport::Transport;
+use crate::{Error, ListenerConfig, ListenerInfo, NamespaceConfig, Referral, SubsystemConfig};
+use log::info;
+use nvmf_proto::wire::log::AsyncEvent;
+use nvmf_proto::wire::nqn::Nqn;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
+
+/// Listeners of a target. There are more PORTIDs, so that one is free at any time.
+const PORTS_MAX: usize = 4096;
+
+/// What is left to do when a draft is published, by those who have the threads.
+#[derive(Default)]
+pub(crate) struct Effects {
+    /// To be accepted from.
+    pub(crate) opened: Vec<(Box<dyn Transport>, Arc<Listener>)>,
+    /// To be closed, with their connections.
+    pub(crate) closed: Vec<Arc<Listener>>,
+    /// The uids of namespaces whose lanes are to be closed.
+    pub(crate) detached: Vec<u64>,
+    /// To be given their sinks, once no lock is held.
+    pub(crate) attached: Vec<(Arc<dyn Namespace>, NsSink)>,
+    /// To be dropped when no lock is held: it may be the last reference to a backend.
+    pub(crate) dropped: Vec<Arc<NsEntry>>,
+    /// The listeners of `opened` for their owner.
+    pub(crate) listeners: Vec<ListenerInfo>,
+}
+
+struct Draft<'a> {
+    core: &'a Core,
+    topology: Topology,
+    /// Subsystems whose namespaces change.
+    edited: BTreeMap<Nqn, Edited>,
+    effects: Effects,
+}
+
+struct Edited {
+    subsystem: Arc<Subsystem>,
+    /// As it will be.
+    snapshot: Snapshot,
+    edits: Vec<Edit>,
+}
+
+/// A change of a subsystem's snapshot that cannot fail. Edits are made on the draft's copy, and
+/// again when it is published: backends and hosts may have changed other things meanwhile.
+enum Edit {
+    Attach(Arc<NsEntry>),
+    Detach(u32),
+    Show(u32, Visibility),
+    Move(u32, u32),
+    State(u16, u32, AnaState),
+    Forget(u16),
+}
+
+impl Edit {
+    fn make(&self, snapshot: &mut Snapshot) {
+        let with = |snapshot: &mut Snapshot, nsid, change: &dyn Fn(&mut NsEntry)| {
+            if let Some(entry) = snapshot.table.get(nsid) {
+                let mut entry = NsEntry::clone(entry);
+                change(&mut entry);
+                snapshot.set(nsid, Some(Arc::new(entry)));
+            }
+        };
+        match *self {
+            Self::Attach(ref entry) => snapshot.set(entry.nsid, Some(Arc::clone(entry))),
+            Self::Detach(nsid) => snapshot.set(nsid, None),
+            Self::Show(nsid, ref visibility) => {
+                with(snapshot, nsid, &|entry| {
+                    entry.visibility = visibility.clone()
+                });
+            }
+            Self::Move(nsid, anagrpid) => with(snapshot, nsid, &|entry| entry.anagrpid = anagrpid),
+            Self::State(port_id, anagrpid, state) => {
+                Arc::make_mut(&mut snapshot.ana).set(port_id, anagrpid, state);
+            }
+            Self::Forget(port_id) => Arc::make_mut(&mut snapshot.ana).forget(port_id),
+        }
+    }
+}
+
+impl Core {
+    /// Carries out all changes, or none. One caller at a time.
+    pub(crate) fn apply(&self, changes: Vec<Change>) -> Result<Effects, Error> {
+        let mut draft = Draft {
+            core: self,
+            topology: Topology::clone(&self.topology()),
+            edited: BTreeMap::new(),
+            effects: Effects::default(),
+        };
+        let single = changes.len() == 1;
+        for (index, change) in changes.into_iter().enumerate() {
+            let what = change.to_string();
+            draft.step(change).map_err(|source| {
+                if single {
+                    return source;
+                }
+                let source = Box::new(source);
+                Error::Change {
+                    index,
+                    what,
+                    source,
+                }
+            })?;
+        }
+        Ok(draft.publish())
+    }
+}
+
+impl Draft<'_> {
+    fn step(&mut self, change: Change) -> Result<(), Error> {
+        match change {
+            Change::AddSubsystem(config) => self.add_subsystem(&config),
+            Change::RemoveSubsystem { nqn } => self.remove_subsystem(&nqn),
+            Change::AddNamespace {
+                nqn,
+                config,
+                namespace,
+            } => self.add_namespace(&nqn, &config, namespace),
+            Change::RemoveNamespace { nqn, nsid } => self.remove_namespace(&nqn, nsid),
+            Change::SetNamespaceHosts { nqn, nsid, hosts } => {
+                let visibility = visibility(hosts.as_deref())?;
+                self.namespace(&nqn, nsid)?
+                    .make(Edit::Show(nsid, visibility));
+                Ok(())
+            }
+            Change::SetAnaGroup {
+                nqn,
+                nsid,
+                anagrpid,
+            } => {
+                let edited = self.namespace(&nqn, nsid)?;
+                check_group(&edited.subsystem, anagrpid)?;
+                edited.make(Edit::Move(nsid, anagrpid));
+                Ok(())
+            }
+            Change::SetAnaState {
+                nqn,
+                listener,
+                anagrpid,
+                state,
+            } => {
+                let port_id = self.listener(&listener)?.port_id;
+                let edited = self.edit(&nqn)?;
+                check_group(&edited.subsystem, anagrpid)?;
+                edited.make(Edit::State(port_id, anagrpid, state));
+                Ok(())
+            }
+            Change::AllowAnyHost { nqn, allow } => {
+                self.member(&nqn)?.allow_any_host = allow;
+                Ok(())
+            }
+            Change::AddHost { nqn, host } => {
+                let host = config::nqn("host NQN", &host)?;
+                self.member(&nqn)?.hosts.insert(host);
+                Ok(())
+            }
+            Change::RemoveHost { nqn, host } => self.remove_host(&nqn, &host),
+            Change::AddListener(config) => self.add_listener(config),
+            Change::RemoveListener { listener } => self.remove_listener(&listener),
+            Change::Serve { listener, nqn } => self.serve(&listener, &nqn, true),
+            Change::StopServing { listener, nqn } => self.serve(&listener, &nqn, false),
+            Change::AddReferral(referral) => self.add_referral(referral),
+            Change::RemoveReferral(referral) => self.remove_referral(&referral),
+        }
+    }
+
+    /// The subsystem of an NQN.
+    fn member(&mut self, nqn: &str) -> Result<&mut Member, Error> {
+        let name = Nqn::new(nqn).ok();
+        name.and_then(|name| self.topology.subsystems.get_mut(&name))
+            .ok_or_else(|| Error::NotFound(format!("no subsystem {nqn:?}")))
+    }
+
+    /// A subsystem of which the namespaces are to be changed.
+    fn edit(&mut self, nqn: &str) -> Result<&mut Edited, Error> {
+        let subsystem = Arc::clone(&self.member(nqn)?.subsystem);
+        let name = subsystem.nqn.clone();
+        Ok(self.edited.entry(name).or_insert_with(|| Edited {
+            snapshot: subsystem.snapshot(),
+            subsystem,
+            edits: Vec::new(),
+        }))
+    }
+
+    /// The same, if it has a namespace of that NSID.
+    fn namespace(&mut self, nqn: &str, nsid: u32) -> Result<&mut Edited, Error> {
+        let edited = self.edit(nqn)?;
+        if edited.snapshot.table.get(nsid).is_some() {
+            Ok(edited)
+        } else {
+            Err(Error::NotFound(format!("no namespace {nsid} in {nqn}")))
+        }
+    }
+
+    fn listener(&self, name: &str) -> Result<Arc<Listener>, Error> {
+        let found = self.topology.listener(name).cloned();
+        found.ok_or_else(|| Error::NotFound(format!("no listener {name:?}")))
+    }
+
+    fn add_subsystem(&mut self, config: &SubsystemConfig) -> Result<(), Error> {
+        let nqn = config.validate(&self.core.config)?;
+        if self.topology.subsystems.contains_key(&nqn) {
+            let text = format!("there is a subsystem {} already", config.nqn);
+            return Err(Error::config(text));
+        }
+        let member = Member {
+            subsystem: Subsystem::nvm(nqn.clone(), config, &self.core.config),
+            allow_any_host: config.allow_any_host,
+            hosts: hosts(&config.hosts)?,
+        };
+        self.topology.subsystems.insert(nqn, member);
+        Ok(())
+    }
+
+    fn remove_subsystem(&mut self, nqn: &str) -> Result<(), Error> {
+        let Edited {
+            subsystem,
+            snapshot,
+            ..
+        } = self.edit(nqn)?;
+        let name = subsystem.nqn.clone();
+        let nsids: Vec<u32> = snapshot.table.iter().map(|entry| entry.nsid).collect();
+        for nsid in nsids {
+            self.remove_namespace(nqn, nsid)?;
+        }
+        self.topology.subsystems.remove(&name);
+        // Its namespaces stay as they are for the controllers that are about to end.
+        self.edited.remove(&name);
+        for port in self.topology.ports.values_mut() {
+            if let Some(list) = &mut port.subsystems {
+                list.remove(&name);
+            }
+        }
+        Ok(())
+    }
+
+    fn add_namespace(
+        &mut self,
+        nqn: &str,
+        config: &NamespaceConfig,
+        namespace: Arc<dyn Namespace>,
+    ) -> Result<(), Error> {
+        let visibility = visibility(config.hosts.as_deref())?;
+        let uid = self.core.new_uid();
+        let edited = self.edit(nqn)?;
+        check_group(&edited.subsystem, config.anagrpid)?;
+        if edited.snapshot.table.get(config.nsid).is_some() {
+            let text = format!("NSID {} is in use in {nqn}", config.nsid);
+            return Err(Error::config(text));
+        }
+        let backend = Arc::clone(&namespace);
+        let (entry, sink) = edited.subsystem.entry(config, uid, visibility, backend)?;
+        edited.make(Edit::Attach(entry));
+        self.effects.attached.push((namespace, sink));
+        Ok(())
+    }
+
+    fn remove_namespace(&mut self, nqn: &str, nsid: u32) -> Result<(), Error> {
+        let edited = self.namespace(nqn, nsid)?;
+        let entry = edited.snapshot.table.get(nsid).cloned();
+        edited.make(Edit::Detach(nsid));
+        self.effects.detached.extend(entry.as_ref().map(|e| e.uid));
+        self.effects.dropped.extend(entry);
+        Ok(())
+    }
+
+    fn remove_host(&mut self, nqn: &str, host: &str) -> Result<(), Error> {
+        let name = Nqn::new(host).ok();
+        let hosts = &mut self.member(nqn)?.hosts;
+        if name.is_some_and(|name| hosts.remove(&name)) {
+            Ok(())
+        } else {
+            Err(Error::NotFound(format!("no host {host:?} in {nqn}")))
+        }
+    }
+
+    fn add_listener(&mut self, config: ListenerConfig) -> Result<(), Error> {
+        let target = &self.core.config;
+        config.validate(target)?;
+        let list = config.subsystems.as_deref();
+        let list = list.map(|names| self.listed(names)).transpose()?;
+        let ports = &self.topology.ports;
+        let port_id = match config.port_id {
+            Some(id) if ports.contains_key(&id) => {
+                return Err(Error::config(format!("PORTID {id} is in use")));
+            }
+            Some(id) => id,
+            None if ports.len() >= PORTS_MAX => {
+                return Err(Error::config(format!(
+                    "{PORTS_MAX} listeners are the limit"
+                )));
+            }
+            None => self.core.new_port_id(ports),
+        };
+        let (wanted, role) = (config.name.clone(), config.role);
+        let in_capsule = config.in_capsule.unwrap_or(target.in_capsule);
+        let maxh2cdata = config.maxh2cdata.unwrap_or(target.maxh2cdata);
+        if let Some(name) = &wanted
+            && self.topology.listener(name).is_some()
+        {
+            return Err(Error::config(format!(
+                "there is a listener {name:?} already"
+            )));
+        }
+        let (transport, socket) = config.bind()?;
+        let address = transport.address();
+        let name = wanted.unwrap_or_else(|| {
+            let name = socket.map_or_else(|| address.traddr.clone(), |socket| socket.to_string());
+            match self.topology.listener(&name) {
+                None => name,
+                Some(_) => format!("{name}#{port_id}"),
+            }
+        });
+        let listener = Arc::new(Listener {
+            name,
+            port_id,
+            address,
+            role,
+            socket,
+            in_capsule,
+            maxh2cdata,
+        });
+        let port = Port {
+            listener: Arc::clone(&listener),
+            subsystems: list,
+        };
+        self.effects.listeners.push(port.info());
+        self.effects.opened.push((transport, listener));
+        self.topology.ports.insert(port_id, port);
+        Ok(())
+    }
+
+    /// Subsystems that there are.
+    fn listed(&mut self, names: &[String]) -> Result<BTreeSet<Nqn>, Error> {
+        let nqn = |name: &String| self.member(name).map(|m| m.subsystem.nqn.clone());
+        names.iter().map(nqn).collect()
+    }
+
+    fn remove_listener(&mut self, name: &str) -> Result<(), Error> {
+        let listener = self.listener(name)?;
+        self.topology.ports.remove(&listener.port_id);
+        let subsystems = self.topology.subsystems.keys();
+        let names: Vec<String> = subsystems.map(|nqn| nqn.as_str().to_owned()).collect();
+        for nqn in names {
+            self.edit(&nqn)?.make(Edit::Forget(listener.port_id));
+        }
+        // One that the same draft has opened is not even announced.
+        let opened = &mut self.effects.opened;
+        let before = opened.len();
+        opened.retain(|(_, other)| !Arc::ptr_eq(other, &listener));
+        if opened.len() == before {
+            self.effects.closed.push(listener);
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, listener: &str, nqn: &str, add: bool) -> Result<(), Error> {
+        let port_id = self.listener(listener)?.port_id;
+        let name = self.member(nqn)?.subsystem.nqn.clone();
+        let port = self.topology.ports.get_mut(&port_id);
+        let Some(list) = port.and_then(|port| port.subsystems.as_mut()) else {
+            let text = format!("listener {listener:?} serves all subsystems, not a list");
+            return Err(Error::config(text));
+        };
+        if add {
+            list.insert(name);
+        } else if !list.remove(&name) {
+            let text = format!("listener {listener:?} does not serve {nqn}");
+            return Err(Error::NotFound(text));
+        }
+        Ok(())
+    }
+
+    fn add_referral(&mut self, referral: Referral) -> Result<(), Error> {
+        referral.validate()?;
+        if self.topology.referrals.iter().any(|r| **r == referral) {
+            let text = format!("there is a referral to {} already", referral.address.traddr);
+            return Err(Error::config(text));
+        }
+        self.topology.referrals.push(Arc::new(referral));
+        Ok(())
+    }
+
+    fn remove_referral(&mut self, referral: &Referral) -> Result<(), Error> {
+        let referrals = &mut self.topology.referrals;
+        let before = referrals.len();
+        referrals.retain(|r| **r != *referral);
+        if referrals.len() == before {
+            let text = format!("no referral to {}", referral.address.traddr);
+            return Err(Error::NotFound(text));
+        }
+        Ok(())
+    }
+
+    /// The draft becomes what there is.
+    fn publish(self) -> Effects {
+        let Self {
+            core,
+            mut topology,
+            edited,
+            effects,
+        } = self;
+        let old = core.topology();
+        topology.succeed(&old);
+        let new = Arc::new(topology);
+        // A subsystem that comes has its namespaces when hosts find it. One that is there changes
+        // when hosts that go have been told to.
+        let (comes, is_there): (Vec<_>, Vec<_>) = edited
+            .into_values()
+            .partition(|edited| !old.has(&edited.subsystem));
+        comes.into_iter().for_each(Edited::publish);
+        *core
+            .topology
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::clone(&new);
+        core.end_strangers(&old, &new);
+        is_there.into_iter().for_each(Edited::publish);
+        for controller in core.discovery.controllers() {
+            let generation =
+                |topology: &Topology| topology.generation(&controller.hostnqn, controller.reach());
+            if generation(&old) != generation(&new) {
+                controller.raise(AsyncEvent::DISCOVERY_LOG_CHANGED);
+            }
+        }
+        effects
+    }
+}
+
+impl Edited {
+    fn make(&mut self, edit: Edit) {
+        edit.make(&mut self.snapshot);
+        self.edits.push(edit);
+    }
+
+    fn publish(self) {
+        self.subsystem.update(|snapshot| {
+            for edit in &self.edits {
+                edit.make(snapshot);
+            }
+        });
+    }
+}
+
+impl Core {
+    /// Ends the controllers that the new topology does not admit.
+    fn end_strangers(&self, old: &Topology, new: &Topology) {
+        let admitted = |controller: &Controller| match controller.subsystem.kind {
+            Kind::Discovery => new.port(&controller.listener).is_some(),
+            Kind::Nvm => new
+                .admit(
+                    &controller.subsystem.nqn,
+                    &controller.hostnqn,
+                    &controller.listener,
+                )
+                .is_ok_and(|subsystem| Arc::ptr_eq(subsystem, &controller.subsystem)),
+        };
+        let subsystems = old.subsystems.values().map(|member| &member.subsystem);
+        for subsystem in subsystems.chain([&self.discovery]) {
+            let controllers = subsystem.controllers();
+            for controller in controllers.iter().filter(|c| !admitted(c)) {
+                info!(
+                    "controller {} of {}: {} may not use it any more",
+                    controller.cntlid, subsystem.nqn, controller.hostnqn
+                );
+                controller.end();
+            }
+        }
+    }
+}
+
+fn visibility(names: Option<&[String]>) -> Result<Visibility, Error> {
+    Ok(match names {
+        None => Visibility::All,
+        Some(names) => Visibility::Hosts(Arc::new(hosts(names)?)),
+    })
+}
+
+fn check_group(subsystem: &Subsystem, anagrpid: u32) -> Result<(), Error> {
+    if (1..=subsystem.ana_groups).contains(&anagrpid) {
+        return Ok(());
+    }
+    Err(Error::config(format!(
+        "ANA group {anagrpid}: 1 to {} is wanted in {}",
+        subsystem.ana_groups, subsystem.nqn
+    )))
+}
