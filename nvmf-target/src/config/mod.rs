@@ -39,6 +39,8 @@ pub struct TargetConfig {
     pub max_connections: usize,
     /// How long a connection may take from accept to ICReq, and from there to Connect.
     pub connect_timeout: Duration,
+    /// How long a controller may remain that is not in use: never enabled, disabled, or shut down.
+    pub association_timeout: Duration,
     /// While commands wait for buffers: how long a connection may hold some without moving a byte
     /// before it is ended.
     pub stall_timeout: Duration,
@@ -66,6 +68,7 @@ impl Default for TargetConfig {
             io_queues: 64,
             max_connections: 4096,
             connect_timeout: Duration::from_secs(10),
+            association_timeout: Duration::from_secs(120),
             stall_timeout: Duration::from_secs(5),
             header_digest: true,
             data_digest: true,

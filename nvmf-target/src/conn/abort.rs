@@ -20,7 +20,6 @@ use nvmf_proto::tcp::Slot;
 use nvmf_proto::tcp::target::Done;
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::abort::AbortCommand;
-use std::sync::Arc;
 
 /// An Abort that waits for the reactor of the queue that it names.
 #[derive(Debug)]
@@ -38,6 +37,7 @@ impl Conn {
             let aborted = self.abort(cx, abort.cid);
             return self.answer_abort(cx, slot, aborted);
         }
+        let asker = self.reference(cx);
         let Queue::Admin(admin) = &mut self.queue else {
             return;
         };
@@ -50,10 +50,7 @@ impl Conn {
         queue.mailbox.send(Message::Abort {
             conn: queue.id,
             cid: abort.cid,
-            asker: ConnRef {
-                mailbox: Arc::clone(&cx.mailbox),
-                id: self.id,
-            },
+            asker,
             slot,
         });
         let qid = abort.sqid;

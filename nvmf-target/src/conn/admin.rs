@@ -1,14 +1,15 @@
 //! The admin queue: Connect, properties, events, and the way to the other admin commands.
 
 use super::abort::Asked;
+use super::held::Held;
 use super::{Conn, IoQueue, Queue};
 use crate::ctrl::admin::{self, AdminCx, Transfer};
-use crate::ctrl::connect::{self, Association, CONNECT_DATA_LEN, Refusal};
-use crate::ctrl::{ConnRef, Controller, Fault, QueueStats};
+use crate::ctrl::connect::{self, Association, CONNECT_DATA_LEN, Caller, Outcome, Refusal};
+use crate::ctrl::{Controller, Fault, QueueStats};
 use crate::reactor::Cx;
 use log::{debug, info};
-use nvmf_proto::tcp::Slot;
 use nvmf_proto::tcp::target::{Done, QueueConfig};
+use nvmf_proto::tcp::{Slot, Time};
 use nvmf_proto::wire::fabrics::{
     AuthReq, ConnectCommand, ConnectData, ConnectResponse, FabricsType, InvalidParameter,
     PropertyGet, PropertySet,
@@ -27,6 +28,8 @@ pub(super) struct AdminQueue {
     requests: VecDeque<Slot>,
     /// Aborts that wait for another queue.
     pub(super) aborts: Vec<Asked>,
+    /// Requests to flush, for a shutdown, that are in backends.
+    pub(super) flushes: usize,
 }
 
 impl AdminQueue {
@@ -68,11 +71,13 @@ impl Conn {
                 _ => Err(Status::INVALID_OPCODE.dnr().into()),
             };
         }
+        if opcode == AdminOpcode::KEEP_ALIVE && queue.controller.is_ready() {
+            return Ok(AdminPlan::KeepAlive);
+        }
         if !queue.controller.enabled() {
             return Err(Status::COMMAND_SEQUENCE_ERROR.dnr().into());
         }
         match opcode {
-            AdminOpcode::KEEP_ALIVE => Ok(AdminPlan::KeepAlive),
             AdminOpcode::ABORT => Ok(AdminPlan::Abort),
             AdminOpcode::ASYNC_EVENT_REQUEST => {
                 if queue.requests.len() >= usize::from(queue.controller.limits.event_requests) {
@@ -96,7 +101,7 @@ impl Conn {
 
     pub(super) fn execute_admin(&mut self, cx: &mut Cx, slot: Slot, plan: &AdminPlan) {
         if let AdminPlan::Connect(command, _) = plan {
-            return self.connect(cx, slot, command);
+            return self.connect(cx, slot, command, None);
         }
         let Queue::Admin(queue) = &mut self.queue else {
             return;
@@ -105,11 +110,12 @@ impl Conn {
         let outcome: Result<u64, Status> = match plan {
             AdminPlan::PropertyGet(get) => controller.property_get(get),
             AdminPlan::PropertySet(set) => {
-                let was_enabled = controller.enabled();
-                let result = controller.property_set(set).map(|()| 0);
-                if was_enabled && !controller.enabled() {
+                let result = controller.property_set(set, cx.now).map(|()| 0);
+                if !controller.enabled() {
                     self.drop_event_requests(cx);
                 }
+                self.flush_for_shutdown(cx);
+                self.arm(cx);
                 result
             }
             AdminPlan::KeepAlive if controller.kato_ms() == 0 => {
@@ -182,7 +188,15 @@ impl Conn {
         }
     }
 
-    fn connect(&mut self, cx: &mut Cx, slot: Slot, command: &ConnectCommand) {
+    /// Carries out a Connect: of a connection that waited `until` some time, or one that has just
+    /// come.
+    pub(super) fn connect(
+        &mut self,
+        cx: &mut Cx,
+        slot: Slot,
+        command: &ConnectCommand,
+        until: Option<Time>,
+    ) {
         let Some(data) = self
             .command(slot)
             .buf
@@ -191,22 +205,18 @@ impl Conn {
         else {
             return;
         };
-        let conn = ConnRef {
-            mailbox: Arc::clone(&cx.mailbox),
-            id: self.id,
+        let caller = Caller {
+            conn: self.reference(cx),
+            local_ip: self.stream.as_ref().and_then(|s| s.local_ip()),
+            now: cx.now,
+            again: until.is_some(),
         };
-        let local_ip = self.stream.as_ref().and_then(|s| s.local_ip());
-        let association = connect::connect(
-            &cx.core,
-            &self.listener,
-            command,
-            &data,
-            local_ip,
-            conn,
-            cx.now,
-        );
-        match association {
-            Ok(association) => self.associate(cx, slot, association),
+        match connect::connect(&cx.core, &self.listener, command, &data, caller) {
+            Ok(Outcome::Joined(association)) => self.associate(cx, slot, association),
+            Ok(Outcome::Held(controller)) => {
+                let held = Held::new(slot, *command, controller);
+                self.hold_connect(cx, held, until);
+            }
             Err(refusal) => {
                 info!(
                     "{}: Connect of {} to {} queue {} refused: {} (dword 0 {:#x})",
@@ -259,6 +269,7 @@ impl Conn {
                 stats,
                 requests: VecDeque::new(),
                 aborts: Vec::new(),
+                flushes: 0,
             })
         } else {
             let view = controller.view();

@@ -70,7 +70,7 @@ impl Conn {
     }
 
     /// Every command keeps the controller alive, on whatever queue.
-    fn note_activity(&self, cx: &Cx) {
+    pub(super) fn note_activity(&self, cx: &Cx) {
         match &self.queue {
             Queue::None => {}
             Queue::Admin(queue) => queue.stats.active(cx.now),

@@ -7,21 +7,24 @@ mod abort;
 mod admin;
 mod command;
 mod fused;
+mod held;
 mod io;
 mod reservation;
 mod rx;
+mod shutdown;
 mod tx;
 
 pub(crate) use io::{DMRL, DMRSL, STRIDE};
 
 use crate::buf::IoBuf;
 use crate::ctrl::reservation::Waiter;
-use crate::ctrl::{Controller, Listener, QueueStats, View};
+use crate::ctrl::{Controller, Expiry, Listener, QueueStats, View};
 use crate::ns::{Completion, Op};
 use crate::reactor::{Cx, Exclusive, Gate, Message, Ready};
 use crate::transport::Stream;
 use admin::AdminQueue;
 use fused::{Before, Half};
+use held::Held;
 use io::Step;
 use log::{debug, info, warn};
 use nvmf_proto::tcp::target::{CloseReason, Config, Event, TcpTarget};
@@ -131,6 +134,8 @@ pub(crate) struct Conn {
     moved: Time,
     /// Its requests in backends.
     in_flight: usize,
+    /// A Connect that waits for another queue to end.
+    held_connect: Option<Held>,
     timer: Option<Time>,
     /// Of the command that came last: whether it waits for its second half.
     before: Before,
@@ -175,6 +180,7 @@ impl Conn {
             held: 0,
             moved: cx.now,
             in_flight: 0,
+            held_connect: None,
             timer: None,
             before: Before::Whole,
             holds: Vec::new(),
@@ -288,6 +294,9 @@ impl Conn {
         self.moved = cx.now;
         let slot = completion.route().slot;
         let (op, buf, status) = (completion.op(), completion.take_buf(), completion.status());
+        if let Queue::Admin(admin) = &mut self.queue {
+            return admin.on_flushed(status);
+        }
         if matches!(op, Op::CompareAndWrite { .. }) {
             let expected = completion.take_expected();
             self.give_buffer(cx, expected);
@@ -334,10 +343,12 @@ impl Conn {
         }
     }
 
-    /// The controller has something for its admin queue.
+    /// The controller has something for its admin queue, or for a Connect that waits.
     pub(crate) fn on_notify(&mut self, cx: &mut Cx) {
+        self.retry_connect(cx);
         self.deliver_events(cx);
         self.answer_lost_aborts(cx);
+        self.flush_for_shutdown(cx);
         self.arm(cx);
     }
 
@@ -351,11 +362,12 @@ impl Conn {
 
     /// Sets the timer to the next deadline, if it is earlier than the one set.
     pub(crate) fn arm(&mut self, cx: &mut Cx) {
-        let keep_alive = match &self.queue {
-            Queue::Admin(admin) => admin.controller.keep_alive_deadline(),
-            Queue::None | Queue::Io(_) => None,
+        let deadline = match &self.queue {
+            Queue::Admin(_) => self.deadline(cx).map(|(at, _)| at),
+            Queue::None => self.held_connect.as_ref().map(Held::until),
+            Queue::Io(_) => None,
         };
-        let next = self.tcp.poll_timeout().into_iter().chain(keep_alive).min();
+        let next = self.tcp.poll_timeout().into_iter().chain(deadline).min();
         if let Some(at) = next.map(|at| at.min(cx.now.after(TIMER_MAX)))
             && self.stream.is_some()
             && self.timer.is_none_or(|set| at < set)
@@ -363,6 +375,48 @@ impl Conn {
             self.timer = Some(at);
             cx.set_timer(at, self.id);
         }
+    }
+
+    /// When the controller of this admin queue ends by itself, and why.
+    fn deadline(&self, cx: &Cx) -> Option<(Time, Expiry)> {
+        match &self.queue {
+            Queue::Admin(admin) => admin
+                .controller
+                .deadline(cx.core.config.association_timeout),
+            Queue::None | Queue::Io(_) => None,
+        }
+    }
+
+    /// Ends the controller of this admin queue if its time has come; false if not.
+    fn expire(&mut self, cx: &mut Cx) -> bool {
+        // What the host has sent may wait here: that is not its silence.
+        if self.stalled {
+            self.note_activity(cx);
+        }
+        let Some((_, expiry)) = self.deadline(cx).filter(|&(at, _)| at <= cx.now) else {
+            return false;
+        };
+        let Queue::Admin(AdminQueue { controller, .. }) = &self.queue else {
+            return false;
+        };
+        let (cntlid, nqn, host) = (
+            controller.cntlid,
+            &controller.subsystem.nqn,
+            &controller.hostnqn,
+        );
+        let why = match expiry {
+            Expiry::KeepAlive => {
+                let kato = controller.kato_ms();
+                warn!(
+                    "controller {cntlid} of {nqn}: Keep Alive Timeout of {kato} ms, {host} was silent"
+                );
+                controller.fail();
+                "Keep Alive Timeout"
+            }
+            Expiry::Unused => "its host does not use it",
+        };
+        self.close(cx, why);
+        true
     }
 
     pub(crate) fn on_timer(&mut self, cx: &mut Cx) {
@@ -375,21 +429,9 @@ impl Conn {
         {
             self.on_event(cx, event);
         }
-        if let Queue::Admin(admin) = &self.queue
-            && let Some(deadline) = admin.controller.keep_alive_deadline()
-            && deadline <= cx.now
-            && self.stream.is_some()
-        {
-            let controller = Arc::clone(&admin.controller);
-            warn!(
-                "controller {} of {}: Keep Alive Timeout of {} ms, {} was silent",
-                controller.cntlid,
-                controller.subsystem.nqn,
-                controller.kato_ms(),
-                controller.hostnqn
-            );
-            controller.fail();
-            return self.close(cx, "Keep Alive Timeout");
+        self.expire_connect(cx);
+        if self.stream.is_none() || self.expire(cx) {
+            return;
         }
         self.arm(cx);
     }
@@ -424,6 +466,7 @@ impl Conn {
         cx.poller.remove(stream.readiness());
         drop(stream);
         self.tcp.peer_closed();
+        self.forget_connect(cx);
         match &self.queue {
             Queue::None => debug!("{}: closed: {why}", self.peer),
             Queue::Admin(admin) => {

@@ -1,5 +1,6 @@
 //! Connect: how a connection becomes a queue of a controller (NVMe Base 2.1 §6.3).
 
+use super::controller::Join;
 use super::{ConnRef, Controller, Core, Kind, Listener, Opening, QueueStats, Subsystem};
 use log::info;
 use nvmf_proto::tcp::Time;
@@ -26,6 +27,25 @@ pub(crate) struct Association {
     /// SQ flow control is in use.
     pub(crate) flow_control: bool,
     pub(crate) stats: Arc<QueueStats>,
+}
+
+/// How a Connect ends that is not refused.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Joined(Association),
+    /// The QID is taken by a queue that ends; the connection is notified when that is gone.
+    Held(Arc<Controller>),
+}
+
+/// The connection that sends a Connect.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    pub(crate) conn: ConnRef,
+    /// The local address by which its host has reached the target.
+    pub(crate) local_ip: Option<IpAddr>,
+    pub(crate) now: Time,
+    /// Its Connect was held before.
+    pub(crate) again: bool,
 }
 
 /// Why a Connect is refused: the status and dword 0 of the response.
@@ -97,10 +117,8 @@ pub(crate) fn connect(
     listener: &Arc<Listener>,
     command: &ConnectCommand,
     data: &ConnectData,
-    local_ip: Option<IpAddr>,
-    conn: ConnRef,
-    now: Time,
-) -> Result<Association, Refusal> {
+    caller: Caller,
+) -> Result<Outcome, Refusal> {
     let subnqn = data
         .subsystem_nqn()
         .map_err(|_| Refusal::data(ConnectData::SUBNQN))?;
@@ -121,15 +139,16 @@ pub(crate) fn connect(
             hostid: data.hostid,
             kato_ms: command.kato,
             listener: Arc::clone(listener),
-            local_ip,
+            local_ip: caller.local_ip,
             limits: subsystem.limits.by(listener),
-            admin: conn,
+            admin: caller.conn,
+            now: caller.now,
         };
         let controller = subsystem.open_controller(opening, |host| {
             core.admit(&subnqn, host, listener).map(|_| ())
         })?;
         let stats = controller.admin_stats();
-        stats.active(now);
+        stats.active(caller.now);
         info!(
             "controller {} of {} opened by {}",
             controller.cntlid, subsystem.nqn, controller.hostnqn
@@ -142,6 +161,10 @@ pub(crate) fn connect(
         let controller = subsystem
             .controller(data.cntlid)
             .ok_or(Refusal::data(ConnectData::CNTLID))?;
+        // All queues of a controller are at one subsystem port.
+        if !Arc::ptr_eq(&controller.listener, listener) {
+            return Err(Refusal::data(ConnectData::CNTLID));
+        }
         // A queue belongs to the host that opened the controller, in name and in identifier.
         if controller.hostid != data.hostid {
             return Err(Refusal::data(ConnectData::HOSTID));
@@ -152,16 +175,18 @@ pub(crate) fn connect(
         if entries > controller.limits.io_queue_entries {
             return Err(InvalidParameter::Command(ConnectCommand::SQSIZE).into());
         }
-        let stats = controller.add_queue(command.qid, conn, now)?;
-        (controller, stats)
+        match controller.add_queue(command.qid, caller)? {
+            Join::Now(stats) => (controller, stats),
+            Join::Later => return Ok(Outcome::Held(controller)),
+        }
     };
-    Ok(Association {
+    Ok(Outcome::Joined(Association {
         controller,
         qid: command.qid,
         entries,
         flow_control,
         stats,
-    })
+    }))
 }
 
 impl From<Status> for Refusal {

@@ -1,7 +1,8 @@
 //! Controller properties: CAP, VS, CC, CSTS, CRTO (NVMe Base 2.1 §3.1.4).
 
-use super::controller::Stopping;
+use super::controller::Shutdown;
 use super::{Controller, lock};
+use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::fabrics::{PropertyGet, PropertySet, PropertySize};
 use nvmf_proto::wire::property::{Cap, Cc, Crto, Csts, PropertyOffset, Vs};
@@ -9,6 +10,9 @@ use nvmf_proto::wire::property::{Cap, Cc, Crto, Csts, PropertyOffset, Vs};
 /// CAP.TO: the worst time for CSTS.RDY to follow CC.EN, in 500 ms. A reset waits for what is in
 /// the backends.
 const TO: u64 = 60;
+
+/// Bits of CC that are reserved.
+const RESERVED: u32 = 0xfe00_000e;
 
 /// The version that the controllers follow.
 pub(super) const VERSION: Vs = Vs::V2_1;
@@ -48,17 +52,17 @@ impl Controller {
     }
 
     /// Property Set. CC is the only property that can be written.
-    pub(crate) fn property_set(&self, set: &PropertySet) -> Result<(), Status> {
+    pub(crate) fn property_set(&self, set: &PropertySet, now: Time) -> Result<(), Status> {
         if set.offset != PropertyOffset::CC || set.size != PropertySize::BYTES_4 {
             return Err(Status::INVALID_FIELD.dnr());
         }
         let Ok(value) = u32::try_from(set.value & 0xffff_ffff) else {
             return Err(Status::INVALID_FIELD.dnr());
         };
-        self.configure(Cc(value))
+        self.configure(Cc(value), now)
     }
 
-    fn configure(&self, new: Cc) -> Result<(), Status> {
+    fn configure(&self, new: Cc, now: Time) -> Result<(), Status> {
         let mut state = lock(&self.state);
         let old = state.cc;
         // A change of what may only be set while disabled, or a value that CAP does not offer.
@@ -70,6 +74,7 @@ impl Controller {
             || new.css() != Cc::CSS_NVM
             || new.shn() == 0b11
             || new.crime()
+            || new.0 & RESERVED != 0
             || !matches!(new.iosqes(), 0 | 6)
             || !matches!(new.iocqes(), 0 | 4);
         if frozen || bad {
@@ -77,21 +82,30 @@ impl Controller {
         }
         state.cc = new;
         let reset = old.en() && !new.en();
+        let enable = new.en() && !old.en();
         let shutdown = new.shn() != Cc::SHN_NONE && old.shn() == Cc::SHN_NONE;
-        if shutdown {
+        if enable && !state.is_stopping() {
+            // A controller that is enabled with SHN set remains shut down.
+            let shst = match new.shn() {
+                Cc::SHN_NONE => Csts::SHST_NORMAL,
+                _ => Csts::SHST_COMPLETE,
+            };
+            let nssro = state.csts.nssro();
+            state.csts = Csts::default()
+                .with_rdy(true)
+                .with_shst(shst)
+                .with_nssro(nssro);
+        }
+        if shutdown && state.shutdown == Shutdown::None {
+            state.shutdown = Shutdown::Ending;
             state.csts = state.csts.with_shst(Csts::SHST_OCCURRING);
         }
-        if reset {
-            state.stopping = Some(Stopping::Reset);
-        } else if shutdown {
-            // A reset that is under way remains one; its end completes the shutdown too.
-            state.stopping.get_or_insert(Stopping::Shutdown);
-        }
+        // One that is under way goes on, even if the controller is enabled again.
+        state.resetting |= reset;
         if reset || shutdown {
+            state.unused_since = now;
             state.stop_queues();
-            state.finish_stopping();
-        } else if new.en() && !old.en() && state.stopping.is_none() {
-            state.csts = Csts::default().with_rdy(true);
+            state.finish_reset();
         }
         drop(state);
         if new.en() && !old.en() {

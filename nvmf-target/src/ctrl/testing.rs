@@ -1,12 +1,15 @@
 //! A controller without reactors, for the tests of this part.
 
 use super::admin::AdminCx;
-use super::{ConnRef, Controller, Core, Listener, Opening, Subsystem};
+use super::connect::Caller;
+use super::controller::Join;
+use super::{ConnRef, Controller, Core, Listener, Opening, QueueStats, Subsystem};
 use crate::change::Change;
 use crate::ns::{Lane, LaneCx, Namespace, NsInfo};
 use crate::reactor::Mailbox;
 use crate::transport::{Stream, Transport, TransportAddress};
 use crate::{Error, ListenerConfig, NamespaceConfig, Role, SubsystemConfig, TargetConfig};
+use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::fabrics::{PropertySet, PropertySize};
 use nvmf_proto::wire::nqn::Nqn;
 use nvmf_proto::wire::property::{Cc, PropertyOffset};
@@ -54,6 +57,7 @@ pub(super) fn open(
         listener,
         local_ip,
         admin: conn(),
+        now: Time(0),
     };
     subsystem.open_controller(opening, |_| Ok(())).unwrap()
 }
@@ -209,7 +213,21 @@ impl Rig {
             offset,
             value: cc.0.into(),
         };
-        self.controller.property_set(&set).unwrap();
+        self.controller.property_set(&set, Time(0)).unwrap();
+    }
+
+    /// An I/O queue joins at a time.
+    pub(super) fn add_queue(&self, qid: u16, now: Time) -> Arc<QueueStats> {
+        let caller = Caller {
+            conn: conn(),
+            local_ip: None,
+            now,
+            again: false,
+        };
+        match self.controller.add_queue(qid, caller) {
+            Ok(Join::Now(stats)) => stats,
+            other => panic!("queue {qid}: {other:?}"),
+        }
     }
 
     pub(super) fn cx(&self) -> AdminCx<'_> {

@@ -10,7 +10,7 @@ mod stats;
 
 pub(super) use errors::{CRDT1, ErrorLog};
 pub(super) use settings::{Clock, Settings, TEMPERATURE, WCTEMP};
-pub(super) use state::Stopping;
+pub(super) use state::{Join, Shutdown};
 pub(crate) use stats::{QueueStats, Totals};
 
 use super::{ConnRef, Kind, Limits, Listener, Reach, Subsystem, View, lock};
@@ -19,6 +19,7 @@ use nvmf_proto::wire::nqn::Nqn;
 use state::State;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// A discovery controller without Keep Alive Timeout ends when its host has been silent this long.
 const SILENT_DISCOVERY_MS: u32 = 120_000;
@@ -58,6 +59,23 @@ pub(crate) struct Opening {
     pub(crate) limits: Limits,
     /// The connection of the admin queue.
     pub(crate) admin: ConnRef,
+    pub(crate) now: Time,
+}
+
+/// Why a controller ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expiry {
+    /// Its host was silent for the Keep Alive Timeout.
+    KeepAlive,
+    /// Its host has not enabled it, or not again, for so long.
+    Unused,
+}
+
+/// A Keep Alive Timeout as it is kept: rounded up to a multiple of the granularity.
+fn rounded_kato(kato_ms: u32) -> u32 {
+    let granularity = u32::from(KAS) * 100;
+    let most = u32::MAX / granularity;
+    kato_ms.div_ceil(granularity).min(most) * granularity
 }
 
 impl Controller {
@@ -73,7 +91,7 @@ impl Controller {
             admin: opening.admin,
             admin_stats: Arc::default(),
             errors: ErrorLog::default(),
-            state: Mutex::new(State::new(opening.kato_ms)),
+            state: Mutex::new(State::new(rounded_kato(opening.kato_ms), opening.now)),
             view: Mutex::default(),
         }
     }
@@ -109,8 +127,13 @@ impl Controller {
 
     /// Whether admin commands other than Fabrics ones may run.
     pub(crate) fn enabled(&self) -> bool {
+        lock(&self.state).in_use()
+    }
+
+    /// Whether Keep Alive may run: after a shutdown too.
+    pub(crate) fn is_ready(&self) -> bool {
         let state = lock(&self.state);
-        state.cc.en() && state.stopping.is_none() && state.csts.rdy()
+        state.cc.en() && state.csts.rdy()
     }
 
     pub(crate) fn kato_ms(&self) -> u32 {
@@ -119,22 +142,28 @@ impl Controller {
 
     /// Sets the Keep Alive Timeout; it starts to run at once.
     pub(crate) fn set_kato_ms(&self, kato_ms: u32) {
-        lock(&self.state).kato_ms = kato_ms;
+        lock(&self.state).kato_ms = rounded_kato(kato_ms);
         self.admin.notify();
     }
 
-    /// When the controller ends unless a command arrives before: every command on any queue counts
-    /// (CTRATT.TBKAS). `None`: never.
-    pub(crate) fn keep_alive_deadline(&self) -> Option<Time> {
+    /// When the controller ends by itself, and why; `None`: never. While it is in use it ends
+    /// unless a command arrives before: every command on any queue counts (CTRATT.TBKAS).
+    /// Otherwise (NVMe Base 2.1 §3.9: the Keep Alive Timer does not run) `association` after it was
+    /// in use last.
+    pub(crate) fn deadline(&self, association: Duration) -> Option<(Time, Expiry)> {
         let state = lock(&self.state);
+        if !state.in_use() {
+            let limit = u64::try_from(association.as_nanos()).unwrap_or(u64::MAX);
+            return Some((state.unused_since.after(limit), Expiry::Unused));
+        }
         let kato_ms = match (state.kato_ms, self.subsystem.kind) {
             (0, Kind::Nvm) => return None,
             (0, Kind::Discovery) => SILENT_DISCOVERY_MS,
             (ms, _) => ms,
         };
         let last = state.last_active().max(self.admin_stats.last_active());
-        let kato_ms = u64::from(kato_ms).next_multiple_of(u64::from(KAS) * 100);
-        Some(last.after(kato_ms * 1_000_000))
+        let at = last.after(u64::from(kato_ms) * 1_000_000);
+        Some((at, Expiry::KeepAlive))
     }
 
     pub(crate) fn totals(&self) -> Totals {

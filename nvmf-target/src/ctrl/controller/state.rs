@@ -1,6 +1,6 @@
 //! The life of a controller: CC and CSTS, its I/O queues, and how they end.
 
-use super::super::connect::Refusal;
+use super::super::connect::{Caller, Refusal};
 use super::super::{ConnRef, lock};
 use super::Controller;
 use super::events::Events;
@@ -13,18 +13,35 @@ use nvmf_proto::wire::property::{Cc, Csts};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Why a controller is waiting for its I/O queues to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::ctrl) enum Stopping {
-    Reset,
-    Shutdown,
+/// How far a shutdown of a controller (CC.SHN) has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::ctrl) enum Shutdown {
+    /// There is none, or it is complete: see CSTS.SHST.
+    #[default]
+    None,
+    /// The I/O queues end.
+    Ending,
+    /// The admin queue's reactor brings to stable storage what the namespaces have in caches.
+    Flushing,
+}
+
+/// What becomes of the Connect of an I/O queue that has passed the other checks.
+#[derive(Debug)]
+pub(in crate::ctrl) enum Join {
+    Now(Arc<QueueStats>),
+    /// When the queue that has the QID now is gone.
+    Later,
 }
 
 #[derive(Debug)]
 pub(in crate::ctrl) struct State {
     pub(in crate::ctrl) cc: Cc,
     pub(in crate::ctrl) csts: Csts,
-    pub(in crate::ctrl) stopping: Option<Stopping>,
+    /// CC.EN was cleared, and there are I/O queues still.
+    pub(in crate::ctrl) resetting: bool,
+    pub(in crate::ctrl) shutdown: Shutdown,
+    /// Since when the controller has not been in use, if it is not.
+    pub(in crate::ctrl) unused_since: Time,
     pub(super) kato_ms: u32,
     pub(super) events: Events,
     pub(super) settings: Settings,
@@ -33,6 +50,8 @@ pub(in crate::ctrl) struct State {
     /// Number of I/O queues granted by Set Features; none before.
     granted: Option<u16>,
     queues: BTreeMap<u16, (ConnRef, Arc<QueueStats>)>,
+    /// By QID: the connection whose Connect waits for the queue that has the QID to be gone.
+    held: BTreeMap<u16, ConnRef>,
     /// Counters of queues that are gone.
     past: Totals,
     /// When a command was last seen on a queue that is gone.
@@ -43,17 +62,20 @@ pub(in crate::ctrl) struct State {
 }
 
 impl State {
-    pub(super) fn new(kato_ms: u32) -> Self {
+    pub(super) fn new(kato_ms: u32, now: Time) -> Self {
         Self {
             cc: Cc::default(),
             csts: Csts::default(),
-            stopping: None,
+            resetting: false,
+            shutdown: Shutdown::None,
+            unused_since: now,
             kato_ms,
             events: Events::default(),
             settings: Settings::default(),
             reporting_context: None,
             granted: None,
             queues: BTreeMap::new(),
+            held: BTreeMap::new(),
             past: Totals::default(),
             past_active: Time(0),
             ending: false,
@@ -78,57 +100,66 @@ impl State {
         self.queues.values().map(|(conn, _)| conn)
     }
 
-    /// Tells every I/O queue to end.
+    /// Whether commands other than Fabrics ones may run.
+    pub(super) fn in_use(&self) -> bool {
+        let up = self.cc.en() && self.csts.rdy() && self.csts.shst() == Csts::SHST_NORMAL;
+        up && !self.is_stopping()
+    }
+
+    pub(in crate::ctrl) fn is_stopping(&self) -> bool {
+        self.resetting || self.shutdown != Shutdown::None
+    }
+
+    /// Tells every I/O queue to end, and every Connect that waits for one to look again.
     pub(in crate::ctrl) fn stop_queues(&self) {
         for (conn, _) in self.queues.values() {
             conn.stop();
         }
+        for conn in self.held.values() {
+            conn.notify();
+        }
     }
 
-    /// Completes a reset or shutdown once no I/O queue is left.
-    pub(in crate::ctrl) fn finish_stopping(&mut self) {
-        if !self.queues.is_empty() {
+    /// Completes a reset once no I/O queue is left and no shutdown under way.
+    pub(in crate::ctrl) fn finish_reset(&mut self) {
+        if !self.queues.is_empty() || self.shutdown != Shutdown::None || !self.resetting {
             return;
         }
-        match self.stopping.take() {
-            None => {}
-            Some(Stopping::Reset) => {
-                // NVMe Base 2.1 §3.7.2, Controller Level Reset: features go back to their
-                // defaults, events are forgotten.
-                // The host may have enabled the controller again meanwhile, or asked for a
-                // shutdown on top.
-                let shst = if self.cc.shn() == Cc::SHN_NONE {
-                    Csts::SHST_NORMAL
-                } else {
-                    Csts::SHST_COMPLETE
-                };
-                self.csts = Csts::default().with_rdy(self.cc.en()).with_shst(shst);
-                self.events = Events::default();
-                self.settings = Settings::default();
-                self.reporting_context = None;
-                self.granted = None;
-            }
-            Some(Stopping::Shutdown) => self.csts = self.csts.with_shst(Csts::SHST_COMPLETE),
-        }
+        self.resetting = false;
+        // NVMe Base 2.1 §3.7.2, Controller Level Reset: features go back to their defaults, events
+        // are forgotten. The host may have enabled the controller again meanwhile, or asked for a
+        // shutdown on top.
+        let shst = if self.cc.shn() == Cc::SHN_NONE {
+            Csts::SHST_NORMAL
+        } else {
+            Csts::SHST_COMPLETE
+        };
+        self.csts = Csts::default()
+            .with_rdy(self.cc.en())
+            .with_shst(shst)
+            .with_nssro(self.csts.nssro());
+        self.events = Events::default();
+        self.settings = Settings::default();
+        self.reporting_context = None;
+        self.granted = None;
     }
 }
 
 impl Controller {
-    /// Lets an I/O queue join.
-    pub(in crate::ctrl) fn add_queue(
-        &self,
-        qid: u16,
-        conn: ConnRef,
-        now: Time,
-    ) -> Result<Arc<QueueStats>, Refusal> {
+    /// Lets an I/O queue join. The queue that has the QID already is ended first: its host has come
+    /// back before its old connection was seen to die. There is never more than one queue of a QID,
+    /// and of those that wait for it the last one to come gets it.
+    pub(in crate::ctrl) fn add_queue(&self, qid: u16, caller: Caller) -> Result<Join, Refusal> {
+        let Caller {
+            conn, now, again, ..
+        } = caller;
         let mut state = lock(&self.state);
         if state.ending {
             return Err(Refusal::data(ConnectData::CNTLID));
         }
         // NVMe Base 2.1 §3.3.1.1: I/O queues are created on an enabled controller, after Set
         // Features Number of Queues has said how many.
-        let ready = state.cc.en() && state.csts.rdy() && state.csts.shst() == Csts::SHST_NORMAL;
-        if !ready || state.stopping.is_some() {
+        if !state.in_use() {
             return Err(Refusal::status(Status::COMMAND_SEQUENCE_ERROR));
         }
         let Some(granted) = state.granted else {
@@ -137,16 +168,51 @@ impl Controller {
         if qid > granted {
             return Err(InvalidParameter::Command(ConnectCommand::QID).into());
         }
-        if let Some((old, _)) = state.queues.get(&qid) {
-            // The host may have come back before its old connection was seen to die: end that one,
-            // and let the host try again.
-            old.stop();
+        if again && state.held.get(&qid) != Some(&conn) {
             return Err(Refusal::status(Status::COMMAND_SEQUENCE_ERROR));
+        }
+        let in_use = state.queues.get(&qid).map(|(old, _)| old.stop()).is_some();
+        let before = if in_use {
+            state.held.insert(qid, conn.clone())
+        } else {
+            state.held.remove(&qid)
+        };
+        if let Some(before) = before.filter(|before| *before != conn) {
+            before.notify();
+        }
+        if in_use {
+            return Ok(Join::Later);
         }
         let stats = Arc::new(QueueStats::default());
         stats.active(now);
         state.queues.insert(qid, (conn, Arc::clone(&stats)));
-        Ok(stats)
+        Ok(Join::Now(stats))
+    }
+
+    /// A connection waits for a QID no longer.
+    pub(crate) fn forget_held(&self, qid: u16, conn: &ConnRef) {
+        let mut state = lock(&self.state);
+        if state.held.get(&qid) == Some(conn) {
+            state.held.remove(&qid);
+        }
+    }
+
+    /// Whether the admin queue's reactor is to flush now, for a shutdown: said once.
+    pub(crate) fn begin_flush(&self) -> bool {
+        let mut state = lock(&self.state);
+        let now = state.shutdown == Shutdown::Ending && state.queues.is_empty();
+        if now {
+            state.shutdown = Shutdown::Flushing;
+        }
+        now
+    }
+
+    /// Caches have been flushed: the shutdown is complete.
+    pub(crate) fn flushed(&self) {
+        let mut state = lock(&self.state);
+        state.shutdown = Shutdown::None;
+        state.csts = state.csts.with_shst(Csts::SHST_COMPLETE);
+        state.finish_reset();
     }
 
     /// An I/O queue's connection is closed and none of its commands is in a backend any more.
@@ -158,13 +224,16 @@ impl Controller {
                 // What the host did on this queue kept the controller alive, and still does.
                 state.past_active = state.past_active.max(stats.last_active());
             }
-            state.finish_stopping();
+            if let Some(next) = state.held.get(&qid) {
+                next.notify();
+            }
+            state.finish_reset();
             state.admin_gone && state.queues.is_empty()
         };
         if last {
             self.subsystem.close_controller(self.cntlid);
         } else {
-            // In a shutdown the admin queue waits for this.
+            // Shutdowns of the controller and of the target wait for this.
             self.admin.notify();
         }
     }
@@ -228,23 +297,4 @@ impl Controller {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ctrl::testing::{Rig, conn};
-
-    #[test]
-    fn traffic_on_a_queue_that_is_gone_still_counts() {
-        let rig = Rig::nvm();
-        let controller = &rig.controller;
-        controller.admin_stats().active(Time(1));
-        controller.grant_queues(1);
-        rig.enable();
-        let stats = controller.add_queue(1, conn(), Time(2)).unwrap();
-        let at = Time(9_000_000_000);
-        stats.active(at);
-        let deadline = Some(at.after(5_000_000_000));
-        assert_eq!(controller.keep_alive_deadline(), deadline);
-        controller.queue_gone(1);
-        assert_eq!(controller.keep_alive_deadline(), deadline);
-    }
-}
+mod tests;

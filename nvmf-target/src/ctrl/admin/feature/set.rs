@@ -2,7 +2,7 @@
 
 use super::{ARBITRATION, Access, AdminCx, Fault, Feature, Kind, Transfer, VWC_ENABLE, check_nsid};
 use crate::ctrl::admin::{identify, reservation};
-use crate::ctrl::controller::{Clock, KAS};
+use crate::ctrl::controller::Clock;
 use nvmf_proto::wire::feature::{
     AsyncEventConfig, Fid, HostBehavior, NumberOfQueues, SetFeatures, TemperatureThreshold,
     Timestamp, WRITE_ATOMICITY_DISABLE_NORMAL,
@@ -119,12 +119,7 @@ fn set_kato(cx: &AdminCx<'_>, kato_ms: u32) -> Result<(), Fault> {
     if kato_ms == 0 && cx.kind() == Kind::Nvm {
         return Err(Status::KEEP_ALIVE_TIMEOUT_INVALID.dnr().into());
     }
-    let granularity_ms = u32::from(KAS) * 100;
-    cx.controller.set_kato_ms(
-        kato_ms
-            .div_ceil(granularity_ms)
-            .saturating_mul(granularity_ms),
-    );
+    cx.controller.set_kato_ms(kato_ms);
     Ok(())
 }
 

@@ -172,7 +172,7 @@ fn smart_counts_what_queues_have_done() {
 
     rig.enable();
     assert!(rig.controller.grant_queues(2));
-    let queues = [1, 2].map(|qid| rig.controller.add_queue(qid, conn(), Time(0)).unwrap());
+    let queues = [1, 2].map(|qid| rig.add_queue(qid, Time(0)));
     queues[0].read(512_000);
     queues[1].read(512);
     queues[1].written(4096);

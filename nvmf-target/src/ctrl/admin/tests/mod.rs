@@ -10,7 +10,7 @@ mod reservation;
 
 use super::{Transfer, execute, transfer};
 use crate::ctrl::Fault;
-use crate::ctrl::testing::{HOST_ID, NN, Rig, conn, nqn, nvm_subsystem, tcp_address};
+use crate::ctrl::testing::{HOST_ID, NN, Rig, nqn, nvm_subsystem, tcp_address};
 use nvmf_proto::wire::log::ParameterLocation;
 use nvmf_proto::wire::{AdminOpcode, Sqe, Status};
 use proptest::prelude::*;

@@ -1,0 +1,79 @@
+//! Shutdown of a controller (CC.SHN): what its host has written is brought to stable storage before
+//! CSTS.SHST says that the shutdown is complete (NVMe Base 2.1 §3.6).
+
+use super::admin::AdminQueue;
+use super::{Conn, Queue};
+use crate::buf::IoBuf;
+use crate::ns::{LbaRange, Op, Route, Support};
+use crate::reactor::Cx;
+use log::warn;
+use nvmf_proto::tcp::Slot;
+use nvmf_proto::wire::Status;
+
+impl Conn {
+    /// Flushes the namespaces of a controller whose I/O queues have ended for a shutdown.
+    pub(super) fn flush_for_shutdown(&mut self, cx: &mut Cx) {
+        let Queue::Admin(admin) = &mut self.queue else {
+            return;
+        };
+        if !admin.controller.begin_flush() {
+            return;
+        }
+        let view = admin.controller.view();
+        for seen in view.iter() {
+            let entry = &seen.entry;
+            if !entry.info.volatile_cache || entry.info.caps.flush != Support::Native {
+                continue;
+            }
+            let lane = match cx.lanes.get(entry.uid) {
+                Some(lane) => Ok(lane),
+                None => cx.lanes.open(entry, &cx.poller, &cx.mailbox),
+            };
+            let lane = match lane {
+                Ok(lane) => lane,
+                Err(status) => {
+                    admin.warn_of(status);
+                    continue;
+                }
+            };
+            let route = Route {
+                conn: self.id,
+                slot: Slot::default(),
+                lane,
+            };
+            let nowhere = LbaRange { slba: 0, blocks: 0 };
+            let buf = IoBuf::empty();
+            let request = cx
+                .requests
+                .make(Op::Flush, entry.info.lba_shift, nowhere, buf, route);
+            admin.flushes += 1;
+            self.in_flight += 1;
+            cx.in_flight += 1;
+            cx.lanes.submit(lane, request);
+        }
+        if admin.flushes == 0 {
+            admin.controller.flushed();
+        }
+    }
+}
+
+impl AdminQueue {
+    /// A request of [`Conn::flush_for_shutdown`] is done: an admin queue has no others.
+    pub(super) fn on_flushed(&mut self, status: Status) {
+        if !status.is_success() {
+            self.warn_of(status);
+        }
+        self.flushes -= 1;
+        if self.flushes == 0 {
+            self.controller.flushed();
+        }
+    }
+
+    fn warn_of(&self, status: Status) {
+        let controller = &self.controller;
+        warn!(
+            "controller {} of {}: a cache could not be flushed in its shutdown: {status}",
+            controller.cntlid, controller.subsystem.nqn
+        );
+    }
+}
