@@ -331,11 +331,12 @@ fn set_features(fid: Fid, value: u32) -> Sqe {
 
 #[test]
 fn controllers_that_are_not_used_are_ended() {
+    type Use = fn(&mut Raw);
     let mut config = config();
     config.association_timeout = Duration::from_secs(1);
     let (target, address) = common::target(config);
     let mut witness = Witness::new(&target, address);
-    let uses: [(&str, fn(&mut Raw)); 3] = [
+    let uses: [(&str, Use); 3] = [
         ("never enabled", |_| {}),
         ("disabled", |admin| {
             admin.ok(&enable(), &[]);
