@@ -552,3 +552,28 @@ fn a_native_backend_does_it_in_one_request() {
     drop(queue);
     eventually("the queue is closed", || target.stats().connections == 1);
 }
+
+/// Another namespace under the NSID when the gate is closed has a gate of its own.
+#[test]
+fn a_pair_does_not_go_over_to_another_namespace() {
+    let (target, address) = common::target(config());
+    let old = Step::new(NsInfo::new(512, 1 << 20));
+    target.add_namespace(NQN, 2, old.clone()).unwrap();
+    let (_admin, cntlid) = Raw::admin(address);
+    let mut queue = Raw::io(address, cntlid, 1);
+    let plain = made(command::write(2, 100, 1), 3, 512, Way::Capsule);
+    queue.submit(&plain, &[1; 512]);
+    let writing = old.next();
+    let [first, second] = command::compare_and_write(2, 0, 1);
+    submit(&mut queue, first, 1, &[0; 512], Way::Capsule);
+    submit(&mut queue, second, 2, &[9; 512], Way::Capsule);
+    queue.ok(&made(command::flush(1), 7, 0, Way::R2t), &[]);
+    target.remove_namespace(NQN, 2).unwrap();
+    let new = Step::new(NsInfo::new(512, 1 << 20));
+    target.add_namespace(NQN, 2, new.clone()).unwrap();
+    writing.complete(Ok(()));
+    let gone = Status::INVALID_NAMESPACE.dnr();
+    let want = [(1, gone), (2, FAILED), (3, SUCCESS)];
+    assert_eq!(completions(&mut queue, 3), want);
+    assert_eq!(new.pending(), 0);
+}

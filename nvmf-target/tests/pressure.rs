@@ -6,8 +6,9 @@ use common::raw::{self, Digests, Raw, read, write_by_r2t, write_in_capsule};
 use common::{
     NQN, Witness, assert_idle, config, connect, eventually, pattern, target, verified_io,
 };
-use nvmf_host::nvmf_proto::wire::Status;
+use nvmf_host::nvmf_proto::wire::fabrics::ConnectData;
 use nvmf_host::nvmf_proto::wire::pdu::PduType;
+use nvmf_host::nvmf_proto::wire::{SglDescriptor, Status};
 use nvmf_host::{Data, command};
 use nvmf_target::TargetConfig;
 use nvmf_target::ns::{BlockDevice, Inline, NsError, NsInfo};
@@ -243,5 +244,120 @@ fn hosts_that_hold_buffers_and_move_nothing_are_ended_when_others_wait() {
         .collect();
     verified_io(address, 5);
     drop(stuck);
+    assert_idle(&target);
+}
+
+/// A first half that waits for a buffer when the next command, or its wrong second half, ends it:
+/// it waits no longer, and whatever takes its place in the table has it alone.
+#[test]
+fn a_first_half_that_is_ended_waits_for_no_buffer() {
+    let (target, address) = target(tight());
+    let (admin, cntlid) = Raw::admin(address);
+    let mut queue = Raw::io(address, cntlid, 1);
+    let large = pattern(1, MIB as usize);
+    let [first, _] = command::compare_and_write(1, 0, 8);
+    let [_, wrong] = command::compare_and_write(1, 1, 8);
+    let small = SglDescriptor::transport(4096);
+    let mut flush = command::flush(1);
+    flush.set_cid(2);
+    let wrong = raw::with_sgl(wrong, 2, small);
+    for (next, want) in [
+        (flush, [Status::ABORTED_MISSING_FUSED, Status::SUCCESS]),
+        (wrong, [Status::INVALID_FIELD.dnr(); 2]),
+    ] {
+        queue.submit(&write_by_r2t(0, 0, 2048), &[]);
+        let r2t = queue.recv().r2t();
+        queue.submit(&raw::with_sgl(first, 1, small), &[]);
+        queue.submit(&next, &[]);
+        for (cid, status) in (1..).zip(want) {
+            let cqe = queue.recv().cqe();
+            assert_eq!((cqe.cid, cqe.status), (cid, status));
+        }
+        for cid in 3..6 {
+            queue.submit(&read(cid, 4096, 8), &[]);
+        }
+        queue.send(&Digests::default().h2c_data(&r2t, 0, &large, true));
+        assert_eq!(queue.recv().cqe().cid, 0);
+        for cid in 3..6 {
+            assert_eq!(queue.recv().data(), [0; 4096]);
+            assert_eq!(queue.recv().cqe().cid, cid);
+        }
+        for _ in 0..200 {
+            queue.read(&read(6, 4096, 8));
+        }
+        eventually("buffers are given back", || {
+            target.stats().buffers_lent == 0
+        });
+        assert_eq!(target.stats().in_flight, 0);
+    }
+    drop((admin, queue));
+    assert_idle(&target);
+}
+
+/// Tables that are full of writes that wait for their data and of first halves: what these hosts
+/// send next cannot be taken, so that nothing there ever ends. They hold buffers that others need.
+#[test]
+fn hosts_with_a_first_half_in_a_full_queue_are_ended_when_others_wait() {
+    let mut config = tight();
+    config.stall_timeout = Duration::from_millis(200);
+    let (target, address) = target(config);
+    let (admin, cntlid) = Raw::admin(address);
+    let data = ConnectData {
+        cntlid,
+        ..raw::connect_data()
+    };
+    let mut stuck = [1, 2].map(|qid| {
+        let mut queue = Raw::open(address, Digests::default());
+        let mut connect = raw::io_connect(qid);
+        connect.sqsize = 1;
+        queue.connect_ok(&connect, &data);
+        queue.submit(&write_by_r2t(0, 0, 2048), &[]);
+        queue.recv().r2t();
+        queue
+    });
+    let [first, second] = command::compare_and_write(1, 0, 1);
+    let block = SglDescriptor::in_capsule(512);
+    for queue in &mut stuck {
+        queue.submit(&raw::with_sgl(first, 1, block), &[0; 512]);
+        queue.submit(&raw::with_sgl(second, 2, block), &[0; 512]);
+    }
+    let mut other = Raw::io(address, cntlid, 3);
+    other.submit(&write_by_r2t(0, 0, 2048), &[]);
+    let r2t = other.recv().r2t();
+    let large = pattern(1, MIB as usize);
+    other.send(&Digests::default().h2c_data(&r2t, 0, &large, true));
+    assert_eq!(other.recv().cqe().status, Status::SUCCESS);
+    drop((admin, stuck, other));
+    assert_idle(&target);
+}
+
+/// The data of a second half has room even where its connection has its share already: what the
+/// first half holds would not be given back before.
+#[test]
+fn a_second_half_does_not_wait_for_its_share() {
+    const KIB: u32 = 1024;
+    let (target, address) = target(tight());
+    let (admin, cntlid) = Raw::admin(address);
+    let mut queues: Vec<Raw> = (1..=5).map(|qid| Raw::io(address, cntlid, qid)).collect();
+    let digests = Digests::default();
+    let data = vec![0; 128 << 10];
+    let half = SglDescriptor::transport(128 * KIB);
+    let [first, second] = command::compare_and_write(1, 0, 256);
+    queues[0].submit(&raw::with_sgl(first, 1, half), &[]);
+    let r2t = queues[0].recv().r2t();
+    queues[0].send(&digests.h2c_data(&r2t, 0, &data, true));
+    // Hosts that take what the rules let them have.
+    for (queue, kib) in (1..).zip([512, 512, 256, 256]) {
+        queues[queue].submit(&write_by_r2t(0, 4096, kib * 2), &[]);
+        queues[queue].recv().r2t();
+    }
+    queues[0].submit(&raw::with_sgl(second, 2, half), &[]);
+    let r2t = queues[0].recv().r2t();
+    queues[0].send(&digests.h2c_data(&r2t, 0, &data, true));
+    for cid in 1..=2 {
+        let cqe = queues[0].recv().cqe();
+        assert_eq!((cqe.cid, cqe.status), (cid, Status::SUCCESS));
+    }
+    drop((admin, queues));
     assert_idle(&target);
 }

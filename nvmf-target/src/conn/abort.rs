@@ -115,7 +115,7 @@ impl Conn {
             result: 0,
             data_len: 0,
         };
-        let other = self.end_half(slot, done.status);
+        let other = self.end_half(cx, slot, done.status);
         let immediate = self.tcp.complete(slot, done);
         self.mark_dirty(cx);
         self.resume(cx);
@@ -127,7 +127,7 @@ impl Conn {
 
     /// Takes a command off the list that it waits on, for a buffer or an event; false if it is on
     /// none.
-    fn stop_waiting(&mut self, cx: &mut Cx, slot: Slot) -> bool {
+    pub(super) fn stop_waiting(&mut self, cx: &mut Cx, slot: Slot) -> bool {
         let id = self.id;
         if self.blocked.is_some_and(|(of, _)| of == slot) {
             self.blocked = None;

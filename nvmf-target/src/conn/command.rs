@@ -54,7 +54,9 @@ impl Conn {
         match transfer {
             Transfer::None => self.execute(cx, slot),
             Transfer::ToHost(len) | Transfer::FromHost(len) => {
-                if self.may_take(cx, len) && self.take_buffer(cx, slot, len) {
+                let completes_pair = self.completes_pair(slot);
+                let may_take = completes_pair || self.may_take(cx, len);
+                if may_take && self.take_buffer(cx, slot, len) {
                     self.with_buffer(cx, slot, transfer);
                 } else if in_capsule > 0 {
                     self.blocked = Some((slot, len));
@@ -63,7 +65,11 @@ impl Conn {
                     if self.waiting.is_empty() {
                         cx.starved.push_back(self.id);
                     }
-                    self.waiting.push_back((slot, len));
+                    if completes_pair {
+                        self.waiting.push_front((slot, len));
+                    } else {
+                        self.waiting.push_back((slot, len));
+                    }
                 }
             }
         }
@@ -130,7 +136,7 @@ impl Conn {
         let Some((slot, len)) = self.blocked else {
             return true;
         };
-        let regular = self.may_take(cx, len);
+        let regular = self.completes_pair(slot) || self.may_take(cx, len);
         let buf = if regular {
             cx.pool.take(len as usize)
         } else {
@@ -150,7 +156,8 @@ impl Conn {
         let Some(&(slot, len)) = self.waiting.front() else {
             return Fed::Satisfied;
         };
-        if !self.has_share(cx, len) || !self.take_buffer(cx, slot, len) {
+        let may_take = self.completes_pair(slot) || self.has_share(cx, len);
+        if !may_take || !self.take_buffer(cx, slot, len) {
             return Fed::Waits;
         }
         self.waiting.pop_front();
@@ -246,7 +253,7 @@ impl Conn {
             return self.answer(cx, slot, done);
         }
         let is_first = command.sqe.fuse() == Fuse::First;
-        let other = self.end_half(slot, done.status);
+        let other = self.end_half(cx, slot, done.status);
         if is_first {
             self.answer(cx, slot, done);
         }

@@ -57,8 +57,7 @@ impl Conn {
         match (before, fuse) {
             (Before::First(first), Fuse::Second) => self.join(cx, first, slot, sqe),
             (Before::First(first), _) => {
-                self.command(first).half = Half::Whole;
-                self.complete(cx, first, Status::ABORTED_MISSING_FUSED, 0);
+                self.end_first(cx, first, Status::ABORTED_MISSING_FUSED);
                 Ok(())
             }
             (Before::FailedFirst, Fuse::Second) => Err(Status::ABORTED_FAILED_FUSED),
@@ -73,8 +72,7 @@ impl Conn {
         let place = |sqe: &Sqe| (sqe.nsid(), sqe.slba(), sqe.block_count());
         // NVM Command Set 1.1, Fused Operation: both are aborted if their blocks are not the same.
         if write.opcode() == NvmOpcode::WRITE.0 && place(&compare) != place(write) {
-            command.half = Half::Whole;
-            self.complete(cx, first, Status::INVALID_FIELD.dnr(), 0);
+            self.end_first(cx, first, Status::INVALID_FIELD.dnr());
             return Err(Status::INVALID_FIELD.dnr());
         }
         let ready = matches!(command.half, Half::First { ready: true });
@@ -87,6 +85,21 @@ impl Conn {
             ready: false,
         };
         Ok(())
+    }
+
+    /// Ends a first half that gets no second.
+    fn end_first(&mut self, cx: &mut Cx, first: Slot, status: Status) {
+        self.command(first).half = Half::Whole;
+        self.stop_waiting(cx, first);
+        self.complete(cx, first, status, 0);
+    }
+
+    /// Whether a command is all that is missing to a half that has its buffer already. It has a
+    /// buffer before all others, and whatever its connection's share: if everybody held one half
+    /// and waited for room for the other, nobody would ever get on.
+    pub(super) fn completes_pair(&self, slot: Slot) -> bool {
+        let other = self.commands[slot.index()].half.other();
+        other.is_some_and(|other| !self.commands[other.index()].buf.is_empty())
     }
 
     /// All data of half an operation is here.
@@ -112,7 +125,12 @@ impl Conn {
     }
 
     /// Half an operation ends; returns how the other one ends.
-    pub(super) fn end_half(&mut self, slot: Slot, status: Status) -> Option<(Slot, Status)> {
+    pub(super) fn end_half(
+        &mut self,
+        cx: &mut Cx,
+        slot: Slot,
+        status: Status,
+    ) -> Option<(Slot, Status)> {
         match std::mem::take(&mut self.command(slot).half) {
             Half::Whole => None,
             Half::First { .. } => {
@@ -125,8 +143,7 @@ impl Conn {
                 command.half = Half::Whole;
                 command.parts = 0;
                 // It may wait for a buffer.
-                self.waiting.retain(|&(waiting, _)| waiting != other);
-                self.blocked = self.blocked.filter(|&(blocked, _)| blocked != other);
+                self.stop_waiting(cx, other);
                 let status = if status.is_success() {
                     Status::SUCCESS
                 } else {

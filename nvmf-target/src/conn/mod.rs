@@ -438,7 +438,8 @@ impl Conn {
 
     /// Whether it holds buffers that only its host can free, and the host has moved no byte since.
     pub(crate) fn is_stuck(&self, since: Time) -> bool {
-        let waits_for_host = self.in_flight == 0 && !self.stalled;
+        // If it is in-capsule data that waits for a buffer, the host's data may stand behind it.
+        let waits_for_host = self.in_flight == 0 && self.blocked.is_none();
         self.held > 0 && self.moved < since && (self.list.is_some() || waits_for_host)
     }
 

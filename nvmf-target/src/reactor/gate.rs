@@ -148,6 +148,13 @@ impl fmt::Debug for State {
 #[derive(Debug)]
 pub(crate) struct Exclusive(Arc<Gate>);
 
+impl Exclusive {
+    /// Whether it is this gate that is closed.
+    pub(crate) fn is_of(&self, gate: &Arc<Gate>) -> bool {
+        Arc::ptr_eq(&self.0, gate)
+    }
+}
+
 impl Drop for Exclusive {
     fn drop(&mut self) {
         self.0.open();

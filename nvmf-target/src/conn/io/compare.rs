@@ -128,6 +128,10 @@ impl Conn {
         }
         // Anything may have changed while the gate was closing.
         match self.check_pair(first, second) {
+            // Another namespace has another gate.
+            Ok(pair) if !self.holds(first, &pair.gate) => {
+                self.end(cx, first, Status::INVALID_NAMESPACE.dnr());
+            }
             Ok(Pair { ns, flush, .. }) => {
                 self.command(first).next = Step::Compare { ns, done: 0 };
                 if flush {
@@ -138,6 +142,11 @@ impl Conn {
             }
             Err((slot, status)) => self.end(cx, slot, status),
         }
+    }
+
+    fn holds(&mut self, slot: Slot, gate: &Arc<Gate>) -> bool {
+        let exclusive = &self.command(slot).exclusive;
+        exclusive.as_ref().is_some_and(|held| held.is_of(gate))
     }
 
     /// Checks both halves against the namespaces of this moment; else which one ends, and how.
