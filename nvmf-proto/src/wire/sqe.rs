@@ -169,6 +169,11 @@ impl Sqe {
     pub fn fua(&self) -> bool {
         self.cdw12() & (1 << 30) != 0
     }
+
+    /// Sets CDW12 bit 30: Force Unit Access.
+    pub const fn set_fua(&mut self) {
+        self.0[51] |= 1 << 6;
+    }
 }
 
 impl fmt::Debug for Sqe {

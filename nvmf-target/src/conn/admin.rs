@@ -2,8 +2,9 @@
 
 use super::abort::Asked;
 use super::held::Held;
+use super::settle::Settling;
 use super::{Conn, IoQueue, Queue};
-use crate::ctrl::admin::{self, AdminCx, Transfer};
+use crate::ctrl::admin::{self, AdminCx, Answer, Transfer};
 use crate::ctrl::connect::{self, Association, CONNECT_DATA_LEN, Caller, Outcome, Refusal};
 use crate::ctrl::{Controller, Fault, QueueStats};
 use crate::reactor::Cx;
@@ -30,6 +31,8 @@ pub(super) struct AdminQueue {
     pub(super) aborts: Vec<Asked>,
     /// Requests to flush, for a shutdown, that are in backends.
     pub(super) flushes: usize,
+    /// Commands that wait until what was written is safe.
+    pub(super) settling: Vec<Settling>,
 }
 
 impl AdminQueue {
@@ -149,7 +152,8 @@ impl Conn {
         };
         self.command(slot).buf = buf;
         match outcome {
-            Ok(dw0) => {
+            Ok(Answer::Settle(settle)) => self.settle(cx, slot, settle),
+            Ok(Answer::Done(dw0)) => {
                 let data_len = match transfer {
                     Transfer::ToHost(len) => len,
                     Transfer::FromHost(_) | Transfer::None => 0,
@@ -270,6 +274,7 @@ impl Conn {
                 requests: VecDeque::new(),
                 aborts: Vec::new(),
                 flushes: 0,
+                settling: Vec::new(),
             })
         } else {
             let view = controller.view();

@@ -11,6 +11,7 @@ mod held;
 mod io;
 mod reservation;
 mod rx;
+mod settle;
 mod shutdown;
 mod tx;
 
@@ -309,6 +310,9 @@ impl Conn {
             self.give_buffer(cx, buf);
             return;
         }
+        if matches!(self.queue, Queue::Admin(_)) {
+            return self.on_settled(cx, slot, status);
+        }
         self.on_io_done(cx, slot, op, buf, status);
     }
 
@@ -337,6 +341,11 @@ impl Conn {
         }
         let command = self.command(slot);
         command.parts -= 1;
+        if matches!(self.queue, Queue::Admin(_)) {
+            drop(exclusive);
+            return self.on_fenced(cx, slot);
+        }
+        let command = self.command(slot);
         command.exclusive = Some(exclusive);
         if let Some(second) = command.half.other() {
             self.execute_pair_alone(cx, slot, second);

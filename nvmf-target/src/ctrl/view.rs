@@ -12,6 +12,8 @@ use std::sync::Arc;
 pub(crate) struct View {
     seen: Vec<Option<Seen>>,
     ana: Arc<PortStates>,
+    /// The host has turned the volatile write cache off: every write is as with FUA.
+    pub(crate) write_through: bool,
 }
 
 /// A namespace that is there for the controller's host.
@@ -55,7 +57,11 @@ impl View {
                 entry: Arc::clone(entry),
             }));
         }
-        Self { seen, ana }
+        Self {
+            seen,
+            ana,
+            write_through: false,
+        }
     }
 
     /// In O(1).

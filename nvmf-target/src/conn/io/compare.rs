@@ -161,16 +161,16 @@ impl Conn {
             }
         }
         let (compare, write) = (self.command(first).sqe, self.command(second).sqe);
-        let seen = match &self.queue {
-            Queue::Io(queue) => queue.view.get(write.nsid()),
-            Queue::None | Queue::Admin(_) => None,
+        let (seen, write_through) = match &self.queue {
+            Queue::Io(queue) => (queue.view.get(write.nsid()), queue.view.write_through),
+            Queue::None | Queue::Admin(_) => (None, false),
         };
         let entry = &seen
             .ok_or_else(|| (second, Status::INVALID_NAMESPACE.dnr().into()))?
             .entry;
         let (info, ns) = (&entry.info, NsRef::of(entry));
         let flush = compare.fua() && info.volatile_cache;
-        let (fua, next) = force(info, ns, write.fua());
+        let (fua, next) = force(info, ns, write.fua() || write_through);
         Ok(Pair {
             ns,
             gate: Arc::clone(&entry.shared.gate),

@@ -15,7 +15,7 @@ use crate::ns::{LbaRange, Op, Request, Route, Support};
 use crate::reactor::Cx;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::tcp::target::Done;
-use nvmf_proto::wire::{Sqe, Status};
+use nvmf_proto::wire::{NvmOpcode, Sqe, Status};
 use plan::NsRef;
 use std::sync::Arc;
 
@@ -23,7 +23,15 @@ use std::sync::Arc;
 const PIECE: u64 = 128 << 10;
 
 /// The range of requests that have none.
-const NOWHERE: LbaRange = LbaRange { slba: 0, blocks: 0 };
+pub(super) const NOWHERE: LbaRange = LbaRange { slba: 0, blocks: 0 };
+
+/// Whether FUA means anything for what a command writes.
+const fn is_write(sqe: &Sqe) -> bool {
+    matches!(
+        NvmOpcode(sqe.opcode()),
+        NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES | NvmOpcode::COPY
+    )
+}
 
 impl Conn {
     /// Checks an I/O command against the namespaces of this moment.
@@ -32,7 +40,14 @@ impl Conn {
             return Err(Status::INTERNAL_ERROR.into());
         };
         queue.refresh();
-        IoPlan::new(sqe, &queue.view, queue.controller.limits.max_transfer)
+        let view = &queue.view;
+        let max_transfer = queue.controller.limits.max_transfer;
+        if view.write_through && is_write(sqe) {
+            let mut forced = *sqe;
+            forced.set_fua();
+            return IoPlan::new(&forced, view, max_transfer);
+        }
+        IoPlan::new(sqe, view, max_transfer)
     }
 
     pub(super) fn execute_io(&mut self, cx: &mut Cx, slot: Slot, plan: &IoPlan) {
@@ -106,7 +121,7 @@ impl Conn {
         }
     }
 
-    fn launch(&mut self, cx: &mut Cx, slot: Slot, lane: usize, request: Request) {
+    pub(super) fn launch(&mut self, cx: &mut Cx, slot: Slot, lane: usize, request: Request) {
         let command = self.command(slot);
         command.parts += 1;
         command.lane = lane;

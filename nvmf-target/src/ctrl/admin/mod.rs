@@ -79,14 +79,31 @@ pub(crate) fn transfer(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Fault> {
     }
 }
 
-/// Carries a command out, and returns dword 0 of its completion. `data` has the length that
-/// [`transfer`] said: it holds what the host sent, or takes what the host is to get and is filled
-/// entirely on success.
-pub(crate) fn execute(cx: &AdminCx<'_>, sqe: &Sqe, data: &mut [u8]) -> Result<u32, Fault> {
+/// How a command that has been carried out ends.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// At once, with this dword 0.
+    Done(u32),
+    /// With success, once namespaces are settled.
+    Settle(Settle),
+}
+
+/// Namespaces of which all that was written has to be safe.
+#[derive(Debug)]
+pub(crate) struct Settle {
+    pub(crate) namespaces: Vec<Arc<NsEntry>>,
+    /// Writes that are under way count, too.
+    pub(crate) fence: bool,
+}
+
+/// Carries a command out. `data` has the length that [`transfer`] said: it holds what the host
+/// sent, or takes what the host is to get and is filled entirely on success.
+pub(crate) fn execute(cx: &AdminCx<'_>, sqe: &Sqe, data: &mut [u8]) -> Result<Answer, Fault> {
+    let done = Answer::Done(0);
     match AdminOpcode(sqe.opcode()) {
-        AdminOpcode::IDENTIFY => identify::identify(cx, sqe, data).map(|()| 0),
-        AdminOpcode::GET_LOG_PAGE => log::read(cx, sqe, data).map(|()| 0),
-        AdminOpcode::GET_FEATURES => feature::get(cx, sqe, data),
+        AdminOpcode::IDENTIFY => identify::identify(cx, sqe, data).map(|()| done),
+        AdminOpcode::GET_LOG_PAGE => log::read(cx, sqe, data).map(|()| done),
+        AdminOpcode::GET_FEATURES => feature::get(cx, sqe, data).map(Answer::Done),
         AdminOpcode::SET_FEATURES => feature::set(cx, sqe, data),
         _ => Err(Status::INVALID_OPCODE.dnr().into()),
     }

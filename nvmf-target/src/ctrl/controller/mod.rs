@@ -106,8 +106,11 @@ impl Controller {
         let mut cached = lock(&self.view);
         // Read first: what changes meanwhile is seen by the next call.
         let generation = self.subsystem.generation();
-        if cached.0 != generation {
-            *cached = (generation, Arc::new(self.subsystem.view_of(self)));
+        let write_through = !self.settings().write_cache;
+        if cached.0 != generation || cached.1.write_through != write_through {
+            let mut view = self.subsystem.view_of(self);
+            view.write_through = write_through;
+            *cached = (generation, Arc::new(view));
         }
         Arc::clone(&cached.1)
     }

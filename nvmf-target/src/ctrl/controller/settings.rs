@@ -21,6 +21,8 @@ pub(in crate::ctrl) struct Settings {
     /// TMPTH of the Composite Temperature, in kelvins.
     pub(in crate::ctrl) over_temperature: u16,
     pub(in crate::ctrl) under_temperature: u16,
+    /// WCE of Volatile Write Cache. Without it the controller's writes are all as with FUA.
+    pub(in crate::ctrl) write_cache: bool,
     /// DN of Write Atomicity Normal: the host can do with less than AWUN. It gets no less.
     pub(in crate::ctrl) disable_normal: bool,
     pub(in crate::ctrl) host_behavior: HostBehavior,
@@ -35,6 +37,7 @@ impl Default for Settings {
             workload_hint: 0,
             over_temperature: WCTEMP,
             under_temperature: 0,
+            write_cache: true,
             disable_normal: false,
             host_behavior: HostBehavior::default(),
             clock: Clock::default(),
@@ -97,6 +100,13 @@ impl Controller {
     pub(in crate::ctrl) fn change_settings(&self, change: impl FnOnce(&mut Settings)) {
         change(&mut lock(&self.state).settings);
         self.raise_warnings();
+    }
+
+    /// Turns the volatile write cache on or off for commands of this controller.
+    pub(in crate::ctrl) fn enable_write_cache(&self, enable: bool) {
+        self.change_settings(|s| s.write_cache = enable);
+        // Its queues look at their view.
+        self.subsystem.touch();
     }
 
     /// Sends events of the critical warnings that there are.

@@ -59,7 +59,7 @@ impl Feature {
             Fid::POWER_MANAGEMENT => Self::new(changeable, 0xff),
             Fid::TEMPERATURE_THRESHOLD => Self::new(changeable, 0x01ff_ffff),
             Fid::ERROR_RECOVERY => Self::new(of_namespace, 0x0001_ffff),
-            Fid::VOLATILE_WRITE_CACHE => Self::new(fixed, 1),
+            Fid::VOLATILE_WRITE_CACHE => Self::new(changeable, VWC_ENABLE),
             Fid::NUMBER_OF_QUEUES => Self::new(changeable, u32::MAX),
             Fid::WRITE_ATOMICITY => Self::new(changeable, 1),
             Fid::TIMESTAMP => Self::new(changeable, 0).with_data(8),
@@ -223,7 +223,7 @@ fn default(cx: &AdminCx<'_>, get: &GetFeatures, settings: &Settings) -> Result<u
         }
         // The controller has a volatile write cache, whichever namespaces are attached now; CNS
         // 08h says which of them need no Flush.
-        Fid::VOLATILE_WRITE_CACHE => Ok(VWC_ENABLE),
+        Fid::VOLATILE_WRITE_CACHE => Ok(u32::from(settings.write_cache) * VWC_ENABLE),
         Fid::NUMBER_OF_QUEUES => {
             Ok(NumberOfQueues::pairs(cx.controller.limits.io_queues).to_bits())
         }

@@ -1,7 +1,7 @@
 //! Set Features.
 
 use super::{ARBITRATION, Access, AdminCx, Fault, Feature, Kind, Transfer, VWC_ENABLE, check_nsid};
-use crate::ctrl::admin::{identify, reservation};
+use crate::ctrl::admin::{Answer, Settle, identify, reservation};
 use crate::ctrl::controller::Clock;
 use nvmf_proto::wire::feature::{
     AsyncEventConfig, Fid, HostBehavior, NumberOfQueues, SetFeatures, TemperatureThreshold,
@@ -9,6 +9,7 @@ use nvmf_proto::wire::feature::{
 };
 use nvmf_proto::wire::log::CriticalWarning;
 use nvmf_proto::wire::{Sqe, Status};
+use std::sync::Arc;
 
 pub(in crate::ctrl::admin) fn transfer_set(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Fault> {
     let (_, feature) = to_be_set(cx, sqe)?;
@@ -39,13 +40,17 @@ fn to_be_set(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(SetFeatures, Feature), Faul
 }
 
 /// `data` is what the host sent, of the length that [`transfer_set`] said.
-pub(in crate::ctrl::admin) fn set(cx: &AdminCx<'_>, sqe: &Sqe, data: &[u8]) -> Result<u32, Fault> {
+pub(in crate::ctrl::admin) fn set(
+    cx: &AdminCx<'_>,
+    sqe: &Sqe,
+    data: &[u8],
+) -> Result<Answer, Fault> {
     let (set, feature) = to_be_set(cx, sqe)?;
     if data.len() != feature.data as usize {
         return Err(Status::DATA_SGL_LENGTH_INVALID.dnr().into());
     }
     match set.fid {
-        Fid::NUMBER_OF_QUEUES => return set_queues(cx, set.cdw11),
+        Fid::NUMBER_OF_QUEUES => return set_queues(cx, set.cdw11).map(Answer::Done),
         Fid::ASYNC_EVENT_CONFIG => set_events(cx, set.cdw11)?,
         Fid::KEEP_ALIVE_TIMER => set_kato(cx, set.cdw11)?,
         Fid::POWER_MANAGEMENT => set_power(cx, set.cdw11)?,
@@ -61,11 +66,11 @@ pub(in crate::ctrl::admin) fn set(cx: &AdminCx<'_>, sqe: &Sqe, data: &[u8]) -> R
         Fid::TIMESTAMP => set_timestamp(cx, data),
         Fid::HOST_BEHAVIOR => set_host_behavior(cx, data)?,
         Fid::ARBITRATION => fixed(set.cdw11, ARBITRATION)?,
-        Fid::VOLATILE_WRITE_CACHE => fixed(set.cdw11, VWC_ENABLE)?,
+        Fid::VOLATILE_WRITE_CACHE => return Ok(set_write_cache(cx, set.cdw11)),
         // Error Recovery: no limit, and no error for deallocated blocks (NSFEAT.DAE is clear).
         _ => fixed(set.cdw11, 0)?,
     }
-    Ok(0)
+    Ok(Answer::Done(0))
 }
 
 /// A feature with one value can be set to that.
@@ -158,6 +163,21 @@ fn set_temperature(cx: &AdminCx<'_>, cdw11: u32) -> Result<(), Fault> {
         _ => return Err(Fault::cdw(11, 20)),
     }
     Ok(())
+}
+
+fn set_write_cache(cx: &AdminCx<'_>, cdw11: u32) -> Answer {
+    let enable = cdw11 & VWC_ENABLE != 0;
+    cx.controller.enable_write_cache(enable);
+    if enable {
+        return Answer::Done(0);
+    }
+    // From now on what is written is safe when its command is over. What was written before has to
+    // be, too, before the host is told that there is no cache.
+    let view = cx.controller.view();
+    Answer::Settle(Settle {
+        namespaces: view.iter().map(|seen| Arc::clone(&seen.entry)).collect(),
+        fence: false,
+    })
 }
 
 fn set_timestamp(cx: &AdminCx<'_>, data: &[u8]) {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::ctrl::admin::Settle;
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::feature::{
     AsyncEventConfig, FeatureSelect, Fid, GetFeatures, NumberOfQueues, SetFeatures, Timestamp,
@@ -112,7 +113,7 @@ fn rows() -> Vec<Row> {
         one(Fid::TEMPERATURE_THRESHOLD, 0, 343, 4, 0xfe00_0000),
         one(Fid::TEMPERATURE_THRESHOLD, 1 << 20, 0, 4, 0xfe00_0000),
         one(Fid::ERROR_RECOVERY, 0, 0, 2, 0xfffe_0000),
-        one(Fid::VOLATILE_WRITE_CACHE, 0, 1, 0, 0xffff_fffe),
+        one(Fid::VOLATILE_WRITE_CACHE, 0, 1, 4, 0xffff_fffe),
         one(Fid::NUMBER_OF_QUEUES, 0, 0x7_0007, 4, 0),
         one(Fid::WRITE_ATOMICITY, 0, 0, 4, 0xffff_fffe),
         one(Fid::ASYNC_EVENT_CONFIG, 0, 0, 4, 0),
@@ -205,11 +206,7 @@ fn values_by_select_and_reserved_bits() {
 #[test]
 fn what_has_one_value_can_be_set_to_it() {
     let rig = Rig::nvm();
-    let table = [
-        (Fid::ARBITRATION, 7, 6),
-        (Fid::ERROR_RECOVERY, 0, 1 << 16),
-        (Fid::VOLATILE_WRITE_CACHE, 1, 0),
-    ];
+    let table = [(Fid::ARBITRATION, 7, 6), (Fid::ERROR_RECOVERY, 0, 1 << 16)];
     for (fid, same, other) in table {
         assert_eq!(set(&rig, fid, same), Ok(0), "{fid:?}");
         assert_eq!(set(&rig, fid, other), Err(NOT_CHANGEABLE), "{fid:?}");
@@ -244,6 +241,8 @@ fn what_is_set_is_read_until_a_reset() {
             0,
             Err(INVALID_FIELD),
         ),
+        (Fid::VOLATILE_WRITE_CACHE, 1, 0, Ok(1)),
+        (Fid::VOLATILE_WRITE_CACHE, 0, 0, Ok(0)),
         (Fid::WRITE_ATOMICITY, 1, 0, Ok(1)),
         (Fid::WRITE_ATOMICITY, 0, 0, Ok(0)),
     ];
@@ -269,6 +268,33 @@ fn what_is_set_is_read_until_a_reset() {
         let value = row.current.clone();
         assert_eq!(get(&rig, row.fid, 0, row.cdw11), Ok(value), "{:?}", row.fid);
     }
+}
+
+#[test]
+fn without_a_write_cache_all_writes_are_forced_and_what_was_written_is_flushed() {
+    let rig = Rig::nvm();
+    let through = || rig.controller.view().write_through;
+    assert!(!through());
+    let set_to = |value| {
+        let sqe = set_sqe(Fid::VOLATILE_WRITE_CACHE, value, 0);
+        let before = rig.subsystem.generation();
+        let answer = execute(&rig.cx(), &sqe, &mut []).unwrap();
+        assert_ne!(rig.subsystem.generation(), before, "queues look anew");
+        answer
+    };
+    let Answer::Settle(Settle { namespaces, fence }) = set_to(0) else {
+        panic!("nothing is flushed");
+    };
+    let nsids: Vec<_> = namespaces.iter().map(|entry| entry.nsid).collect();
+    assert_eq!((nsids, fence), (vec![1, 3], false));
+    assert!(through());
+    assert!(matches!(set_to(1), Answer::Done(0)));
+    assert!(!through());
+    // A reset brings the default back.
+    set_to(0);
+    rig.enable();
+    rig.reset();
+    assert!(!through());
 }
 
 #[test]

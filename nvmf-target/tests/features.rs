@@ -1,0 +1,124 @@
+//! Features that change what becomes of I/O, on a backend whose every request is ended by hand.
+
+mod common;
+
+use common::step::Step;
+use common::{NQN, assert_idle, config, connect, pattern, target};
+use nvmf_host::{Controller, Data, IoQueue, Token, command};
+use nvmf_proto::wire::feature::{Fid, SetFeatures};
+use nvmf_proto::wire::{Sqe, Status};
+use nvmf_target::Target;
+use nvmf_target::ns::{NsInfo, Op};
+
+/// A target whose namespace 2 has a volatile cache and is run by hand, and a host of it.
+struct Rig {
+    target: Target,
+    step: Step,
+    controller: Controller,
+    queue: IoQueue,
+}
+
+fn rig() -> Rig {
+    let (target, address) = target(config());
+    let step = Step::new(NsInfo::new(512, 4096).with_volatile_cache());
+    target.add_namespace(NQN, 2, step.clone()).unwrap();
+    let mut controller = connect(address);
+    controller.set_queue_count(1).unwrap();
+    let queue = controller.io_queue(1).unwrap();
+    Rig {
+        target,
+        step,
+        controller,
+        queue,
+    }
+}
+
+impl Rig {
+    fn submit(&mut self, sqe: Sqe, data: Data) -> Token {
+        let token = self.queue.queue().submit(sqe, data).unwrap();
+        self.queue.queue().flush().unwrap();
+        token
+    }
+
+    fn write(&mut self) -> Token {
+        let data = Data::Write(pattern(1, 4096));
+        self.submit(command::write(2, 0, 8), data)
+    }
+
+    fn set(&mut self, nsid: u32, fid: Fid, value: u32) -> Token {
+        let sqe = command::set_features(nsid, &SetFeatures::new(fid, value));
+        let admin = self.controller.admin_queue();
+        let token = admin.submit(sqe, Data::None).unwrap();
+        admin.flush().unwrap();
+        token
+    }
+
+    /// The next request of the backend is this one, and it succeeds.
+    fn expect(&self, op: Op) {
+        let request = self.step.next();
+        assert_eq!(request.op(), op);
+        request.complete(Ok(()));
+    }
+
+    fn status(&mut self, token: Token) -> Status {
+        self.queue
+            .queue()
+            .wait_for("command", token)
+            .unwrap()
+            .status()
+    }
+
+    fn admin_status(&mut self, token: Token) -> Status {
+        let admin = self.controller.admin_queue();
+        admin.wait_for("command", token).unwrap().status()
+    }
+
+    fn end(self) {
+        drop((self.controller, self.queue));
+        assert_idle(&self.target);
+    }
+}
+
+const PLAIN: Op = Op::Write { fua: false };
+
+#[test]
+fn without_a_write_cache_every_write_is_safe_when_it_is_over() {
+    let mut rig = rig();
+    let token = rig.write();
+    rig.expect(PLAIN);
+    assert_eq!(rig.status(token), Status::SUCCESS);
+
+    // What is in the cache now has to be safe first.
+    let set = rig.set(0, Fid::VOLATILE_WRITE_CACHE, 0);
+    let flush = rig.step.next();
+    assert_eq!(flush.op(), Op::Flush);
+    assert_eq!(rig.controller.admin_queue().progress().unwrap(), 0);
+    flush.complete(Ok(()));
+    assert_eq!(rig.admin_status(set), Status::SUCCESS);
+
+    let token = rig.write();
+    rig.expect(PLAIN);
+    rig.expect(Op::Flush);
+    assert_eq!(rig.status(token), Status::SUCCESS);
+    let zeroes = rig.submit(command::write_zeroes(2, 0, 8, false), Data::None);
+    rig.expect(PLAIN);
+    rig.expect(Op::Flush);
+    assert_eq!(rig.status(zeroes), Status::SUCCESS);
+
+    let set = rig.set(0, Fid::VOLATILE_WRITE_CACHE, 1);
+    assert_eq!(rig.admin_status(set), Status::SUCCESS);
+    let token = rig.write();
+    rig.expect(PLAIN);
+    assert_eq!(rig.status(token), Status::SUCCESS);
+    assert_eq!(rig.step.pending(), 0);
+    rig.end();
+}
+
+#[test]
+fn a_write_cache_that_cannot_be_flushed_is_not_off_without_a_word() {
+    let mut rig = rig();
+    let set = rig.set(0, Fid::VOLATILE_WRITE_CACHE, 0);
+    rig.step.next().complete(Err(Status::WRITE_FAULT));
+    assert_eq!(rig.admin_status(set), Status::WRITE_FAULT);
+    rig.end();
+}
