@@ -124,11 +124,6 @@ impl Subsystem {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Makes every queue look at its controller's view anew.
-    pub(super) fn touch(&self) {
-        self.generation.fetch_add(1, Ordering::Release);
-    }
-
     /// What a controller sees of the namespaces; see [`Controller::view`].
     pub(super) fn view_of(&self, controller: &Controller) -> View {
         let Snapshot { table, ana } = self.snapshot();

@@ -106,7 +106,7 @@ impl Controller {
     pub(in crate::ctrl) fn enable_write_cache(&self, enable: bool) {
         self.change_settings(|s| s.write_cache = enable);
         // Its queues look at their view.
-        self.subsystem.touch();
+        self.subsystem.access_changed();
     }
 
     /// Sends events of the critical warnings that there are.
