@@ -244,7 +244,7 @@ fn changed_namespaces_start_anew_when_read_to_the_end() {
     let list = |get: &GetLogPage| {
         let mut data = vec![0xff; 4096];
         data.truncate(usize::try_from(get.length()).unwrap());
-        assert!(execute(&rig.cx(), &sqe(get), &mut data).is_ok());
+        execute(&rig.cx(), &sqe(get), &mut data).unwrap();
         data.resize(4096, 0);
         decode_nsid_list(data.as_slice().try_into().unwrap()).collect::<Vec<_>>()
     };
@@ -298,7 +298,7 @@ fn reading_without_rae_allows_the_next_event() {
             rae,
             ..GetLogPage::new(Lid::CHANGED_NAMESPACES, 4096)
         };
-        assert!(execute(&rig.cx(), &sqe(&get), &mut [0; 4096]).is_ok());
+        execute(&rig.cx(), &sqe(&get), &mut [0; 4096]).unwrap();
     };
     rig.attach(10, NsInfo::new(512, 1));
     assert_eq!(rig.controller.next_event(), event);
