@@ -295,8 +295,8 @@ impl Conn {
         self.moved = cx.now;
         let slot = completion.route().slot;
         let (op, buf, status) = (completion.op(), completion.take_buf(), completion.status());
-        if let Queue::Admin(admin) = &mut self.queue {
-            return admin.on_flushed(status);
+        if matches!(self.queue, Queue::Admin(_)) {
+            return self.on_admin_flush(cx, slot, status);
         }
         if matches!(op, Op::CompareAndWrite { .. }) {
             let expected = completion.take_expected();
@@ -309,9 +309,6 @@ impl Conn {
             }
             self.give_buffer(cx, buf);
             return;
-        }
-        if matches!(self.queue, Queue::Admin(_)) {
-            return self.on_settled(cx, slot, status);
         }
         self.on_io_done(cx, slot, op, buf, status);
     }

@@ -69,8 +69,17 @@ impl Conn {
         }
     }
 
-    /// A flush is done.
-    pub(super) fn on_settled(&mut self, cx: &mut Cx, slot: Slot, status: Status) {
+    /// A flush of the admin queue is done: for a command, or else for a shutdown.
+    pub(super) fn on_admin_flush(&mut self, cx: &mut Cx, slot: Slot, status: Status) {
+        if self.settling(slot).is_none() {
+            if let Queue::Admin(admin) = &mut self.queue {
+                admin.on_flushed(status);
+            }
+            return;
+        }
+        if self.is_mute() {
+            return;
+        }
         let command = self.command(slot);
         command.parts -= 1;
         if !status.is_success() {

@@ -58,7 +58,7 @@ impl Conn {
 }
 
 impl AdminQueue {
-    /// A request of [`Conn::flush_for_shutdown`] is done: an admin queue has no others.
+    /// A request of [`Conn::flush_for_shutdown`] is done.
     pub(super) fn on_flushed(&mut self, status: Status) {
         if !status.is_success() {
             self.warn_of(status);
