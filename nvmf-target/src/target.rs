@@ -6,7 +6,7 @@ use crate::ctrl::Core;
 use crate::reactor::{self, AcceptorHandle, Mailbox, Message, spawn_acceptor};
 use log::{debug, warn};
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,11 +26,14 @@ pub(crate) struct Inner {
     /// Held while changes are made: one after the other.
     pub(crate) changing: Mutex<()>,
     running: Mutex<Running>,
+    /// Somebody had no time to wait for a shutdown that another thread had begun.
+    hurried: AtomicBool,
     /// Whether the target is shut down, for those who wait for it.
     over: Mutex<bool>,
     ended: Condvar,
 }
 
+#[derive(Default)]
 pub(crate) struct Running {
     pub(crate) acceptor: Option<AcceptorHandle>,
     threads: Vec<JoinHandle<()>>,
@@ -70,10 +73,8 @@ impl Target {
             core,
             reactors,
             changing: Mutex::default(),
-            running: Mutex::new(Running {
-                acceptor: None,
-                threads: Vec::new(),
-            }),
+            running: Mutex::default(),
+            hurried: AtomicBool::new(false),
             over: Mutex::new(false),
             ended: Condvar::new(),
         };
@@ -114,19 +115,17 @@ impl Target {
 
     /// Blocks until another thread has shut the target down.
     pub fn wait(&self) {
-        let mut over = self.0.over.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*over {
-            over = self
-                .0
-                .ended
-                .wait(over)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        self.0.wait();
     }
 
-    /// Shuts down: closes the listeners, lets connections finish the commands that are in backends,
-    /// flushes the backends, closes the connections. What is not done `within` the time is cut
-    /// off. True if everything was done; also if it was shut down before.
+    /// Shuts down: closes the listeners, lets connections finish what has begun (commands in
+    /// backends, and writes whose data is on its way), flushes the backends, and closes the
+    /// connections when their hosts have seen the end. A host that does nothing is given up after
+    /// two seconds; what is not done `within` the time is cut off. Methods that would change the
+    /// target fail from here on.
+    ///
+    /// True if everything was done; also if it was shut down before. If another thread is shutting
+    /// down, the shorter time counts for both.
     #[must_use = "false means that commands were cut off"]
     pub fn shutdown(&self, within: Duration) -> bool {
         self.0.shutdown(within)
@@ -139,30 +138,31 @@ impl Inner {
     }
 
     fn shutdown(&self, within: Duration) -> bool {
-        let mut running = self.running();
-        if running.acceptor.is_none() && running.threads.is_empty() {
-            return true;
+        let Running { acceptor, threads } = std::mem::take(&mut *self.running());
+        if acceptor.is_none() && threads.is_empty() {
+            return self.hurry(within);
         }
-        if let Some(mut acceptor) = running.acceptor.take() {
+        if let Some(mut acceptor) = acceptor {
             acceptor.stop();
         }
         let deadline = Instant::now() + within;
         for mailbox in &self.reactors {
             mailbox.send(Message::Drain);
         }
-        while running.threads.iter().any(|t| !t.is_finished()) && Instant::now() < deadline {
+        while threads.iter().any(|t| !t.is_finished()) && Instant::now() < deadline {
             std::thread::sleep(
                 SHUTDOWN_STEP.min(deadline.saturating_duration_since(Instant::now())),
             );
         }
-        let complete = running.threads.iter().all(JoinHandle::is_finished);
+        let finished = threads.iter().all(JoinHandle::is_finished);
+        let complete = finished && !self.hurried.load(Ordering::Acquire);
         if !complete && !within.is_zero() {
             warn!("shutdown: not everything was finished in {within:?}, the rest is cut off");
         }
         for mailbox in &self.reactors {
             mailbox.send(Message::Quit);
         }
-        for thread in running.threads.drain(..) {
+        for thread in threads {
             // Dropped by one of its own reactors' backends, a target cannot wait for that one.
             if thread.thread().id() != std::thread::current().id() {
                 let _ = thread.join();
@@ -172,6 +172,36 @@ impl Inner {
         *self.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.ended.notify_all();
         complete
+    }
+
+    /// Another thread shuts down, or has done so: waits for it, and cuts the rest off after
+    /// `within`.
+    fn hurry(&self, within: Duration) -> bool {
+        let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        let (over, waited) = self
+            .ended
+            .wait_timeout_while(over, within, |over| !*over)
+            .unwrap_or_else(PoisonError::into_inner);
+        drop(over);
+        if !waited.timed_out() {
+            return true;
+        }
+        self.hurried.store(true, Ordering::Release);
+        for mailbox in &self.reactors {
+            mailbox.send(Message::Quit);
+        }
+        self.wait();
+        false
+    }
+
+    fn wait(&self) {
+        let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*over {
+            over = self
+                .ended
+                .wait(over)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }
 

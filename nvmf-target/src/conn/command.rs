@@ -31,6 +31,7 @@ impl Conn {
     ) {
         self.note_activity(cx);
         let command = self.command(slot);
+        command.slot = slot;
         command.sqe = *sqe;
         command.status = None;
         command.aborted = false;

@@ -6,6 +6,7 @@
 mod abort;
 mod admin;
 mod command;
+mod drain;
 mod fused;
 mod held;
 mod io;
@@ -38,9 +39,6 @@ use std::sync::Arc;
 /// A timer is set for no longer than this, in nanoseconds: it outlives its connection, and a Keep
 /// Alive Timeout may be seven weeks.
 const TIMER_MAX: u64 = 60_000_000_000;
-
-/// In a shutdown: nanoseconds that a host has for taking more of what it is sent.
-const DRAIN_PATIENCE: u64 = 2_000_000_000;
 
 /// How a turn of giving buffers to waiting commands went for one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +80,7 @@ impl IoQueue {
 /// One command that is being worked on.
 #[derive(Debug, Default)]
 struct Command {
+    slot: Slot,
     sqe: Sqe,
     buf: IoBuf,
     /// What follows when the backend has done its part.
@@ -144,6 +143,10 @@ pub(crate) struct Conn {
     holds: Vec<(usize, Waiter)>,
     /// Close as soon as everything has been sent.
     closing: bool,
+    /// In a shutdown: commands that were waiting for data when it began.
+    owed: Vec<Slot>,
+    /// In a shutdown: the host is to close its side; what it sends is thrown away.
+    leaving: bool,
 }
 
 impl Conn {
@@ -186,6 +189,8 @@ impl Conn {
             before: Before::Whole,
             holds: Vec::new(),
             closing: false,
+            owed: Vec::new(),
+            leaving: false,
         }
     }
 
@@ -447,21 +452,6 @@ impl Conn {
         // If it is in-capsule data that waits for a buffer, the host's data may stand behind it.
         let waits_for_host = self.in_flight == 0 && self.blocked.is_none();
         self.held > 0 && self.moved < since && (self.list.is_some() || waits_for_host)
-    }
-
-    /// While the target shuts down: ends the connection when it has nothing in hand. An admin queue
-    /// outlives the I/O queues of its controller, for its end would be theirs.
-    pub(crate) fn close_if_idle(&mut self, cx: &mut Cx) {
-        let io_queues = match &self.queue {
-            Queue::Admin(admin) => admin.controller.io_queue_count(),
-            Queue::None | Queue::Io(_) => 0,
-        };
-        let sent = self.list.is_none() && !self.tcp.has_transmit();
-        // A host that takes nothing must not keep the others' data from being flushed.
-        let given_up = self.moved.after(DRAIN_PATIENCE) <= cx.now;
-        if self.in_flight == 0 && io_queues == 0 && (sent || given_up) {
-            self.close(cx, "the target shuts down");
-        }
     }
 
     /// Ends the connection. What is in backends is waited for (see [`Conn::is_over`]); everything

@@ -23,6 +23,9 @@ impl Conn {
     /// Reads and parses until the stream or this turn's budget is used up, or the machine has to
     /// wait for something else.
     pub(super) fn receive(&mut self, cx: &mut Cx) {
+        if self.leaving {
+            return self.discard_input(cx);
+        }
         let mut budget = TURN_BUDGET;
         if !self.carry.is_empty() {
             let carry = std::mem::take(&mut self.carry);
@@ -41,8 +44,9 @@ impl Conn {
                     return;
                 }
                 Need::Closed => break,
-                // In a shutdown the commands that are here are finished, and no more are taken.
-                Need::Bytes { .. } if cx.draining => return,
+                // In a shutdown the commands that are here are finished. More are taken only where
+                // they stand in front of data for those.
+                Need::Bytes { .. } if cx.draining && !self.is_owed_data() => return,
                 Need::Payload {
                     slot, offset, len, ..
                 } if len as usize >= DIRECT_MIN => Some(Target {
@@ -75,6 +79,21 @@ impl Conn {
             self.close(cx, "the host closed the connection");
         } else if self.readable && self.stream.is_some() && budget == 0 {
             cx.ready.push(self.id);
+        }
+    }
+
+    /// Reads what nobody wants any more, up to the end of the stream.
+    fn discard_input(&mut self, cx: &mut Cx) {
+        let mut stage = std::mem::take(&mut cx.stage);
+        let result = match &mut self.stream {
+            Some(stream) => stream.readv(&mut [IoSliceMut::new(&mut stage)]),
+            None => Ok(0),
+        };
+        cx.stage = stage;
+        match result {
+            Ok(0) => self.close(cx, "the target shuts down"),
+            Ok(_) => cx.ready.push(self.id),
+            Err(err) => self.on_read_error(cx, &err),
         }
     }
 

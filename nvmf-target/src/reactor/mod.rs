@@ -117,6 +117,12 @@ impl Cx {
         }
     }
 
+    /// A connection is gone.
+    fn uncount(&self) {
+        self.core.connections.fetch_sub(1, Ordering::AcqRel);
+        self.mailbox.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+
     fn free_bytes(&self) -> usize {
         self.pool.free_bytes() + self.reserve.free_bytes()
     }
@@ -431,7 +437,11 @@ impl Reactor {
                 Message::Drain if self.phase == Phase::Running => {
                     self.phase = Phase::Draining;
                     self.cx.draining = true;
-                    self.cx.ready.extend(self.conns.ids());
+                    for (_, conn) in &mut self.conns.slots {
+                        if let Some(conn) = conn {
+                            conn.start_drain(&mut self.cx);
+                        }
+                    }
                 }
                 Message::Drain => {}
                 Message::Quit => self.phase = Phase::Done,
@@ -466,9 +476,7 @@ impl Reactor {
 
     fn accept(&mut self, id: u64, stream: Box<dyn Stream>, listener: Arc<crate::ctrl::Listener>) {
         if self.phase != Phase::Running {
-            self.cx.core.connections.fetch_sub(1, Ordering::AcqRel);
-            self.cx.mailbox.connections.fetch_sub(1, Ordering::AcqRel);
-            return;
+            return self.cx.uncount();
         }
         let conn = Box::new(Conn::new(id, stream, listener, &self.cx));
         let added = self.cx.poller.add(conn.readiness(), id);
@@ -593,12 +601,15 @@ impl Reactor {
     /// Forgets a connection that is closed and has nothing in a backend any more.
     fn bury(&mut self, id: u64) {
         if self.conns.get(id).is_some_and(|conn| conn.is_over()) {
-            if let Some(conn) = self.conns.get(id) {
-                conn.finish();
-            }
+            self.forget(id);
+        }
+    }
+
+    fn forget(&mut self, id: u64) {
+        if let Some(conn) = self.conns.get(id) {
+            conn.finish();
             self.conns.remove(id);
-            self.cx.core.connections.fetch_sub(1, Ordering::AcqRel);
-            self.cx.mailbox.connections.fetch_sub(1, Ordering::AcqRel);
+            self.cx.uncount();
         }
     }
 
@@ -637,7 +648,7 @@ impl Reactor {
         }
         for id in self.conns.ids() {
             if let Some(conn) = self.conns.get(id) {
-                conn.close_if_idle(&mut self.cx);
+                conn.drain(&mut self.cx);
             }
             self.bury(id);
         }
@@ -726,11 +737,8 @@ impl Drop for Reactor {
         for id in self.conns.ids() {
             if let Some(conn) = self.conns.get(id) {
                 conn.close(&mut self.cx, "the target has shut down");
-                conn.finish();
             }
-            self.conns.remove(id);
-            self.cx.core.connections.fetch_sub(1, Ordering::AcqRel);
-            self.cx.mailbox.connections.fetch_sub(1, Ordering::AcqRel);
+            self.forget(id);
         }
     }
 }

@@ -1,0 +1,74 @@
+//! The end of a connection in a shutdown of the target: what it has is finished, and the host is
+//! told so that no answer is lost.
+//!
+//! Writes whose data has been asked for get it, if the host sends it. Then the connection is closed
+//! for writing, and in full when the host has done the same: a socket that is closed with input
+//! unread is reset, and a reset may overtake the answers before it.
+
+use super::{Conn, Queue};
+use crate::reactor::Cx;
+
+/// Nanoseconds that a host has for taking more of what it is sent, or sending more of what it was
+/// asked for.
+const PATIENCE: u64 = 2_000_000_000;
+/// Nanoseconds that a host has for closing its side.
+const LINGER: u64 = 500_000_000;
+
+impl Conn {
+    /// The target shuts down: takes note of the commands that wait for their data.
+    pub(crate) fn start_drain(&mut self, cx: &mut Cx) {
+        self.moved = cx.now;
+        let slots = self.commands.iter().map(|command| command.slot);
+        self.owed = slots.filter(|&slot| self.tcp.awaits_data(slot)).collect();
+        let waiting = self.waiting.iter().chain(&self.blocked);
+        self.owed.extend(waiting.map(|&(slot, _)| slot));
+        cx.ready.push(self.id);
+    }
+
+    /// Whether commands that were there when the shutdown began wait for data still.
+    pub(super) fn is_owed_data(&mut self) -> bool {
+        let Self {
+            owed,
+            tcp,
+            waiting,
+            blocked,
+            ..
+        } = self;
+        owed.retain(|&slot| {
+            let mut unfed = waiting.iter().chain(&*blocked);
+            tcp.awaits_data(slot) || unfed.any(|&(of, _)| of == slot)
+        });
+        !owed.is_empty()
+    }
+
+    /// Goes on with the end of the connection. An admin queue outlives the I/O queues of its
+    /// controller, for its end would be theirs.
+    pub(crate) fn drain(&mut self, cx: &mut Cx) {
+        if self.stream.is_none() || self.in_flight > 0 {
+            return;
+        }
+        let patience = if self.leaving { LINGER } else { PATIENCE };
+        // A host that moves nothing must not keep the target from ending.
+        let given_up = self.moved.after(patience) <= cx.now;
+        let io_queues = match &self.queue {
+            Queue::Admin(admin) => admin.controller.io_queue_count(),
+            Queue::None | Queue::Io(_) => 0,
+        };
+        if io_queues > 0 || (!given_up && (self.leaving || self.is_owed_data())) {
+            return;
+        }
+        let sent = self.list.is_none() && !self.tcp.has_transmit();
+        if given_up || (sent && self.ended) {
+            return self.close(cx, "the target shuts down");
+        }
+        if sent && let Some(stream) = &mut self.stream {
+            stream.shutdown_write();
+            self.half_closed = true;
+            self.leaving = true;
+            self.moved = cx.now;
+            // What is there to read comes without another event.
+            self.readable = true;
+            cx.ready.push(self.id);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The end of a target: what hosts have been promised is kept, and none of them can hold it up.
+
+mod common;
+
+use common::raw::{Digests, Raw, read, write_by_r2t};
+use common::step::Step;
+use common::{NQN, PATIENCE, config, eventually, pattern};
+use nvmf_host::nvmf_proto::wire::Status;
+use nvmf_host::nvmf_proto::wire::pdu::PduType;
+use nvmf_target::ns::NsInfo;
+use nvmf_target::{Error, Target};
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// A host with one I/O queue; namespace 2 is run by hand.
+struct Rig {
+    target: Target,
+    address: SocketAddr,
+    step: Step,
+    admin: Raw,
+    io: Raw,
+}
+
+fn rig() -> Rig {
+    let (target, address) = common::target(config());
+    let step = Step::new(NsInfo::new(512, 4096));
+    target.add_namespace(NQN, 2, step.clone()).unwrap();
+    let (admin, cntlid) = Raw::admin(address);
+    let io = Raw::io(address, cntlid, 1);
+    Rig {
+        target,
+        address,
+        step,
+        admin,
+        io,
+    }
+}
+
+impl Rig {
+    /// Shuts the target down on another thread; returns when that has begun.
+    fn shut_down(&self, within: Duration) -> JoinHandle<bool> {
+        let mut idle = Raw::open(self.address, Digests::default());
+        let target = self.target.clone();
+        let thread = thread::spawn(move || target.shutdown(within));
+        idle.expect_end();
+        thread
+    }
+}
+
+/// The target has said that it says nothing more: an end, not a reset.
+fn expect_fin(raw: &mut Raw) {
+    let end = raw.try_recv().unwrap_err();
+    assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+}
+
+#[test]
+fn writes_get_the_data_that_they_wait_for() {
+    let mut rig = rig();
+    rig.io.submit(&write_by_r2t(1, 0, 128), &[]);
+    let r2t = rig.io.recv().r2t();
+    let data = pattern(1, 64 << 10);
+    let h2c = Digests::default().h2c_data(&r2t, 0, &data, true);
+    let (some, rest) = h2c.split_at(10_000);
+    rig.io.send(some);
+    let shutdown = rig.shut_down(PATIENCE);
+    rig.io.send(rest);
+    let cqe = rig.io.recv().cqe();
+    assert_eq!((cqe.cid, cqe.status), (1, Status::SUCCESS));
+    expect_fin(&mut rig.io);
+    drop(rig.io);
+    expect_fin(&mut rig.admin);
+    drop(rig.admin);
+    assert!(shutdown.join().unwrap());
+}
+
+#[test]
+fn hosts_that_do_nothing_are_not_waited_for_long() {
+    let mut rig = rig();
+    rig.io.submit(&write_by_r2t(1, 0, 128), &[]);
+    rig.io.recv().r2t();
+    let started = Instant::now();
+    assert!(rig.target.shutdown(PATIENCE));
+    assert!(started.elapsed() < PATIENCE / 2);
+}
+
+/// What was answered is not lost, whatever the host sends meanwhile.
+#[test]
+fn answers_are_not_overtaken_by_the_end() {
+    let mut rig = rig();
+    for cid in 0..16 {
+        rig.io.submit(&read(cid, 0, 64), &[]);
+    }
+    // The last one has been taken, so all will be answered.
+    rig.io.submit(&write_by_r2t(16, 0, 8), &[]);
+    eventually("all are taken", || rig.target.stats().buffers_lent > 0);
+    let mut answers = 0;
+    let mut r2t = None;
+    while r2t.is_none() {
+        let pdu = rig.io.recv();
+        match pdu.ch.pdu_type {
+            PduType::R2T => r2t = Some(pdu.r2t()),
+            PduType::CAPSULE_RESP => answers += 1,
+            _ => {}
+        }
+    }
+    let shutdown = rig.shut_down(PATIENCE);
+    // Nobody will answer these any more.
+    let data = Digests::default().h2c_data(&r2t.unwrap(), 0, &pattern(1, 4096), true);
+    rig.io.send(&data);
+    for cid in 17..40 {
+        rig.io.submit(&read(cid, 0, 64), &[]);
+    }
+    rig.io.stream.shutdown(Shutdown::Write).unwrap();
+    loop {
+        match rig.io.try_recv() {
+            Ok(pdu) if pdu.ch.pdu_type == PduType::CAPSULE_RESP => answers += 1,
+            Ok(_) => {}
+            Err(end) => {
+                assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof, "{end}");
+                break;
+            }
+        }
+    }
+    assert!(answers >= 17, "{answers}");
+    drop((rig.io, rig.admin));
+    assert!(shutdown.join().unwrap());
+}
+
+/// While one thread waits for a backend, others are told and can cut that short.
+#[test]
+fn others_are_not_held_up_by_a_shutdown_that_waits() {
+    let mut rig = rig();
+    let mut sqe = read(1, 0, 8);
+    sqe.set_nsid(2);
+    rig.io.submit(&sqe, &[]);
+    let held = rig.step.next();
+    let shutdown = rig.shut_down(PATIENCE * 10);
+    let refused = rig.target.listen("127.0.0.1:0".parse().unwrap());
+    assert!(matches!(refused, Err(Error::ShutDown)), "{refused:?}");
+    assert!(!shutdown.is_finished());
+    let cut_off = !rig.target.shutdown(Duration::from_millis(1));
+    assert!(cut_off);
+    assert!(!shutdown.join().unwrap());
+    rig.target.wait();
+    assert!(rig.target.shutdown(Duration::ZERO), "it is over");
+    held.complete(Ok(()));
+}
