@@ -7,6 +7,9 @@ use nvmf_proto::wire::dsm::{DsmAttributes, DsmCommand};
 use nvmf_proto::wire::feature::{GetFeatures, SetFeatures};
 use nvmf_proto::wire::identify::IdentifyCommand;
 use nvmf_proto::wire::log::GetLogPage;
+use nvmf_proto::wire::reservation::{
+    AcquireCommand, RegisterCommand, ReleaseCommand, ReportCommand,
+};
 use nvmf_proto::wire::sqe::Fuse;
 use nvmf_proto::wire::{AdminOpcode, NvmOpcode, Sqe};
 
@@ -122,6 +125,50 @@ pub fn dataset_management(nsid: u32, ranges: u16, attributes: DsmAttributes) -> 
     sqe
 }
 
+/// Reservation Register; its data is a
+/// [`RegisterData`](nvmf_proto::wire::reservation::RegisterData).
+#[must_use]
+pub fn reservation_register(nsid: u32, command: &RegisterCommand) -> Sqe {
+    let mut sqe = Sqe::with_opcode(NvmOpcode::RESERVATION_REGISTER.0);
+    sqe.set_nsid(nsid);
+    command.encode(&mut sqe);
+    sqe
+}
+
+/// Reservation Acquire; its data is an
+/// [`AcquireData`](nvmf_proto::wire::reservation::AcquireData).
+#[must_use]
+pub fn reservation_acquire(nsid: u32, command: &AcquireCommand) -> Sqe {
+    let mut sqe = Sqe::with_opcode(NvmOpcode::RESERVATION_ACQUIRE.0);
+    sqe.set_nsid(nsid);
+    command.encode(&mut sqe);
+    sqe
+}
+
+/// Reservation Release; its data is a
+/// [`ReleaseData`](nvmf_proto::wire::reservation::ReleaseData).
+#[must_use]
+pub fn reservation_release(nsid: u32, command: &ReleaseCommand) -> Sqe {
+    let mut sqe = Sqe::with_opcode(NvmOpcode::RESERVATION_RELEASE.0);
+    sqe.set_nsid(nsid);
+    command.encode(&mut sqe);
+    sqe
+}
+
+/// Reservation Report of `length` bytes, rounded up to dwords; `extended` asks for the data
+/// structure with Host Identifiers of 128 bits, the one that Fabrics has.
+#[must_use]
+pub fn reservation_report(nsid: u32, length: u32, extended: bool) -> Sqe {
+    let mut sqe = Sqe::with_opcode(NvmOpcode::RESERVATION_REPORT.0);
+    sqe.set_nsid(nsid);
+    ReportCommand {
+        numd: length.div_ceil(4).saturating_sub(1),
+        eds: extended,
+    }
+    .encode(&mut sqe);
+    sqe
+}
+
 /// Identify.
 #[must_use]
 pub fn identify(nsid: u32, command: &IdentifyCommand) -> Sqe {
@@ -212,5 +259,7 @@ mod tests {
         assert_eq!(abort(2, 0x1234).cdw10(), 0x1234_0002);
         let sqe = dataset_management(1, 256, DsmAttributes::DEALLOCATE);
         assert_eq!((sqe.cdw10(), sqe.cdw11()), (255, 4));
+        let sqe = reservation_report(1, 129, true);
+        assert_eq!((sqe.opcode(), sqe.cdw10(), sqe.cdw11()), (0xe, 32, 1));
     }
 }

@@ -56,6 +56,7 @@ mod error;
 mod io_queue;
 mod options;
 mod queue;
+mod reservation;
 mod stream;
 
 pub use controller::{Connector, Controller, discover};
@@ -64,4 +65,5 @@ pub use io_queue::{IoQueue, Namespace};
 pub use nvmf_proto;
 pub use options::ConnectOptions;
 pub use queue::{Completion, Completions, Data, Queue, Refused, Token};
+pub use reservation::ReservationReport;
 pub use stream::{Stream, connect_tcp};

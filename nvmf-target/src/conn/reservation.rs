@@ -3,7 +3,7 @@
 use super::{Conn, Queue};
 use crate::buf::IoBuf;
 use crate::ctrl::admin::{Persistence, Transfer};
-use crate::ctrl::reservation::{Command, HostId, REPORT_MAX, Waiter, set_persistence};
+use crate::ctrl::reservation::{Command, HostId, Waiter, set_persistence};
 use crate::ctrl::{Fault, Seen};
 use crate::reactor::Cx;
 use nvmf_proto::tcp::Slot;
@@ -27,8 +27,7 @@ pub(super) fn transfer(sqe: &Sqe, max_transfer: u32) -> Option<Result<Transfer, 
         NvmOpcode::RESERVATION_ACQUIRE => AcquireData::SIZE as u32,
         NvmOpcode::RESERVATION_RELEASE => ReleaseData::SIZE as u32,
         NvmOpcode::RESERVATION_REPORT => {
-            // What is asked for, but no more than there can be.
-            let length = ReportCommand::decode(sqe).length().min(REPORT_MAX);
+            let length = ReportCommand::decode(sqe).length();
             let length = u32::try_from(length).ok().filter(|&l| l <= max_transfer);
             return Some(length.map(Transfer::ToHost).ok_or(Fault::cdw(10, 0)));
         }
@@ -98,8 +97,8 @@ impl Conn {
             return Err(Status::HOST_ID_INCONSISTENT.dnr());
         }
         let cntlids = controller.subsystem.controllers_by_host();
-        let len = shared.reservations.report(&cntlids, out);
-        u32::try_from(len).map_err(|_| Status::INTERNAL_ERROR)
+        shared.reservations.report(&cntlids, out);
+        u32::try_from(out.len()).map_err(|_| Status::INTERNAL_ERROR)
     }
 
     /// Register, Acquire and Release: [`Conn::on_changed`] completes them, unless they fail here.

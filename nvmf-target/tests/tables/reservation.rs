@@ -3,7 +3,7 @@
 
 /// What a host is to a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     Holder,
     Registrant,
     Stranger,
@@ -11,7 +11,7 @@ pub enum Role {
 
 /// A group of commands: a column of [`ACCESS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Group {
+pub(crate) enum Group {
     Read,
     Write,
     Acquire,
@@ -22,7 +22,7 @@ pub enum Group {
     Report,
 }
 
-pub const GROUPS: [Group; 8] = [
+pub(crate) const GROUPS: [Group; 8] = [
     Group::Read,
     Group::Write,
     Group::Acquire,
@@ -36,7 +36,7 @@ pub const GROUPS: [Group; 8] = [
 /// Command Behavior in the Presence of a Reservation: RTYPE, who, and for each of [`GROUPS`] whether
 /// it is allowed (A) or ends with Reservation Conflict (C). Acquire is of the same type as what is
 /// held. With types 5h and 6h every registrant is a holder.
-pub const ACCESS: [(u8, Role, &str); 16] = [
+pub(crate) const ACCESS: [(u8, Role, &str); 16] = [
     (1, Role::Holder, "AAAAAAAA"),
     (1, Role::Registrant, "ACCAAAAA"),
     (1, Role::Stranger, "ACCCCCAA"),
@@ -57,7 +57,7 @@ pub const ACCESS: [(u8, Role, &str); 16] = [
 
 /// A status in the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Is {
+pub(crate) enum Is {
     Success,
     Conflict,
     InvalidField,
@@ -65,17 +65,17 @@ pub enum Is {
 
 /// Which key a command gives as CRKEY or NRKEY.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Key {
+pub(crate) enum Key {
     /// The one that the host is registered with; if it is not, some key.
     Own,
     Other,
     Zero,
 }
 
-pub const KEYS: [Key; 3] = [Key::Own, Key::Other, Key::Zero];
+pub(crate) const KEYS: [Key; 3] = [Key::Own, Key::Other, Key::Zero];
 
 /// A row of [`REGISTER`].
-pub type RegisterRow = (
+pub(crate) type RegisterRow = (
     Option<bool>,
     u8,
     Option<bool>,
@@ -88,7 +88,7 @@ pub type RegisterRow = (
 /// Reservation Register: whether the host is registered, RREGA, IEKEY, CRKEY, NRKEY (`None`:
 /// whichever), the status, and the key that the host has then. Every combination is in one row.
 #[rustfmt::skip]
-pub const REGISTER: [RegisterRow; 21] = [
+pub(crate) const REGISTER: [RegisterRow; 21] = [
     (Some(false), 0, None, None, Some(Key::Own), Is::Success, After::New),
     (Some(false), 0, None, None, Some(Key::Other), Is::Success, After::New),
     (Some(true), 0, None, None, Some(Key::Own), Is::Success, After::Unchanged),
@@ -114,7 +114,7 @@ pub const REGISTER: [RegisterRow; 21] = [
 
 /// What a Reservation Register leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum After {
+pub(crate) enum After {
     Unchanged,
     /// NRKEY.
     New,
@@ -123,7 +123,7 @@ pub enum After {
 
 /// What is held, as seen by the host that sends a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holding {
+pub(crate) enum Holding {
     Nothing,
     /// The host holds type 1h.
     Own,
@@ -133,7 +133,7 @@ pub enum Holding {
     All,
 }
 
-pub const HOLDINGS: [Holding; 4] = [
+pub(crate) const HOLDINGS: [Holding; 4] = [
     Holding::Nothing,
     Holding::Own,
     Holding::Others,
@@ -141,7 +141,7 @@ pub const HOLDINGS: [Holding; 4] = [
 ];
 
 /// Reservation Acquire with RACQA 0h by a registrant with its key: what is held, RTYPE, the status.
-pub const ACQUIRE: [(Holding, u8, Is); 12] = [
+pub(crate) const ACQUIRE: [(Holding, u8, Is); 12] = [
     (Holding::Nothing, 1, Is::Success),
     (Holding::Nothing, 5, Is::Success),
     (Holding::Nothing, 6, Is::Success),
@@ -158,7 +158,7 @@ pub const ACQUIRE: [(Holding, u8, Is); 12] = [
 
 /// Whose key PRKEY of a Preempt is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Prkey {
+pub(crate) enum Prkey {
     Own,
     /// Of the other host, which is the holder with [`Holding::Others`].
     Other,
@@ -170,11 +170,11 @@ pub enum Prkey {
 
 /// What a Preempt, or a Preempt and Abort, with RTYPE 2h leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Preempted {
+pub(crate) struct Preempted {
     /// Registered afterwards: the host itself, the other, the third.
-    pub registered: [bool; 3],
+    pub(crate) registered: [bool; 3],
     /// The host holds a reservation of type 2h; else what was held is held.
-    pub taken: bool,
+    pub(crate) taken: bool,
 }
 
 const fn left(own: bool, other: bool, third: bool, taken: bool) -> Preempted {
@@ -186,7 +186,7 @@ const fn left(own: bool, other: bool, third: bool, taken: bool) -> Preempted {
 
 /// Preempt by a registrant with its key, where two others are registered: what is held, PRKEY, the
 /// status, what is left.
-pub const PREEMPT: [(Holding, Prkey, Is, Preempted); 20] = {
+pub(crate) const PREEMPT: [(Holding, Prkey, Is, Preempted); 20] = {
     use Is::{Conflict, InvalidField, Success};
     let all = left(true, true, true, false);
     [
@@ -280,7 +280,7 @@ pub const PREEMPT: [(Holding, Prkey, Is, Preempted); 20] = {
 
 /// Reservation Release with RRELA 0h by a registrant with its key: what is held, RTYPE, the status,
 /// and whether anything is held afterwards.
-pub const RELEASE: [(Holding, u8, Is, bool); 8] = [
+pub(crate) const RELEASE: [(Holding, u8, Is, bool); 8] = [
     (Holding::Nothing, 1, Is::Success, false),
     (Holding::Nothing, 5, Is::Success, false),
     (Holding::Own, 1, Is::Success, false),

@@ -19,14 +19,10 @@ use super::lock;
 use crate::Error;
 use log::{error, warn};
 use nvmf_proto::wire::Status;
-use nvmf_proto::wire::reservation::{CNTLID_NONE, RegistrantExtended, ReservationStatus};
-use state::{Effects, REGISTRANTS_MAX, Rights, State};
+use nvmf_proto::wire::reservation::CNTLID_NONE;
+use state::{Effects, Rights, State};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-
-/// Bytes of the largest Reservation Status Extended data structure.
-pub(crate) const REPORT_MAX: u64 =
-    (ReservationStatus::EXTENDED_SIZE + REGISTRANTS_MAX * RegistrantExtended::SIZE) as u64;
 
 /// The reservations of one attached namespace, shared by all controllers of its subsystem.
 #[derive(Debug)]
@@ -90,11 +86,11 @@ impl Reservations {
         lock(&self.state).ptpl
     }
 
-    /// Writes the Reservation Status Extended data structure: as much as there is room for.
-    /// `cntlids` are controllers of hosts.
-    pub(crate) fn report(&self, cntlids: &BTreeMap<HostId, u16>, out: &mut [u8]) -> usize {
+    /// Writes the Reservation Status Extended data structure: as much as there is room for, and
+    /// zeroes behind it. `cntlids` are controllers of hosts.
+    pub(crate) fn report(&self, cntlids: &BTreeMap<HostId, u16>, out: &mut [u8]) {
         let cntlid = |host: &HostId| cntlids.get(host).copied().unwrap_or(CNTLID_NONE);
-        lock(&self.state).report(cntlid, out)
+        lock(&self.state).report(cntlid, out);
     }
 
     /// Carries out a command of a host. May block, see [`Self::can_persist`].

@@ -329,14 +329,9 @@ impl State {
         effects.notify.extend(others.map(|other| (*other, kind)));
     }
 
-    /// Bytes of the Reservation Status Extended data structure.
-    pub(crate) fn report_len(&self) -> usize {
-        ReservationStatus::EXTENDED_SIZE + self.registrants.len() * RegistrantExtended::SIZE
-    }
-
     /// Writes as much of the Reservation Status Extended data structure as `out` has room for, and
-    /// returns how much that is (NVMe Base 2.1 §7.8). `cntlid` names a controller of a host.
-    pub(crate) fn report(&self, cntlid: impl Fn(&HostId) -> u16, out: &mut [u8]) -> usize {
+    /// zeroes behind it (NVMe Base 2.1 §7.8). `cntlid` names a controller of a host.
+    pub(crate) fn report(&self, cntlid: impl Fn(&HostId) -> u16, out: &mut [u8]) {
         let mut header = [0; ReservationStatus::SIZE];
         ReservationStatus {
             generation: self.generation,
@@ -345,8 +340,6 @@ impl State {
             ptpls: self.ptpl.into(),
         }
         .encode(&mut header);
-        let len = self.report_len().min(out.len());
-        let out = &mut out[..len];
         out.fill(0);
         copy(&header, out);
         let entries = out.chunks_mut(RegistrantExtended::SIZE).skip(1);
@@ -363,7 +356,6 @@ impl State {
             .encode(&mut bytes);
             copy(&bytes, entry);
         }
-        len
     }
 
     /// Whether a registrant is a holder.

@@ -277,12 +277,9 @@ fn what_cannot_be_kept_is_not_done() {
     assert_eq!(failed, Err(Status::INTERNAL_ERROR));
     assert_eq!(reservations.set_ptpl(true), Err(Status::INTERNAL_ERROR));
     assert!(!reservations.ptpl());
-    let mut report = [0; 1024];
-    assert_eq!(
-        reservations.report(&Default::default(), &mut report),
-        128,
-        "one registrant"
-    );
+    let mut report = [0; 64];
+    reservations.report(&Default::default(), &mut report);
+    assert_eq!(report[5], 1, "one registrant");
 
     store.broken.store(false, Ordering::Relaxed);
     reservations
