@@ -100,11 +100,12 @@ impl Target {
     /// [`Error::NotFound`] without such a subsystem, [`Error::Config`] if the NSID is taken or out
     /// of range or the namespace's information is not acceptable.
     pub fn add_namespace(&self, nqn: &str, nsid: u32, ns: impl Namespace) -> Result<(), Error> {
-        self.add_namespace_with(nqn, NamespaceConfig::new(nsid), ns)
+        self.add_namespace_with(nqn, NamespaceConfig::new(nsid), Arc::new(ns))
     }
 
-    /// Attaches a namespace to a subsystem. An [`Arc`] of one may be attached several times, under
-    /// several subsystems too; it gets a sink each time.
+    /// Attaches a namespace to a subsystem. The same one may be attached several times, to several
+    /// subsystems too: it gets a sink each time, and fused commands are atomic across all of them.
+    /// Reservations are not shared.
     ///
     /// # Errors
     /// As [`Target::add_namespace`]; also [`Error::Config`] if the ANA group is out of range or a
@@ -113,12 +114,12 @@ impl Target {
         &self,
         nqn: &str,
         config: NamespaceConfig,
-        ns: impl Namespace,
+        namespace: Arc<dyn Namespace>,
     ) -> Result<(), Error> {
         self.change(Change::AddNamespace {
             nqn: nqn.to_owned(),
             config,
-            namespace: Arc::new(ns),
+            namespace,
         })
     }
 

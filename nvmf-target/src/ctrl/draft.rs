@@ -4,12 +4,15 @@
 //! after the other; sockets are bound on the way. If all succeed the draft is published, and what
 //! follows from it is done; if one fails the draft is dropped, and nothing has happened.
 
-use super::subsystem::Snapshot;
+use super::subsystem::{Attached, Snapshot};
 use super::topology::{Member, Port};
-use super::{AnaState, Controller, Core, Kind, Listener, NsEntry, Subsystem, Topology, Visibility};
+use super::{
+    AnaState, Controller, Core, Kind, Listener, NsEntry, NsTable, Subsystem, Topology, Visibility,
+};
 use crate::change::Change;
 use crate::config::{self, hosts};
 use crate::ns::{Namespace, NsSink};
+use crate::reactor::Gate;
 use crate::transport::Transport;
 use crate::{Error, ListenerConfig, ListenerInfo, NamespaceConfig, Referral, SubsystemConfig};
 use log::info;
@@ -260,11 +263,34 @@ impl Draft<'_> {
             let text = format!("NSID {} is in use in {nqn}", config.nsid);
             return Err(Error::config(text));
         }
-        let backend = Arc::clone(&namespace);
-        let (entry, sink) = edited.subsystem.entry(config, uid, visibility, backend)?;
-        edited.make(Edit::Attach(entry));
+        let subsystem = Arc::clone(&edited.subsystem);
+        let attached = Attached {
+            uid,
+            visibility,
+            namespace: Arc::clone(&namespace),
+            gate: self.gate_of(&namespace),
+        };
+        let (entry, sink) = subsystem.entry(config, attached)?;
+        self.edit(nqn)?.make(Edit::Attach(entry));
         self.effects.attached.push((namespace, sink));
         Ok(())
+    }
+
+    /// The write gate of a backend: the one that it has already, if it is attached elsewhere.
+    fn gate_of(&self, namespace: &Arc<dyn Namespace>) -> Arc<Gate> {
+        let same = |entry: &&Arc<NsEntry>| {
+            std::ptr::addr_eq(Arc::as_ptr(&entry.shared.namespace), Arc::as_ptr(namespace))
+        };
+        let gate_in = |table: &NsTable| {
+            let entry = table.iter().find(same);
+            entry.map(|entry| Arc::clone(&entry.shared.gate))
+        };
+        let mut members = self.topology.subsystems.iter();
+        let found = members.find_map(|(name, member)| match self.edited.get(name) {
+            Some(edited) => gate_in(&edited.snapshot.table),
+            None => gate_in(&member.subsystem.table()),
+        });
+        found.unwrap_or_default()
     }
 
     fn remove_namespace(&mut self, nqn: &str, nsid: u32) -> Result<(), Error> {
@@ -496,3 +522,6 @@ fn check_group(subsystem: &Subsystem, anagrpid: u32) -> Result<(), Error> {
         subsystem.ana_groups, subsystem.nqn
     )))
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use super::{
     Access, Controller, Limits, NsEntry, NsShared, NsTable, Opening, View, Visibility, lock,
 };
 use crate::ns::{Namespace, NsInfo, NsSink};
+use crate::reactor::Gate;
 use crate::{Error, NamespaceConfig, SubsystemConfig, TargetConfig};
 use nvmf_proto::wire::log::NamespaceChange;
 use nvmf_proto::wire::nqn::Nqn;
@@ -56,6 +57,14 @@ pub(crate) struct Subsystem {
 pub(crate) struct Snapshot {
     pub(crate) table: Arc<NsTable>,
     pub(crate) ana: Arc<AnaStates>,
+}
+
+/// What a namespace is attached with, besides its configuration.
+pub(super) struct Attached {
+    pub(super) uid: u64,
+    pub(super) visibility: Visibility,
+    pub(super) namespace: Arc<dyn Namespace>,
+    pub(super) gate: Arc<Gate>,
 }
 
 #[derive(Debug)]
@@ -175,11 +184,15 @@ impl Subsystem {
     pub(super) fn entry(
         self: &Arc<Self>,
         config: &NamespaceConfig,
-        uid: u64,
-        visibility: Visibility,
-        namespace: Arc<dyn Namespace>,
+        attached: Attached,
     ) -> Result<(Arc<NsEntry>, NsSink), Error> {
         let nsid = config.nsid;
+        let Attached {
+            uid,
+            visibility,
+            namespace,
+            gate,
+        } = attached;
         if nsid == 0 || nsid > self.max_namespaces {
             return Err(Error::config(format!(
                 "NSID {nsid}: 1 to {} is wanted in {}",
@@ -206,7 +219,7 @@ impl Subsystem {
             shared: Arc::new(NsShared {
                 namespace,
                 _notify: notify,
-                gate: Arc::default(),
+                gate,
                 reservations,
             }),
         };

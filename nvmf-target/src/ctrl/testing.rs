@@ -23,7 +23,7 @@ pub(super) const HOST_ID: [u8; 16] = *b"the host's id...";
 pub(super) const NN: u32 = 2000;
 
 /// A namespace that is only looked at.
-struct Described(NsInfo);
+pub(super) struct Described(pub(super) NsInfo);
 
 impl Namespace for Described {
     fn info(&self) -> NsInfo {

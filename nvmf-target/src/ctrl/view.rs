@@ -3,6 +3,7 @@
 use super::ana::{AnaState, PortStates};
 use super::{NsEntry, NsTable};
 use nvmf_proto::wire::Status;
+use nvmf_proto::wire::identify::NSID_BROADCAST;
 use nvmf_proto::wire::nqn::Nqn;
 use std::sync::Arc;
 
@@ -72,6 +73,16 @@ impl View {
     /// In ascending order of NSID.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Seen> {
         self.seen.iter().flatten()
+    }
+
+    /// Why commands to a namespace, or to all of them (FFFFFFFFh), are refused by the states of
+    /// their ANA groups. Of several reasons it is the one that lasts longest.
+    pub(crate) fn refused_by_ana(&self, nsid: u32) -> Option<Status> {
+        if nsid != NSID_BROADCAST {
+            return self.get(nsid)?.access.ana;
+        }
+        let reasons = self.iter().filter_map(|seen| seen.access.ana);
+        reasons.min_by_key(|status| status.sc())
     }
 
     pub(crate) fn ana_state(&self, anagrpid: u32) -> AnaState {

@@ -43,7 +43,7 @@ pub trait Namespace: Send + Sync + 'static {
     fn open_lane(&self, cx: &LaneCx) -> Result<Box<dyn Lane>, Error>;
 
     /// Hands over the sink by which the backend says that [`Namespace::info`] has changed. Called
-    /// once, when the namespace is added to a subsystem.
+    /// once for each time that the namespace is added to a subsystem, with another sink each time.
     fn subscribe(&self, sink: NsSink) {
         let _ = sink;
     }
@@ -103,6 +103,12 @@ impl NsSink {
         if let Some(notify) = self.0.upgrade() {
             notify();
         }
+    }
+
+    /// Whether the namespace is still attached where this sink leads to.
+    #[must_use]
+    pub fn is_of_use(&self) -> bool {
+        self.0.strong_count() > 0
     }
 }
 

@@ -124,9 +124,10 @@ impl IoPlan {
             _ => return Err(FUSE),
         }
         if opcode == NvmOpcode::FLUSH && sqe.nsid() == NSID_BROADCAST {
-            // NVMe Base 2.1 §8.1.22: a conflict on any of them is one of the command.
-            let conflict = view.iter().find_map(|seen| seen.access.flush);
-            return conflict.map_or(Ok(Self::FlushAll), |status| Err(status.into()));
+            // NVMe Base 2.1 §8.1.1 and §8.1.22: what any of them refuses is refused.
+            let conflict = || view.iter().find_map(|seen| seen.access.flush);
+            let refused = view.refused_by_ana(sqe.nsid()).or_else(conflict);
+            return refused.map_or(Ok(Self::FlushAll), |status| Err(status.into()));
         }
         let Seen { entry, access } = view
             .get(sqe.nsid())

@@ -238,6 +238,12 @@ impl Controller {
         }
     }
 
+    /// Whether the association is ended or ending.
+    #[cfg(test)]
+    pub(in crate::ctrl) fn is_ending(&self) -> bool {
+        lock(&self.state).ending
+    }
+
     /// Ends the association: every connection is told to close.
     pub(crate) fn end(&self) {
         let mut state = lock(&self.state);

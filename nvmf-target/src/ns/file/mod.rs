@@ -16,8 +16,8 @@ use rustix::io::{Errno, retry_on_intr};
 use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// The largest preferred size that is passed on to hosts; what exceeds it is no block size but a
 /// network file system's wish for long transfers.
@@ -137,7 +137,8 @@ pub struct FileBackend {
     /// Not yet refused by the file system: making holes, making zeroes.
     punches: AtomicBool,
     zeroes: AtomicBool,
-    sink: OnceLock<NsSink>,
+    /// One for each subsystem that it is attached to.
+    sinks: Mutex<Vec<NsSink>>,
 }
 
 impl FileBackend {
@@ -207,7 +208,7 @@ impl FileBackend {
             blocks: AtomicU64::new(blocks),
             punches: AtomicBool::new(true),
             zeroes: AtomicBool::new(true),
-            sink: OnceLock::new(),
+            sinks: Mutex::default(),
         })
     }
 
@@ -241,8 +242,10 @@ impl FileBackend {
         .validate()
         .map_err(|err| Error::config(format!("{}: {err}", self.path.display())))?;
         let changed = self.blocks.swap(blocks, Ordering::AcqRel) != blocks;
-        if changed && let Some(sink) = self.sink.get() {
-            sink.changed();
+        if changed {
+            let sinks = self.sinks.lock();
+            let sinks = sinks.unwrap_or_else(PoisonError::into_inner).clone();
+            sinks.iter().for_each(NsSink::changed);
         }
         Ok(changed)
     }
@@ -329,8 +332,9 @@ impl BlockDevice for FileBackend {
     }
 
     fn subscribe(&self, sink: NsSink) {
-        // Handed over once, when the namespace is added.
-        let _ = self.sink.set(sink);
+        let mut sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        sinks.retain(NsSink::is_of_use);
+        sinks.push(sink);
     }
 }
 

@@ -107,6 +107,10 @@ enum Access {
 /// NSID is named, but set for all namespaces only; one of a namespace is read of one namespace.
 fn check_nsid(cx: &AdminCx<'_>, nsid: u32, feature: Feature, access: Access) -> Result<(), Fault> {
     let of_namespace = feature.is_of_namespace();
+    if of_namespace && let Some(status) = cx.controller.view().refused_by_ana(nsid) {
+        // NVMe Base 2.1 §8.1.1, ANA effects on command processing.
+        return Err(status.into());
+    }
     match nsid {
         NSID_BROADCAST if of_namespace && access == Access::Get => {
             Err(Status::INVALID_NAMESPACE.dnr().into())

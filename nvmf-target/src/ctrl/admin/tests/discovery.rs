@@ -1,12 +1,15 @@
 use super::*;
 use crate::Role;
 use crate::TargetConfig;
+use crate::change::Change;
 use crate::ctrl::testing::listen;
+use crate::{ListenerConfig, Referral, SubsystemConfig};
 use nvmf_proto::wire::discovery::{
     AddressFamily, DiscoveryLogEntry, DiscoveryLogHeader, EntryFlags, SubsystemType, TransportType,
     Treq,
 };
-use nvmf_proto::wire::log::{GetLogPage, Lid};
+use nvmf_proto::wire::feature::AsyncEventConfig;
+use nvmf_proto::wire::log::{AsyncEvent, GetLogPage, Lid};
 use std::sync::Arc;
 
 fn read(rig: &Rig, lpo: u64, length: u32) -> Result<Vec<u8>, Status> {
@@ -181,4 +184,127 @@ fn flow_control_is_required_if_it_cannot_be_disabled() {
     };
     let rig = Rig::with(config, |core| Arc::clone(&core.discovery));
     assert_eq!(entries(&rig)[0].treq, Treq::empty());
+}
+
+fn name(of: &str) -> String {
+    nqn(of).as_str().to_owned()
+}
+
+/// GENCTR and whether there was an event since the last look, for each.
+fn news(rigs: &[&Rig]) -> Vec<(u64, bool)> {
+    let look = |rig: &&Rig| {
+        let event = rig.controller.next_event();
+        rig.controller.clear_event(Lid::DISCOVERY);
+        let expected = AsyncEvent::DISCOVERY_LOG_CHANGED;
+        assert!(event.is_none_or(|event| event == expected));
+        (header(rig).genctr, event.is_some())
+    };
+    rigs.iter().map(look).collect()
+}
+
+/// Who sees each change: hosts `a`, `b`, and `c` that no list has.
+#[test]
+fn generations_and_events_are_those_of_the_host() {
+    let rig = Rig::discovery();
+    let (a, b, c) = (rig.other("a"), rig.other("b"), rig.other("c"));
+    let rigs = [&a, &b, &c];
+    for rig in rigs {
+        rig.controller
+            .set_event_config(AsyncEventConfig::DISCOVERY_LOG);
+    }
+    let mut before = news(&rigs);
+    let mut step = |change: Change, affected: &str| {
+        let what = change.to_string();
+        rig.apply(change);
+        let now = news(&rigs);
+        for ((host, before), now) in ["a", "b", "c"].into_iter().zip(&before).zip(&now) {
+            let seen = affected.contains(host);
+            let expected = (before.0 + u64::from(seen), seen);
+            assert_eq!(*now, expected, "host {host}: {what}");
+        }
+        before = now;
+        rigs.map(|rig| ways(rig).len() - 1)
+    };
+    let host = |host: &str, add: bool| {
+        let (nqn, host) = (name("s"), name(host));
+        if add {
+            Change::AddHost { nqn, host }
+        } else {
+            Change::RemoveHost { nqn, host }
+        }
+    };
+    let any = |allow| Change::AllowAnyHost {
+        nqn: name("s"),
+        allow,
+    };
+    let mut config = SubsystemConfig::new(name("s"));
+    config.allow_any_host = false;
+    assert_eq!(step(Change::AddSubsystem(config), ""), [0, 0, 0]);
+    assert_eq!(step(host("a", true), "a"), [1, 0, 0]);
+    assert_eq!(step(host("a", true), ""), [1, 0, 0]);
+    assert_eq!(step(any(true), "bc"), [1, 1, 1]);
+    assert_eq!(step(host("b", true), ""), [1, 1, 1]);
+    assert_eq!(step(host("a", false), ""), [1, 1, 1]);
+    assert_eq!(step(any(false), "ac"), [0, 1, 0]);
+    let mut config = ListenerConfig::tcp(([127, 0, 0, 1], 0).into());
+    config.name = Some("l".to_owned());
+    config.subsystems = Some(vec![]);
+    assert_eq!(step(Change::AddListener(config), ""), [0, 1, 0]);
+    let (listener, nqn) = ("l".to_owned(), name("s"));
+    assert_eq!(step(Change::Serve { listener, nqn }, "b"), [0, 2, 0]);
+    let mut wild = ListenerConfig::tcp(([0, 0, 0, 0, 0, 0, 0, 0], 0).into());
+    wild.name = Some("wild".to_owned());
+    // All have come by IPv4, so an IPv6 wildcard is none of their business.
+    assert_eq!(step(Change::AddListener(wild), ""), [0, 2, 0]);
+    let listener = "l".to_owned();
+    assert_eq!(step(Change::RemoveListener { listener }, "b"), [0, 1, 0]);
+    let referral = Referral::tcp(([192, 0, 2, 9], 8009).into());
+    let add = Change::AddReferral(referral.clone());
+    assert_eq!(step(add, "abc"), [1, 2, 1]);
+    let entry = entries(&c).pop().unwrap();
+    assert_eq!(entry.subtype, SubsystemType::REFERRAL);
+    assert_eq!(entry.subsystem_nqn().unwrap().as_str(), DISCOVERY);
+    assert_eq!(
+        (&*entry.address(), &*entry.service()),
+        ("192.0.2.9", "8009")
+    );
+    let remove = Change::RemoveReferral(referral);
+    assert_eq!(step(remove, "abc"), [0, 1, 0]);
+    let nqn = name("s");
+    assert_eq!(step(Change::RemoveSubsystem { nqn }, "b"), [0, 0, 0]);
+}
+
+/// The generation of a host goes on where it was, named or not, connected or not.
+#[test]
+fn generations_do_not_depend_on_connections() {
+    let rig = Rig::discovery();
+    let genctr = || header(&rig.other("a")).genctr;
+    let first = genctr();
+    nvm_subsystem(&rig.core, "s");
+    assert_eq!(genctr(), first + 1);
+    let (nqn, host) = (name("s"), name("a"));
+    rig.apply(Change::AddHost {
+        nqn: nqn.clone(),
+        host: host.clone(),
+    });
+    assert_eq!(genctr(), first + 1);
+    rig.apply(Change::AllowAnyHost {
+        nqn: nqn.clone(),
+        allow: false,
+    });
+    assert_eq!((genctr(), header(&rig).genctr), (first + 1, first + 2));
+    rig.apply(Change::RemoveHost { nqn, host });
+    assert_eq!(genctr(), first + 2);
+    nvm_subsystem(&rig.core, "t");
+    assert_eq!((genctr(), header(&rig).genctr), (first + 3, first + 3));
+}
+
+#[test]
+fn the_service_has_a_name_of_its_own_if_so_wished() {
+    let config = TargetConfig {
+        discovery_nqn: Some(name("discovery")),
+        ..TargetConfig::default()
+    };
+    let rig = Rig::with(config, |core| Arc::clone(&core.discovery));
+    assert_eq!(ways(&rig), [way(OWN, "discovery", "192.0.2.1", "4420")]);
 }
