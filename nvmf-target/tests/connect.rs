@@ -1,6 +1,8 @@
 //! From accept to the first I/O: what is refused and how, what is closed and when.
 
 mod common;
+#[path = "tables/connect.rs"]
+mod tables;
 
 use common::raw::{
     Digests, Raw, admin_connect, connect_data, connect_sqe, disconnect, enable, encode, io_connect,
@@ -15,8 +17,10 @@ use nvmf_host::nvmf_proto::wire::identify::{Cns, IdentifyCommand};
 use nvmf_host::nvmf_proto::wire::nqn::Nqn;
 use nvmf_host::nvmf_proto::wire::property::{Cc, PropertyOffset};
 use nvmf_host::nvmf_proto::wire::{SglDescriptor, Sqe, Status};
-use nvmf_target::SubsystemConfig;
+use nvmf_target::{SubsystemConfig, Target};
+use std::net::SocketAddr;
 use std::time::Duration;
+use tables::{Answer, Place, Row};
 
 const OTHER_NQN: &str = "nqn.2026-11.org.example:other";
 
@@ -27,170 +31,89 @@ fn in_command(offset: u16) -> Refusal {
     (Status::CONNECT_INVALID_PARAMETERS.dnr(), dw0)
 }
 
-fn in_data(offset: u16) -> Refusal {
-    let dw0 = InvalidParameter::Data(offset).dw0();
-    (Status::CONNECT_INVALID_PARAMETERS.dnr(), dw0)
-}
-
-fn field(text: &str) -> [u8; 256] {
-    Nqn::new(text).unwrap().to_field()
-}
-
-/// Tries a Connect of an admin queue that is refused, and a good one on the same connection.
-#[test]
-fn connects_of_admin_queues_that_are_refused() {
-    type Change = fn(&mut ConnectCommand, &mut ConnectData);
+/// A target with the subsystems of the tables.
+fn tables_target() -> (Target, SocketAddr) {
     let (target, address) = target(config());
+    target
+        .add_subsystem(SubsystemConfig::new(tables::OTHER))
+        .unwrap();
+    let mut closed = SubsystemConfig::new(tables::CLOSED);
+    closed.allow_any_host = false;
+    closed.hosts = vec!["nqn.2026-11.org.example:somebody".to_owned()];
+    target.add_subsystem(closed).unwrap();
+    (target, address)
+}
+
+/// The Connect of a row.
+fn varied(row: &Row, command: &ConnectCommand, data: &ConnectData) -> (Sqe, [u8; 1024]) {
+    let (mut sqe, mut data) = (connect_sqe(command), encode(data));
+    match row.place {
+        Place::Command(at) => sqe.0[at..at + row.bytes.len()].copy_from_slice(row.bytes),
+        Place::Data(at) => {
+            // A name that is shorter than the one before it ends where it ends.
+            let field = (at / 256 * 256 + 256).min(1024);
+            if row.bytes.len() > 16 && row.bytes.len() < 224 {
+                data[at..field].fill(0);
+            }
+            data[at..at + row.bytes.len()].copy_from_slice(row.bytes);
+        }
+    }
+    (sqe, data)
+}
+
+/// Sends the Connect of a row; true if it made a queue, and the answer is that of the row.
+fn is_created(raw: &mut Raw, row: &Row, sqe: &Sqe, data: &[u8]) -> bool {
+    let cqe = raw.execute(sqe, data);
+    let Answer(sct, sc, dnr, dw0) = row.answer;
+    let status = Status::new(sct, sc);
+    let status = if dnr { status.dnr() } else { status };
+    assert_eq!(cqe.status, status, "{}", row.what);
+    if status.is_success() {
+        return true;
+    }
+    assert_eq!(cqe.result, u64::from(dw0), "{}", row.what);
+    false
+}
+
+#[test]
+fn every_field_of_an_admin_connect() {
+    let (target, address) = tables_target();
     let mut witness = Witness::new(&target, address);
-    let cases: [(&str, Change, Refusal); 12] = [
-        (
-            "RECFMT",
-            |c, _| c.recfmt = 1,
-            (Status::CONNECT_INCOMPATIBLE_FORMAT.dnr(), 0),
-        ),
-        (
-            "SQSIZE 0",
-            |c, _| c.sqsize = 0,
-            in_command(ConnectCommand::SQSIZE),
-        ),
-        (
-            "SQSIZE 4096",
-            |c, _| c.sqsize = 4096,
-            in_command(ConnectCommand::SQSIZE),
-        ),
-        (
-            "CNTLID 1",
-            |_, d| d.cntlid = 1,
-            in_data(ConnectData::CNTLID),
-        ),
-        (
-            "CNTLID FFFEh",
-            |_, d| d.cntlid = 0xfffe,
-            in_data(ConnectData::CNTLID),
-        ),
-        (
-            "unknown SUBNQN",
-            |_, d| d.subnqn = field(OTHER_NQN),
-            in_data(ConnectData::SUBNQN),
-        ),
-        (
-            "SUBNQN without NUL",
-            |_, d| d.subnqn = [b'n'; 256],
-            in_data(ConnectData::SUBNQN),
-        ),
-        (
-            "SUBNQN of 224 bytes",
-            |_, d| d.subnqn[..224].fill(b'n'),
-            in_data(ConnectData::SUBNQN),
-        ),
-        (
-            "no SUBNQN",
-            |_, d| d.subnqn = [0; 256],
-            in_data(ConnectData::SUBNQN),
-        ),
-        (
-            "SUBNQN not UTF-8",
-            |_, d| d.subnqn[3] = 0xff,
-            in_data(ConnectData::SUBNQN),
-        ),
-        (
-            "HOSTNQN without NUL",
-            |_, d| d.hostnqn = [b'n'; 256],
-            in_data(ConnectData::HOSTNQN),
-        ),
-        (
-            "no HOSTNQN",
-            |_, d| d.hostnqn = [0; 256],
-            in_data(ConnectData::HOSTNQN),
-        ),
-    ];
-    for (what, change, expected) in cases {
+    for row in &tables::ADMIN {
         let mut raw = Raw::open(address, Digests::default());
-        let (mut command, mut data) = (admin_connect(), connect_data());
-        change(&mut command, &mut data);
-        assert_eq!(raw.connect(&command, &data), expected, "{what}");
-        assert_eq!(target.stats().controllers, 1, "{what}");
-        raw.connect_ok(&admin_connect(), &connect_data());
+        let (sqe, data) = varied(row, &admin_connect(), &connect_data());
+        if !is_created(&mut raw, row, &sqe, &data) {
+            // It has left nothing, and the connection is good for another try.
+            assert_eq!(target.stats().controllers, 1, "{}", row.what);
+            raw.connect_ok(&admin_connect(), &connect_data());
+        }
+        raw.ok(&enable(), &[]);
         drop(raw);
         witness.is_alone();
     }
 }
 
 #[test]
-fn connects_of_io_queues_that_are_refused() {
-    type Change = fn(&mut ConnectCommand, &mut ConnectData);
-    let (target, address) = target(config());
-    target
-        .add_subsystem(SubsystemConfig::new(OTHER_NQN))
-        .unwrap();
+fn every_field_of_an_io_connect() {
+    let (target, address) = tables_target();
     let mut witness = Witness::new(&target, address);
     let (admin, cntlid) = Raw::admin(address);
-    let sequence = (Status::COMMAND_SEQUENCE_ERROR, 0);
-    let cases: [(&str, Change, Refusal); 10] = [
-        (
-            "CNTLID of nobody",
-            |_, d| d.cntlid = 0xffef,
-            in_data(ConnectData::CNTLID),
-        ),
-        (
-            "CNTLID FFFFh",
-            |_, d| d.cntlid = 0xffff,
-            in_data(ConnectData::CNTLID),
-        ),
-        (
-            "other HOSTID",
-            |_, d| d.hostid[15] ^= 1,
-            in_data(ConnectData::HOSTID),
-        ),
-        (
-            "other HOSTNQN",
-            |_, d| d.hostnqn[30] ^= 1,
-            in_data(ConnectData::HOSTNQN),
-        ),
-        (
-            "other subsystem",
-            |_, d| d.subnqn = field(OTHER_NQN),
-            in_data(ConnectData::CNTLID),
-        ),
-        (
-            "discovery",
-            |_, d| d.subnqn = Nqn::discovery().to_field(),
-            in_command(ConnectCommand::QID),
-        ),
-        (
-            "QID 9 of 8",
-            |c, _| c.qid = 9,
-            in_command(ConnectCommand::QID),
-        ),
-        (
-            "QID FFFFh",
-            |c, _| c.qid = 0xffff,
-            in_command(ConnectCommand::QID),
-        ),
-        (
-            "SQSIZE 0",
-            |c, _| c.sqsize = 0,
-            in_command(ConnectCommand::SQSIZE),
-        ),
-        (
-            "SQSIZE beyond MQES",
-            |c, _| c.sqsize = 1024,
-            in_command(ConnectCommand::SQSIZE),
-        ),
-    ];
     let good = ConnectData {
         cntlid,
         ..connect_data()
     };
-    for (what, change, expected) in cases {
+    for row in &tables::IO {
         let mut raw = Raw::open(address, Digests::default());
-        let (mut command, mut data) = (io_connect(1), good.clone());
-        change(&mut command, &mut data);
-        assert_eq!(raw.connect(&command, &data), expected, "{what}");
-        raw.connect_ok(&io_connect(1), &good);
-        assert_eq!(raw.connect(&io_connect(2), &good), (sequence.0.dnr(), 0));
+        let (sqe, data) = varied(row, &io_connect(1), &good);
+        if !is_created(&mut raw, row, &sqe, &data) {
+            assert_eq!(target.stats().io_queues, 1, "{}", row.what);
+            raw.connect_ok(&io_connect(1), &good);
+        }
+        raw.ok(&write_in_capsule(1, 0, 1), &[0; 512]);
+        let again = raw.connect(&io_connect(2), &good);
+        assert_eq!(again, (Status::COMMAND_SEQUENCE_ERROR.dnr(), 0));
         drop(raw);
-        eventually("QID 1 is free", || target.stats().io_queues == 1);
+        eventually("the QID is free", || target.stats().io_queues == 1);
     }
     // A QID in use: the host has come back, its old connection ends.
     let mut old = Raw::io(address, cntlid, 1);
@@ -201,6 +124,62 @@ fn connects_of_io_queues_that_are_refused() {
     new.read(&read(1, 0, 1));
     drop((admin, old, new));
     witness.is_alone();
+}
+
+/// All queues of a controller are at the port of its admin queue.
+#[test]
+fn io_queues_come_by_the_port_of_their_controller() {
+    let (target, address) = target(config());
+    let elsewhere = target.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let (admin, cntlid) = Raw::admin(address);
+    let data = ConnectData {
+        cntlid,
+        ..connect_data()
+    };
+    let mut raw = Raw::open(elsewhere, Digests::default());
+    let cntlid_invalid = InvalidParameter::Data(ConnectData::CNTLID).dw0();
+    let refused = (Status::CONNECT_INVALID_PARAMETERS.dnr(), cntlid_invalid);
+    assert_eq!(raw.connect(&io_connect(1), &data), refused);
+    // As the admin queue of a controller of its own it may stay.
+    raw.connect_ok(&admin_connect(), &connect_data());
+    drop((admin, raw));
+    common::assert_idle(&target);
+}
+
+/// CNTLIDs are used again as late as possible, and when none is left the controller is busy.
+#[test]
+fn controller_ids_run_out_and_come_back() {
+    let (target, address) = target(config());
+    let mut few = SubsystemConfig::new(tables::OTHER);
+    (few.cntlid_min, few.cntlid_max) = (7, 10);
+    target.add_subsystem(few).unwrap();
+    let data = ConnectData {
+        subnqn: Nqn::new(tables::OTHER).unwrap().to_field(),
+        ..connect_data()
+    };
+    let open = || Raw::open(address, Digests::default());
+    let mut live: Vec<_> = (7..=10)
+        .map(|cntlid| {
+            let mut raw = open();
+            assert_eq!(raw.connect_ok(&admin_connect(), &data), cntlid);
+            raw
+        })
+        .collect();
+    let mut raw = open();
+    let busy = (Status::CONNECT_CONTROLLER_BUSY, 0);
+    assert_eq!(raw.connect(&admin_connect(), &data), busy);
+    drop(live.remove(2));
+    eventually("9 is free", || target.stats().controllers == 3);
+    assert_eq!(raw.connect_ok(&admin_connect(), &data), 9);
+    drop(live.remove(0));
+    eventually("7 is free", || target.stats().controllers == 3);
+    drop(raw);
+    eventually("9 is free", || target.stats().controllers == 2);
+    // The one that was freed last is not the one that is used next.
+    let mut raw = open();
+    assert_eq!(raw.connect_ok(&admin_connect(), &data), 7);
+    drop((raw, live));
+    common::assert_idle(&target);
 }
 
 #[test]
