@@ -3,12 +3,15 @@
 mod common;
 
 use common::step::Step;
-use common::{NQN, assert_idle, config, connect, pattern, target};
+use common::{NQN, PATIENCE, assert_idle, config, connect, eventually, pattern, target};
 use nvmf_host::{Controller, Data, IoQueue, Token, command};
-use nvmf_proto::wire::feature::{Fid, SetFeatures};
+use nvmf_proto::wire::feature::{AsyncEventConfig, Fid, SetFeatures};
+use nvmf_proto::wire::identify::Nsattr;
+use nvmf_proto::wire::log::AsyncEvent;
 use nvmf_proto::wire::{Sqe, Status};
 use nvmf_target::Target;
 use nvmf_target::ns::{NsInfo, Op};
+use std::time::Duration;
 
 /// A target whose namespace 2 has a volatile cache and is run by hand, and a host of it.
 struct Rig {
@@ -120,5 +123,57 @@ fn a_write_cache_that_cannot_be_flushed_is_not_off_without_a_word() {
     let set = rig.set(0, Fid::VOLATILE_WRITE_CACHE, 0);
     rig.step.next().complete(Err(Status::WRITE_FAULT));
     assert_eq!(rig.admin_status(set), Status::WRITE_FAULT);
+    rig.end();
+}
+
+#[test]
+fn a_namespace_is_protected_when_what_was_being_written_is_safe() {
+    let mut rig = rig();
+    let mut other = connect(rig.controller.options().address);
+    other
+        .set_event_config(AsyncEventConfig::NAMESPACE_ATTRIBUTE)
+        .unwrap();
+    rig.controller
+        .set_event_config(AsyncEventConfig::NAMESPACE_ATTRIBUTE)
+        .unwrap();
+    for host in [&mut other, &mut rig.controller] {
+        host.submit_event_request().unwrap();
+    }
+    let read_only = Status::NAMESPACE_WRITE_PROTECTED.dnr();
+
+    let early = rig.write();
+    let write = rig.step.next();
+    let set = rig.set(2, Fid::NAMESPACE_WRITE_PROTECTION, 1);
+    // From now on nothing is written, and the host is not told so before the last write is over.
+    eventually("writes are refused", || {
+        let token = rig.write();
+        let done = rig.step.pending() == 0;
+        if !done {
+            rig.expect(PLAIN);
+        }
+        rig.status(token) == read_only
+    });
+    assert_eq!(rig.controller.admin_queue().progress().unwrap(), 0);
+    write.complete(Ok(()));
+    rig.expect(Op::Flush);
+    assert_eq!(rig.admin_status(set), Status::SUCCESS);
+    assert_eq!(rig.status(early), Status::SUCCESS);
+    let id = rig.controller.identify_namespace(2).unwrap();
+    assert!(id.nsattr.contains(Nsattr::WRITE_PROTECTED));
+
+    // The other host hears of it, and this one knows.
+    let event = other.poll_event(PATIENCE).unwrap();
+    assert_eq!(event, Some(AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED));
+    assert_eq!(rig.controller.poll_event(Duration::ZERO).unwrap(), None);
+
+    let read = rig.submit(command::read(2, 0, 8), Data::Read(vec![0; 4096]));
+    rig.expect(Op::Read);
+    assert_eq!(rig.status(read), Status::SUCCESS);
+    let set = rig.set(2, Fid::NAMESPACE_WRITE_PROTECTION, 0);
+    assert_eq!(rig.admin_status(set), Status::SUCCESS);
+    let token = rig.write();
+    rig.expect(PLAIN);
+    assert_eq!(rig.status(token), Status::SUCCESS);
+    drop(other);
     rig.end();
 }

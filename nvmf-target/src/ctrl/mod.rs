@@ -21,7 +21,7 @@ mod topology;
 mod view;
 
 pub use ana::AnaState;
-pub(crate) use controller::{Controller, Expiry, Opening, QueueStats};
+pub(crate) use controller::{Controller, Expiry, NsStats, Opening, QueueStats};
 pub(crate) use draft::Effects;
 pub(crate) use fault::Fault;
 pub(crate) use namespaces::{NsEntry, NsShared, NsTable, Visibility};

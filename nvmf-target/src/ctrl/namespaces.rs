@@ -1,8 +1,10 @@
 //! The namespaces of a subsystem: a snapshot that is replaced, never changed.
 
+use super::NsStats;
 use super::reservation::Reservations;
 use crate::ns::{Namespace, NsInfo};
 use crate::reactor::Gate;
+use nvmf_proto::wire::feature::WriteProtectState;
 use nvmf_proto::wire::nqn::Nqn;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,9 +20,16 @@ pub(crate) struct NsEntry {
     /// ANAGRPID: the ANA group that it is in.
     pub(crate) anagrpid: u32,
     pub(crate) visibility: Visibility,
-    /// Write protected by a host (Namespace Write Protection Config), whatever the backend allows.
-    pub(crate) write_protected: bool,
+    /// What a host has set (Namespace Write Protection Config), whatever the backend allows.
+    pub(crate) write_protect: WriteProtectState,
     pub(crate) shared: Arc<NsShared>,
+}
+
+impl NsEntry {
+    /// Whether every write fails at the moment.
+    pub(crate) fn is_protected(&self) -> bool {
+        self.info.read_only || self.write_protect != WriteProtectState::NONE
+    }
 }
 
 /// What stays the same while a namespace is attached.
@@ -29,6 +38,7 @@ pub(crate) struct NsShared {
     /// What the backend's sink calls: kept, for the backend holds a weak reference.
     pub(crate) _notify: Arc<dyn Fn() + Send + Sync>,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) stats: NsStats,
     pub(crate) reservations: Reservations,
 }
 

@@ -5,11 +5,13 @@ use super::connect::Refusal;
 use super::persistent::PersistentLog;
 use super::reservation::{ReservationScope, ReservationStore, Reservations};
 use super::{
-    Access, Controller, Limits, NsEntry, NsShared, NsTable, Opening, View, Visibility, lock,
+    Access, Controller, Limits, NsEntry, NsShared, NsStats, NsTable, Opening, View, Visibility,
+    lock,
 };
 use crate::ns::{Namespace, NsInfo, NsSink};
 use crate::reactor::Gate;
 use crate::{Error, NamespaceConfig, SubsystemConfig, TargetConfig};
+use nvmf_proto::wire::feature::WriteProtectState;
 use nvmf_proto::wire::log::NamespaceChange;
 use nvmf_proto::wire::nqn::Nqn;
 use nvmf_proto::wire::{Status, padded_ascii};
@@ -140,7 +142,8 @@ impl Subsystem {
         View::new(&table, &controller.hostnqn, ana, |entry| {
             let rights = entry.shared.reservations.rights(&controller.hostid);
             let unless = |right: bool| (!right).then_some(Status::RESERVATION_CONFLICT.dnr());
-            let protected = (entry.info.read_only || entry.write_protected)
+            let protected = entry
+                .is_protected()
                 .then_some(Status::NAMESPACE_WRITE_PROTECTED.dnr());
             Access {
                 reads: unless(rights.read),
@@ -159,6 +162,11 @@ impl Subsystem {
     /// Changes the namespaces or how they are reached. Controllers to which that makes a difference
     /// are told.
     pub(super) fn update(&self, change: impl FnOnce(&mut Snapshot)) {
+        self.update_by(None, change);
+    }
+
+    /// The same for a controller whose host has asked for it and need not be told.
+    fn update_by(&self, by: Option<u16>, change: impl FnOnce(&mut Snapshot)) {
         let (old, new) = {
             let mut snapshot = lock(&self.snapshot);
             let old = snapshot.clone();
@@ -175,8 +183,41 @@ impl Subsystem {
             }
         }
         for controller in self.controllers() {
-            controller.namespaces_changed(&old, &new, &differing);
+            if by != Some(controller.cntlid) {
+                controller.namespaces_changed(&old, &new, &differing);
+            }
         }
+    }
+
+    /// Sets the write protection of namespaces for the host of a controller. Returns those that
+    /// there still are; none is changed if one may not be before the next power cycle.
+    pub(super) fn set_write_protect(
+        &self,
+        by: u16,
+        nsids: &[u32],
+        state: WriteProtectState,
+    ) -> Option<Vec<Arc<NsEntry>>> {
+        let mut changed = Some(Vec::new());
+        self.update_by(Some(by), |snapshot| {
+            let all = nsids.iter().filter_map(|&nsid| snapshot.table.get(nsid));
+            let all: Vec<_> = all.cloned().collect();
+            let fixed = |e: &Arc<NsEntry>| {
+                e.write_protect == WriteProtectState::UNTIL_POWER_CYCLE && e.write_protect != state
+            };
+            if all.iter().any(fixed) {
+                changed = None;
+                return;
+            }
+            for entry in &all {
+                let entry = NsEntry {
+                    write_protect: state,
+                    ..NsEntry::clone(entry)
+                };
+                snapshot.set(entry.nsid, Some(Arc::new(entry)));
+            }
+            changed = Some(all);
+        });
+        changed
     }
 
     /// An entry for a namespace that is to be attached, with what its backend is to be given after
@@ -215,11 +256,12 @@ impl Subsystem {
             info,
             anagrpid: config.anagrpid,
             visibility,
-            write_protected: false,
+            write_protect: WriteProtectState::NONE,
             shared: Arc::new(NsShared {
                 namespace,
                 _notify: notify,
                 gate,
+                stats: NsStats::default(),
                 reservations,
             }),
         };

@@ -3,7 +3,7 @@
 
 use super::gate::Member;
 use super::{Mailbox, Poller};
-use crate::ctrl::NsEntry;
+use crate::ctrl::{NsEntry, QueueStats};
 use crate::ns::{Lane, LaneCx, Op, Request, RequestId};
 use log::error;
 use nvmf_proto::wire::Status;
@@ -41,6 +41,8 @@ struct OpenLane {
     outstanding: u32,
     /// What exceeds the depth.
     waiting: VecDeque<Request>,
+    /// What the namespace's SMART log counts.
+    stats: Arc<QueueStats>,
     member: Member,
     /// The gate is closed: what writes is parked.
     closed: bool,
@@ -86,6 +88,12 @@ impl Lanes {
         }
     }
 
+    /// The counters of a lane.
+    pub(crate) fn stats(&self, index: usize) -> Option<&QueueStats> {
+        let lane = self.lanes.get(index).and_then(Option::as_ref);
+        lane.map(|lane| &*lane.stats)
+    }
+
     /// The lane of a namespace that is open already.
     pub(crate) fn get(&self, uid: u64) -> Option<usize> {
         self.by_uid.get(&uid).copied()
@@ -124,6 +132,7 @@ impl Lanes {
             depth: entry.info.depth,
             outstanding: 0,
             waiting: VecDeque::new(),
+            stats: entry.shared.stats.lane(),
             member,
             closed,
             asked: false,

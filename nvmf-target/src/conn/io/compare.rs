@@ -57,7 +57,7 @@ impl Conn {
             blocks: range.blocks - at,
         };
         if rest.blocks == 0 {
-            self.count_read(range.blocks << ns.lba_shift);
+            self.count_read(cx, slot, range.blocks << ns.lba_shift);
             self.compared(cx, slot, ns);
             return Ok(());
         }

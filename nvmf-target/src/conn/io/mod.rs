@@ -205,13 +205,13 @@ impl Conn {
         match op {
             Op::Write { .. } => {
                 if matches!(self.command(slot).next, Step::Respond | Step::Flush { .. }) {
-                    self.count_written(len);
+                    self.count_written(cx, slot, len);
                 }
             }
-            Op::Compare => self.count_read(len),
+            Op::Compare => self.count_read(cx, slot, len),
             Op::CompareAndWrite { .. } => {
-                self.count_read(len);
-                self.count_written(len);
+                self.count_read(cx, slot, len);
+                self.count_written(cx, slot, len);
             }
             _ => {}
         }
@@ -221,7 +221,7 @@ impl Conn {
     /// The data of a Read is here.
     fn send_data(&mut self, cx: &mut Cx, slot: Slot) {
         let len = self.command(slot).buf.len();
-        self.count_read(len as u64);
+        self.count_read(cx, slot, len as u64);
         #[expect(
             clippy::cast_possible_truncation,
             reason = "at most max_transfer, a u32"
@@ -260,16 +260,22 @@ impl Conn {
         }
     }
 
-    /// SMART counters: NVMe Base 2.1, SMART / Health Information log.
-    fn count_read(&self, bytes: u64) {
+    /// SMART counters of controller and namespace: NVMe Base 2.1, SMART / Health Information log.
+    fn count_read(&mut self, cx: &Cx, slot: Slot, bytes: u64) {
         if let Queue::Io(queue) = &self.queue {
             queue.stats.read(bytes);
         }
+        if let Some(stats) = cx.lanes.stats(self.command(slot).lane) {
+            stats.read(bytes);
+        }
     }
 
-    fn count_written(&self, bytes: u64) {
+    fn count_written(&mut self, cx: &Cx, slot: Slot, bytes: u64) {
         if let Queue::Io(queue) = &self.queue {
             queue.stats.written(bytes);
+        }
+        if let Some(stats) = cx.lanes.stats(self.command(slot).lane) {
+            stats.written(bytes);
         }
     }
 }

@@ -214,7 +214,7 @@ impl Conn {
     ) -> Result<(), Status> {
         if rest.blocks == 0 {
             let blocks = u64::from(self.command(slot).sqe.block_count());
-            self.count_read(blocks << ns.lba_shift);
+            self.count_read(cx, slot, blocks << ns.lba_shift);
             self.end(cx, slot, Status::SUCCESS);
             return Ok(());
         }

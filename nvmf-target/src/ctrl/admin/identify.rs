@@ -1,6 +1,6 @@
 //! Identify (NVMe Base 2.1, Identify command; NVM Command Set 1.1 for its own structures).
 
-use super::{ACL, AdminCx, Kind, NsEntry, Transfer, reservation};
+use super::{ACL, AdminCx, Kind, NsEntry, Transfer, feature, reservation};
 use crate::conn::{DMRL, DMRSL, STRIDE};
 use crate::ctrl::AnaState;
 use crate::ctrl::ana::ANATT;
@@ -245,7 +245,8 @@ fn io_controller(cx: &AdminCx<'_>) -> IdentifyController {
         cntrltype: ControllerType::IO,
         crdt1: CRDT1,
         frmw: Frmw::SLOT_1_READ_ONLY | Frmw::ONE_SLOT,
-        lpa: Lpa::COMMAND_EFFECTS
+        lpa: Lpa::SMART_PER_NAMESPACE
+            | Lpa::COMMAND_EFFECTS
             | Lpa::EXTENDED_DATA
             | Lpa::PERSISTENT_EVENT
             | Lpa::SUPPORTED_LOG_PAGES,
@@ -271,6 +272,7 @@ fn io_controller(cx: &AdminCx<'_>) -> IdentifyController {
             | Oncs::VERIFY
             | Oncs::NAMESPACE_ZEROES,
         fuses: Fuses::COMPARE_AND_WRITE,
+        nwpc: feature::NWPC,
         vwc: Vwc::PRESENT | Vwc::FLUSH_BROADCAST,
         ioccsz: (64 + cx.controller.limits.in_capsule) / 16,
         iorcsz: 1,
@@ -352,8 +354,7 @@ fn dlfeat(info: &NsInfo) -> Dlfeat {
 
 fn nsattr(entry: &NsEntry) -> Nsattr {
     let mut nsattr = Nsattr::empty();
-    let protected = entry.info.read_only || entry.write_protected;
-    nsattr.set(Nsattr::WRITE_PROTECTED, protected);
+    nsattr.set(Nsattr::WRITE_PROTECTED, entry.is_protected());
     nsattr
 }
 

@@ -26,9 +26,13 @@ pub(super) fn transfer(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<Transfer, Fault> {
 fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(GetLogPage, Transfer), Fault> {
     let get = GetLogPage::decode(sqe);
     let mut size = size(cx, get.lid).ok_or(Status::INVALID_LOG_PAGE.dnr())?;
-    // Pages are of the controller or the subsystem.
-    if !matches!(sqe.nsid(), 0 | NSID_BROADCAST) {
-        return Err(Fault::nsid());
+    // Pages are of the controller or the subsystem, but for SMART, which namespaces have, too.
+    match (get.lid, sqe.nsid()) {
+        (_, 0 | NSID_BROADCAST) => {}
+        (Lid::SMART, nsid) => {
+            cx.namespace(nsid)?.ok_or(Fault::nsid())?;
+        }
+        _ => return Err(Fault::nsid()),
     }
     // No page has an index for offsets of that type.
     if get.ot {
@@ -95,7 +99,11 @@ pub(super) fn read(cx: &AdminCx<'_>, sqe: &Sqe, out: &mut [u8]) -> Result<(), Fa
         Lid::ERROR_INFORMATION => copy(&cx.controller.errors.page(), get.lpo, out),
         Lid::SMART => {
             let mut page = [0; SmartLog::SIZE];
-            cx.controller.smart().encode(&mut page);
+            let smart = match cx.namespace(sqe.nsid()) {
+                Ok(Some(entry)) => cx.controller.smart_of(&entry),
+                _ => cx.controller.smart(),
+            };
+            smart.encode(&mut page);
             copy(&page, get.lpo, out);
         }
         Lid::FIRMWARE_SLOT => {

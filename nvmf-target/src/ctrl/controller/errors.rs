@@ -99,7 +99,11 @@ impl Controller {
             log_page_version: 1,
             ..ErrorLogEntry::default()
         };
-        self.errors.record(entry, fault.is_of_the_medium());
+        let of_the_medium = fault.is_of_the_medium();
+        if of_the_medium && let Some(seen) = self.view().get(sqe.nsid()) {
+            seen.entry.shared.stats.count_media_error();
+        }
+        self.errors.record(entry, of_the_medium);
         if fault.status.same_code(Status::INTERNAL_ERROR) {
             self.raise(AsyncEvent::TRANSIENT_INTERNAL_ERROR);
         }

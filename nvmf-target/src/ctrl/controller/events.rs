@@ -103,7 +103,7 @@ impl Controller {
                 (Some(a), Some(b)) if a.uid == b.uid => {
                     moved = true;
                     ana |= a.anagrpid != b.anagrpid;
-                    if a.info != b.info || a.write_protected != b.write_protected {
+                    if a.info != b.info || a.is_protected() != b.is_protected() {
                         changed.push(nsid);
                     }
                 }

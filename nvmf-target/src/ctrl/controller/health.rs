@@ -1,14 +1,31 @@
 //! What a controller has counted, and what of it outlives the controller.
 
-use super::super::{Kind, lock};
-use super::{Clock, Controller, TEMPERATURE};
+use super::super::{Kind, NsEntry, lock};
+use super::{Clock, Controller, TEMPERATURE, Totals};
 use nvmf_proto::wire::log::SmartLog;
 use std::sync::Arc;
 
 impl Controller {
     /// The SMART / Health Information log page of this controller.
     pub(in crate::ctrl) fn smart(&self) -> SmartLog {
-        let (totals, errors) = (self.totals(), self.errors.counts());
+        let errors = self.errors.counts();
+        SmartLog {
+            media_errors: u128::from(errors.media),
+            error_log_entries: u128::from(errors.entries),
+            ..self.smart_with(self.totals())
+        }
+    }
+
+    /// That of a namespace: what all hosts have done with it since it was attached.
+    pub(in crate::ctrl) fn smart_of(&self, entry: &NsEntry) -> SmartLog {
+        let stats = &entry.shared.stats;
+        SmartLog {
+            media_errors: u128::from(stats.media_errors()),
+            ..self.smart_with(stats.totals())
+        }
+    }
+
+    fn smart_with(&self, totals: Totals) -> SmartLog {
         SmartLog {
             critical_warning: self.settings().warnings(),
             temperature: TEMPERATURE,
@@ -20,8 +37,6 @@ impl Controller {
             host_write_commands: u128::from(totals.writes),
             power_cycles: 1,
             power_on_hours: self.subsystem.persistent.power_on_hours(),
-            media_errors: u128::from(errors.media),
-            error_log_entries: u128::from(errors.entries),
             ..SmartLog::default()
         }
     }

@@ -11,7 +11,7 @@ mod stats;
 pub(super) use errors::{CRDT1, ErrorLog};
 pub(super) use settings::{Clock, Settings, TEMPERATURE, WCTEMP};
 pub(super) use state::{Join, Shutdown};
-pub(crate) use stats::{QueueStats, Totals};
+pub(crate) use stats::{NsStats, QueueStats, Totals};
 
 use super::{ConnRef, Kind, Limits, Listener, Reach, Subsystem, View, lock};
 use nvmf_proto::tcp::Time;

@@ -3,8 +3,10 @@
 //! What a feature is stands in one table, [`Feature::of`]; both commands are checked against it
 //! before anything is read or set.
 
+mod protect;
 mod set;
 
+pub(super) use protect::NWPC;
 pub(super) use set::{set, transfer_set};
 
 use super::{AdminCx, Fault, Kind, Transfer, reservation};
@@ -74,6 +76,7 @@ impl Feature {
                 of_namespace.union(changeable),
                 ReservationPersistence::all().bits(),
             ),
+            Fid::NAMESPACE_WRITE_PROTECTION => Self::new(of_namespace.union(changeable), 7),
             _ => return None,
         };
         Some(feature)
@@ -90,6 +93,11 @@ impl Feature {
 pub(super) fn effects(cx: &AdminCx<'_>, fid: u8) -> CommandEffects {
     match Feature::of(cx.kind(), Fid(fid)) {
         None => CommandEffects::empty(),
+        Some(_) if Fid(fid) == Fid::NAMESPACE_WRITE_PROTECTION => {
+            CommandEffects::SUPPORTED
+                | CommandEffects::NAMESPACE_CHANGE
+                | CommandEffects::SCOPE_NAMESPACE
+        }
         Some(feature) if feature.is_of_namespace() => {
             CommandEffects::SUPPORTED | CommandEffects::SCOPE_NAMESPACE
         }
@@ -170,6 +178,9 @@ pub(super) fn get(cx: &AdminCx<'_>, sqe: &Sqe, out: &mut [u8]) -> Result<u32, Fa
     if get.sel == FeatureSelect::CURRENT {
         if let Some(value) = reservation::current(cx, get.fid, sqe.nsid()) {
             return Ok(value);
+        }
+        if get.fid == Fid::NAMESPACE_WRITE_PROTECTION {
+            return Ok(protect::current(cx, sqe.nsid()));
         }
         current(cx, &get, &settings)
     } else {

@@ -1,6 +1,8 @@
 //! Set Features.
 
-use super::{ARBITRATION, Access, AdminCx, Fault, Feature, Kind, Transfer, VWC_ENABLE, check_nsid};
+use super::{
+    ARBITRATION, Access, AdminCx, Fault, Feature, Kind, Transfer, VWC_ENABLE, check_nsid, protect,
+};
 use crate::ctrl::admin::{Answer, Settle, identify, reservation};
 use crate::ctrl::controller::Clock;
 use nvmf_proto::wire::feature::{
@@ -67,6 +69,7 @@ pub(in crate::ctrl::admin) fn set(
         Fid::HOST_BEHAVIOR => set_host_behavior(cx, data)?,
         Fid::ARBITRATION => fixed(set.cdw11, ARBITRATION)?,
         Fid::VOLATILE_WRITE_CACHE => return Ok(set_write_cache(cx, set.cdw11)),
+        Fid::NAMESPACE_WRITE_PROTECTION => return protect::set(cx, sqe.nsid(), set.cdw11),
         // Error Recovery: no limit, and no error for deallocated blocks (NSFEAT.DAE is clear).
         _ => fixed(set.cdw11, 0)?,
     }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::ctrl::admin::Settle;
+use crate::ns::NsInfo;
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::feature::{
     AsyncEventConfig, FeatureSelect, Fid, GetFeatures, NumberOfQueues, SetFeatures, Timestamp,
@@ -38,6 +39,7 @@ fn nsid_of(fid: Fid) -> u32 {
         Fid::ERROR_RECOVERY,
         Fid::RESERVATION_NOTIFICATION_MASK,
         Fid::RESERVATION_PERSISTENCE,
+        Fid::NAMESPACE_WRITE_PROTECTION,
     ];
     u32::from(of_namespace.contains(&fid))
 }
@@ -128,6 +130,7 @@ fn rows() -> Vec<Row> {
         ),
         one(Fid::RESERVATION_NOTIFICATION_MASK, 0, 0, 6, 0xffff_fff1),
         one(Fid::RESERVATION_PERSISTENCE, 0, 0, 6, 0xffff_fffe),
+        one(Fid::NAMESPACE_WRITE_PROTECTION, 0, 0, 6, 0xffff_fff8),
         row(Fid::HOST_IDENTIFIER, 1, host_id.clone(), host_id, 0, 0),
     ]
 }
@@ -295,6 +298,58 @@ fn without_a_write_cache_all_writes_are_forced_and_what_was_written_is_flushed()
     rig.enable();
     rig.reset();
     assert!(!through());
+}
+
+/// States that a namespace goes through: what is set, the outcome, and what it is then.
+#[test]
+fn namespace_write_protection() {
+    const FID: Fid = Fid::NAMESPACE_WRITE_PROTECTION;
+    let rig = Rig::nvm();
+    let table = [
+        (0, Ok(()), 0),
+        (1, Ok(()), 1),
+        (3, Err(INVALID_FIELD), 1),
+        (7, Err(INVALID_FIELD), 1),
+        (1, Ok(()), 1),
+        (0, Ok(()), 0),
+        (2, Ok(()), 2),
+        (2, Ok(()), 2),
+        (1, Err(NOT_CHANGEABLE), 2),
+        (0, Err(NOT_CHANGEABLE), 2),
+    ];
+    for (wanted, outcome, state) in table {
+        assert_eq!(set(&rig, FID, wanted).map(|_| ()), outcome, "{wanted}");
+        assert_eq!(get(&rig, FID, 0, 0), Ok(Dword(state)), "{wanted}");
+        let view = rig.controller.view();
+        let refused = view.get(1).unwrap().access.writes.is_some();
+        assert_eq!(refused, state != 0, "{wanted}");
+    }
+    // Of the others none was changed, and none can be with the one that cannot.
+    rig.attach(5, NsInfo::new(512, 1));
+    let of = |nsid| rig.run(&get_sqe(FID, 0, 0, nsid)).unwrap().0;
+    assert_eq!((of(3), of(5)), (0, 0));
+    assert_eq!(rig.status(&set_sqe(FID, 1, 0xffff_ffff)), NOT_CHANGEABLE);
+    assert_eq!(of(5), 0);
+    assert_eq!(rig.status(&set_sqe(FID, 2, 0xffff_ffff)), Status::SUCCESS);
+    assert_eq!((of(3), of(5)), (2, 2));
+    // A reset is no power cycle.
+    rig.enable();
+    rig.reset();
+    assert_eq!(of(1), 2);
+}
+
+#[test]
+fn protecting_a_namespace_waits_for_its_writes() {
+    let rig = Rig::nvm();
+    let run = |value| {
+        let sqe = set_sqe(Fid::NAMESPACE_WRITE_PROTECTION, value, 1);
+        execute(&rig.cx(), &sqe, &mut []).unwrap()
+    };
+    let Answer::Settle(Settle { namespaces, fence }) = run(1) else {
+        panic!("it does not wait");
+    };
+    assert_eq!((namespaces.len(), namespaces[0].nsid, fence), (1, 1, true));
+    assert!(matches!(run(0), Answer::Done(0)));
 }
 
 #[test]

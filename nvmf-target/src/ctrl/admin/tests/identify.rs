@@ -155,8 +155,12 @@ fn io_controller() {
     assert_eq!((id.vwc.bits(), id.sgls.bits()), (0x07, 0x30_0001));
     assert_eq!((id.ioccsz, id.iorcsz, id.icdoff), ((64 + 16384) / 16, 1, 0));
     assert_eq!((id.fcatt, id.msdbd, id.ofcs), (0, 1, Ofcs::DISCONNECT));
+    assert_eq!((id.nwpc, id.crdt1, id.pels, id.elpe), (0b011, 1, 1, 127));
     assert_eq!((id.wctemp, id.oacs.bits(), id.fuses.bits()), (343, 0, 1));
-    assert!(id.lpa.contains(Lpa::EXTENDED_DATA) && !id.lpa.contains(Lpa::SMART_PER_NAMESPACE));
+    assert!(
+        id.lpa
+            .contains(Lpa::EXTENDED_DATA | Lpa::SMART_PER_NAMESPACE | Lpa::PERSISTENT_EVENT)
+    );
 }
 
 #[test]

@@ -9,6 +9,7 @@ use nvmf_proto::wire::log::{
     SupportedLogPages, persistent_events,
 };
 use nvmf_proto::wire::{NvmOpcode, trimmed_text};
+use std::sync::Arc;
 
 const INVALID_FIELD: Status = Status::INVALID_FIELD.dnr();
 const SEQUENCE: Status = Status::COMMAND_SEQUENCE_ERROR.dnr();
@@ -146,6 +147,12 @@ fn fields_that_are_refused() {
             let mut sqe = sqe(&get);
             sqe.set_nsid(nsid);
             let outcome = rig.try_run(&sqe, &[]).err();
+            // Namespaces have a SMART log of their own.
+            let expected = match (lid, name) {
+                (Lid::SMART, "NSID 1") => ok,
+                (Lid::SMART, "NSID above NN") => Some(Status::INVALID_NAMESPACE.dnr().into()),
+                _ => expected,
+            };
             assert_eq!(outcome, expected, "{lid:?}: {name}");
         }
         let other_set = GetLogPage {
@@ -185,6 +192,37 @@ fn smart_counts_what_queues_have_done() {
     // What a queue has done counts on when it is gone.
     rig.controller.queue_gone(2);
     assert_eq!(SmartLog::decode(&page(&rig, Lid::SMART)), smart);
+}
+
+#[test]
+fn smart_of_a_namespace_counts_what_all_lanes_have_done() {
+    let rig = Rig::nvm();
+    let of = |nsid| {
+        let mut sqe = sqe(&peek(Lid::SMART, 512));
+        sqe.set_nsid(nsid);
+        SmartLog::decode(&rig.run(&sqe).unwrap().1.try_into().unwrap())
+    };
+    let shared = |nsid| Arc::clone(&rig.subsystem.table().get(nsid).unwrap().shared);
+    let lanes = [shared(1).stats.lane(), shared(1).stats.lane()];
+    lanes[0].read(512_000);
+    lanes[1].read(512);
+    lanes[1].written(4096);
+    let mut read = Sqe::with_opcode(NvmOpcode::READ.0);
+    read.set_nsid(1);
+    let fault = Status::UNRECOVERED_READ_ERROR.into();
+    rig.controller.note_failure(1, &read, fault);
+    let smart = of(1);
+    assert_eq!((smart.data_units_read, smart.host_read_commands), (2, 2));
+    assert_eq!(
+        (smart.data_units_written, smart.host_write_commands),
+        (1, 1)
+    );
+    assert_eq!((smart.media_errors, smart.error_log_entries), (1, 0));
+    let other = of(3);
+    assert_eq!((other.host_read_commands, other.media_errors), (0, 0));
+    let all = of(0);
+    assert_eq!((all.host_read_commands, all.media_errors), (0, 1));
+    assert_eq!(all.error_log_entries, 1);
 }
 
 #[test]
@@ -230,7 +268,9 @@ fn effects() {
     let supported: Vec<_> = (0..256).filter(|fid| features[fid * 4] & 1 != 0).collect();
     assert_eq!(
         supported,
-        [1, 2, 4, 5, 6, 7, 0xa, 0xb, 0xe, 0xf, 0x16, 0x81, 0x82, 0x83]
+        [
+            1, 2, 4, 5, 6, 7, 0xa, 0xb, 0xe, 0xf, 0x16, 0x81, 0x82, 0x83, 0x84
+        ]
     );
     assert_eq!(
         features[4 * usize::from(Fid::ERROR_RECOVERY.0)..][..4],
