@@ -3,10 +3,6 @@
 
 mod common;
 #[path = "tables/reservation.rs"]
-#[expect(
-    dead_code,
-    reason = "the tests of the state machine walk the other tables"
-)]
 mod table;
 
 use common::raw::{self, Raw};
@@ -35,7 +31,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
-use table::{ACCESS, GROUPS, Group, Role};
+use table::{
+    ACCESS, ACQUIRE, After, GROUPS, Group, HOLDINGS, Holding, Is, KEYS, Key, PREEMPT, Prkey,
+    RELEASE, Role, register_row,
+};
 
 const CONFLICT: Status = Status::RESERVATION_CONFLICT.dnr();
 const INVALID: Status = Status::INVALID_FIELD.dnr();
@@ -259,6 +258,146 @@ fn every_cell_of_the_table_of_commands_and_types() {
     }
     drop((a, b, stranger));
     assert_idle(&target);
+}
+
+/// Three hosts that are registered; the first holds something, or the second, or all do. It is the
+/// second that sends the commands.
+fn hold(hosts: &mut [Host; 3], holding: Holding) {
+    hosts[0].register();
+    let cleared = hosts[0].release(ReleaseAction::CLEAR, WRITE_EXCLUSIVE);
+    assert_eq!(cleared, Status::SUCCESS);
+    hosts.iter_mut().for_each(Host::register);
+    let acquired = match holding {
+        Holding::Nothing => Status::SUCCESS,
+        Holding::Own => hosts[1].acquire(WRITE_EXCLUSIVE),
+        Holding::Others => hosts[0].acquire(WRITE_EXCLUSIVE),
+        Holding::All => hosts[0].acquire(ReservationType::WRITE_EXCLUSIVE_ALL),
+    };
+    assert_eq!(acquired, Status::SUCCESS);
+}
+
+/// RTYPE of what [`hold`] makes.
+const fn held_type(holding: Holding) -> u8 {
+    match holding {
+        Holding::Nothing => 0,
+        Holding::Own | Holding::Others => 1,
+        Holding::All => 5,
+    }
+}
+
+const fn status(is: Is) -> Status {
+    match is {
+        Is::Success => Status::SUCCESS,
+        Is::Conflict => CONFLICT,
+        Is::InvalidField => INVALID,
+    }
+}
+
+#[test]
+fn every_row_of_the_tables_of_acquire_and_release() {
+    let (_target, address) = common::target(config());
+    let mut hosts = [1, 2, 3].map(|number| Host::new(address, number));
+    for (what, rtype, want) in ACQUIRE {
+        hold(&mut hosts, what);
+        let got = hosts[1].acquire(ReservationType(rtype));
+        assert_eq!(got, status(want), "{what:?} {rtype}");
+        let held = if want == Is::Success {
+            rtype
+        } else {
+            held_type(what)
+        };
+        assert_eq!(hosts[2].report().status.rtype.0, held, "{what:?} {rtype}");
+    }
+    for (what, rtype, want, still) in RELEASE {
+        hold(&mut hosts, what);
+        let got = hosts[1].release(ReleaseAction::RELEASE, ReservationType(rtype));
+        assert_eq!(got, status(want), "{what:?} {rtype}");
+        let held = if still { held_type(what) } else { 0 };
+        assert_eq!(hosts[2].report().status.rtype.0, held, "{what:?} {rtype}");
+    }
+    assert!(
+        HOLDINGS
+            .iter()
+            .all(|h| ACQUIRE.iter().any(|row| row.0 == *h))
+    );
+}
+
+#[test]
+fn every_row_of_the_table_of_preempt() {
+    let (_target, address) = common::target(config());
+    let mut hosts = [1, 2, 3].map(|number| Host::new(address, number));
+    for (what, prkey, want, left) in PREEMPT {
+        for action in [AcquireAction::PREEMPT, AcquireAction::PREEMPT_AND_ABORT] {
+            hold(&mut hosts, what);
+            let key = match prkey {
+                Prkey::Own => hosts[1].key,
+                Prkey::Other => hosts[0].key,
+                Prkey::Third => hosts[2].key,
+                Prkey::Nobody => 0x77,
+                Prkey::Zero => 0,
+            };
+            let got = hosts[1].acquire_with(action, EXCLUSIVE_ACCESS, key);
+            let case = format!("{what:?} {prkey:?} {action:?}");
+            assert_eq!(got, status(want), "{case}");
+            let report = hosts[2].report();
+            let registered = |host: &Host| {
+                report
+                    .registrants
+                    .iter()
+                    .any(|entry| entry.hostid == host.id)
+            };
+            let got = [&hosts[1], &hosts[0], &hosts[2]].map(registered);
+            assert_eq!(got, left.registered, "{case}");
+            let held = if left.taken { 2 } else { held_type(what) };
+            assert_eq!(report.status.rtype.0, held, "{case}");
+        }
+    }
+}
+
+#[test]
+fn every_row_of_the_table_of_register() {
+    let (_target, address) = common::target(config());
+    let mut hosts = [1, 2, 3].map(|number| Host::new(address, number));
+    hold(&mut hosts, Holding::Others);
+    let host = &mut hosts[1];
+    for registered in [false, true] {
+        for (action, iekey) in (0..8).flat_map(|a| [(a, false), (a, true)]) {
+            for (crkey, nrkey) in KEYS.into_iter().flat_map(|c| KEYS.map(|n| (c, n))) {
+                host.register();
+                if !registered {
+                    host.register_with(RegisterAction::UNREGISTER, ChangePtpl::NONE);
+                }
+                let key = |key| match key {
+                    Key::Own => host.key,
+                    Key::Other => 0x77,
+                    Key::Zero => 0,
+                };
+                let data = RegisterData {
+                    crkey: key(crkey),
+                    nrkey: key(nrkey),
+                };
+                let before = registered.then_some(host.key);
+                let command = RegisterCommand {
+                    action: RegisterAction(action),
+                    iekey,
+                    cptpl: ChangePtpl::NONE,
+                };
+                let got = host.queue.reservation_register(1, &command, &data).unwrap();
+                let case = format!("{registered} {action} {iekey} {crkey:?} {nrkey:?}");
+                let (want, after) = register_row(registered, action, iekey, crkey, nrkey);
+                assert_eq!(got, status(want), "{case}");
+                let key = match after {
+                    After::Unchanged => before,
+                    After::New => Some(data.nrkey),
+                    After::Gone => None,
+                };
+                let report = host.report();
+                let mut entries = report.registrants.iter();
+                let entry = entries.find(|entry| entry.hostid == host.id);
+                assert_eq!(entry.map(|entry| entry.rkey), key, "{case}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -524,6 +663,32 @@ fn preempt_and_abort_waits_for_the_backend() {
     assert_eq!(completions(&mut b, 1), [(0, Status::SUCCESS)]);
     assert_eq!(completions(&mut a, 1), [(99, Status::SUCCESS)]);
     drop((a, b, witness));
+    assert_idle(&target);
+}
+
+#[test]
+fn preempt_and_abort_waits_for_what_a_lost_connection_left_in_the_backend() {
+    let (target, address, step) = step_target();
+    let [mut a, mut b] = [1, 2].map(|number| Host::new(address, number));
+    a.register();
+    b.register();
+    let ns = b.ns;
+    b.queue.submit_write(&ns, 0, vec![1; 512], 0).unwrap();
+    b.queue.queue().flush().unwrap();
+    let under_way = step.next();
+    let (key, before) = (b.key, target.stats().connections);
+    drop(b);
+    // Its I/O connection stays until the backend is done; that it is closed shows in its fellow.
+    eventually("the admin queue is gone", || {
+        target.stats().connections < before
+    });
+    preempt_and_abort(&mut a, key);
+    let mut witness = Host::new(address, 1);
+    assert_eq!(witness.report().status.registrants, 1);
+    assert_eq!(a.queue.poll(Duration::from_millis(50)).unwrap().count(), 0);
+    under_way.complete(Ok(()));
+    assert_eq!(completions(&mut a, 1), [(99, Status::SUCCESS)]);
+    drop((a, witness));
     assert_idle(&target);
 }
 

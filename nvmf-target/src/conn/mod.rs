@@ -293,11 +293,22 @@ impl Conn {
         cx.give_buffer(buf);
     }
 
-    /// A backend has finished a request of this connection.
-    pub(crate) fn on_completion(&mut self, cx: &mut Cx, completion: &mut Completion) {
+    /// Takes note that what was in a backend, or counted as that, is not any more. False: nobody is
+    /// answered.
+    fn came_back(&mut self, now: Time) -> bool {
         self.in_flight -= 1;
         // The host's time to take the answer starts here, however long the backend took.
-        self.moved = cx.now;
+        self.moved = now;
+        let answered = !self.is_mute();
+        if !answered && self.in_flight == 0 {
+            self.holds.clear();
+        }
+        answered
+    }
+
+    /// A backend has finished a request of this connection.
+    pub(crate) fn on_completion(&mut self, cx: &mut Cx, completion: &mut Completion) {
+        let answered = self.came_back(cx.now);
         let slot = completion.route().slot;
         let (op, buf, status) = (completion.op(), completion.take_buf(), completion.status());
         if matches!(self.queue, Queue::Admin(_)) {
@@ -307,11 +318,8 @@ impl Conn {
             let expected = completion.take_expected();
             self.give_buffer(cx, expected);
         }
-        if self.is_mute() {
+        if !answered {
             self.command(slot).exclusive = None;
-            if self.in_flight == 0 {
-                self.holds.clear();
-            }
             self.give_buffer(cx, buf);
             return;
         }
@@ -335,10 +343,8 @@ impl Conn {
 
     /// A write gate is closed, as a command has asked for.
     pub(crate) fn on_exclusive(&mut self, cx: &mut Cx, slot: Slot, exclusive: Exclusive) {
-        self.in_flight -= 1;
         cx.in_flight -= 1;
-        self.moved = cx.now;
-        if self.is_mute() {
+        if !self.came_back(cx.now) {
             return;
         }
         let command = self.command(slot);

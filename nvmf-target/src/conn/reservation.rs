@@ -139,9 +139,7 @@ impl Conn {
 
     /// A change of reservations that a command has asked for is made, or has failed.
     pub(crate) fn on_changed(&mut self, cx: &mut Cx, slot: Slot, status: Status) {
-        self.in_flight -= 1;
-        self.moved = cx.now;
-        if !self.is_mute() {
+        if self.came_back(cx.now) {
             self.complete(cx, slot, status, 0);
         }
     }
@@ -154,6 +152,14 @@ impl Conn {
     /// the data comes, and the host may never send it.
     pub(crate) fn on_quiesce(&mut self, cx: &mut Cx, nsid: u32, waiter: &Waiter) {
         let on_namespace = |sqe: &Sqe| sqe.nsid() == nsid && !is_change(sqe);
+        if self.is_mute() {
+            // What a connection that is over has left in backends ends with it, all at once.
+            let left = |c: &super::Command| c.parts > 0 && on_namespace(&c.sqe);
+            if self.in_flight > 0 && self.commands.iter().any(left) {
+                self.holds.push((usize::MAX, waiter.clone()));
+            }
+            return;
+        }
         let commands = self.commands.iter().map(|command| &command.sqe);
         // Slots keep the last command that they had: not every CID is one of a command that lives.
         let cids: BTreeSet<u16> = commands.filter(|s| on_namespace(s)).map(Sqe::cid).collect();

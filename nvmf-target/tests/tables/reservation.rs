@@ -112,6 +112,29 @@ pub(crate) const REGISTER: [RegisterRow; 21] = [
     (Some(true), 2, Some(false), Some(Key::Zero), Some(Key::Other), Is::Conflict, After::Unchanged),
 ];
 
+/// The one row of [`REGISTER`] that a command is in; actions that do not exist have none.
+pub(crate) fn register_row(
+    registered: bool,
+    action: u8,
+    iekey: bool,
+    crkey: Key,
+    nrkey: Key,
+) -> (Is, After) {
+    let fits = |row: &&RegisterRow| {
+        row.0.is_none_or(|r| r == registered)
+            && row.1 == action
+            && row.2.is_none_or(|i| i == iekey)
+            && row.3.is_none_or(|c| c == crkey)
+            && row.4.is_none_or(|n| n == nrkey)
+    };
+    let rows: Vec<_> = REGISTER.iter().filter(fits).collect();
+    match rows[..] {
+        [(.., is, after)] => (*is, *after),
+        [] if action > 2 => (Is::InvalidField, After::Unchanged),
+        _ => panic!("rows for {registered} {action} {iekey} {crkey:?} {nrkey:?}"),
+    }
+}
+
 /// What a Reservation Register leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum After {

@@ -10,7 +10,7 @@ use nvmf_proto::wire::reservation::{
 };
 use table::{
     ACCESS, ACQUIRE, After, GROUPS, Group, HOLDINGS, Holding, Is, KEYS, Key, PREEMPT, Prkey,
-    REGISTER, RELEASE, RegisterRow, Role,
+    RELEASE, Role, register_row,
 };
 
 const A: HostId = [0xa; 16];
@@ -160,20 +160,7 @@ fn every_combination_of_register() {
     for registered in [false, true] {
         for (action, iekey) in (0..8).flat_map(|a| [(a, false), (a, true)]) {
             for (crkey, nrkey) in KEYS.into_iter().flat_map(|c| KEYS.map(|n| (c, n))) {
-                let fits = |row: &&RegisterRow| {
-                    row.0.is_none_or(|r| r == registered)
-                        && row.1 == action
-                        && row.2.is_none_or(|i| i == iekey)
-                        && row.3.is_none_or(|c| c == crkey)
-                        && row.4.is_none_or(|n| n == nrkey)
-                };
-                let rows: Vec<_> = REGISTER.iter().filter(fits).collect();
-                let (want, after) = match rows[..] {
-                    [(.., want, after)] => (*want, *after),
-                    // Actions that do not exist.
-                    [] if action > 2 => (Is::InvalidField, After::Unchanged),
-                    _ => panic!("rows for {registered} {action} {iekey} {crkey:?} {nrkey:?}"),
-                };
+                let (want, after) = register_row(registered, action, iekey, crkey, nrkey);
                 let mut state = held(WRITE_EXCLUSIVE);
                 let (host, own) = if registered { (B, KEY_B) } else { (N, 0x99) };
                 let key = |key| match key {
