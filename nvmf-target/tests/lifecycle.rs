@@ -9,13 +9,14 @@ use common::raw::{
 use common::step::Step;
 use common::{NQN, PATIENCE, Witness, assert_idle, config, eventually, pattern, verified_io};
 use nvmf_host::command;
-use nvmf_host::nvmf_proto::wire::fabrics::{ConnectData, PropertyGet, PropertySize};
+use nvmf_host::nvmf_proto::wire::fabrics::{ConnectData, PropertyGet, PropertySet, PropertySize};
 use nvmf_host::nvmf_proto::wire::feature::{AsyncEventConfig, Fid, GetFeatures, SetFeatures};
 use nvmf_host::nvmf_proto::wire::identify::{Cns, IdentifyCommand};
-use nvmf_host::nvmf_proto::wire::property::{Cc, Csts, PropertyOffset};
+use nvmf_host::nvmf_proto::wire::nqn::Nqn;
+use nvmf_host::nvmf_proto::wire::property::{Cap, Cc, Csts, PropertyOffset};
 use nvmf_host::nvmf_proto::wire::{AdminOpcode, Cqe, SglDescriptor, Sqe, Status};
 use nvmf_target::ns::{Inline, NsInfo, Op, RamDisk, Request};
-use nvmf_target::{Target, TargetConfig};
+use nvmf_target::{SubsystemConfig, Target, TargetConfig};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -410,5 +411,75 @@ fn traffic_keeps_a_controller_alive() {
     }
     io.expect_end();
     admin.expect_end();
+    assert_idle(&target);
+}
+
+fn property_set(offset: PropertyOffset, value: u64) -> Sqe {
+    PropertySet {
+        size: PropertySize::BYTES_4,
+        offset,
+        value,
+    }
+    .to_sqe()
+}
+
+/// "NVMe".
+const NSSRC: u64 = 0x4e56_4d65;
+
+#[test]
+fn a_subsystem_reset_ends_all_controllers_of_the_subsystem() {
+    let (target, address) = common::target(config());
+    let nqn = Nqn::new("nqn.2026-11.org.example:resettable").unwrap();
+    let mut resettable = SubsystemConfig::new(nqn.as_str());
+    resettable.subsystem_reset = true;
+    target.add_subsystem(resettable).unwrap();
+    let mut witness = Witness::new(&target, address);
+    let connect = || {
+        let mut admin = Raw::open(address, Digests::default());
+        let data = ConnectData {
+            subnqn: nqn.to_field(),
+            ..connect_data()
+        };
+        admin.connect_ok(&admin_connect(), &data);
+        admin.ok(&enable(), &[]);
+        admin
+    };
+    let (mut one, mut other) = (connect(), connect());
+    assert!(!csts(&mut one).nssro());
+    let get = PropertyGet {
+        size: PropertySize::BYTES_8,
+        offset: PropertyOffset::CAP,
+    };
+    assert!(Cap(one.ok(&get.to_sqe(), &[]).result).nssrs());
+    // Another value means nothing.
+    one.ok(&property_set(PropertyOffset::NSSR, NSSRC + 1), &[]);
+    one.ok(&property_set(PropertyOffset::NSSR, NSSRC), &[]);
+    one.expect_end();
+    other.expect_end();
+    // It is known afterwards, until the host has seen it.
+    let mut one = connect();
+    assert!(csts(&mut one).nssro());
+    one.ok(&set_cc(OFF), &[]);
+    assert!(csts(&mut one).nssro(), "not by another reset");
+    one.ok(&property_set(PropertyOffset::CSTS, 1 << 4), &[]);
+    assert_eq!(csts(&mut one), Csts(0));
+    drop(one);
+    witness.is_alone();
+}
+
+/// Without it, the properties are as if there were no such thing.
+#[test]
+fn subsystems_are_not_reset_by_hosts_unless_that_is_wished() {
+    let (target, address) = common::target(config());
+    let (mut admin, _) = Raw::admin(address);
+    for (offset, value) in [
+        (PropertyOffset::NSSR, NSSRC),
+        (PropertyOffset::CSTS, 1 << 4),
+    ] {
+        let refused = admin.execute(&property_set(offset, value), &[]);
+        assert_eq!(plain(refused), Status::INVALID_FIELD.dnr());
+    }
+    admin.read(&identify());
+    drop(admin);
     assert_idle(&target);
 }

@@ -54,6 +54,9 @@ pub struct SubsystemConfig {
     pub cntlid_min: u16,
     /// The largest CNTLID, FFEFh at most and by default.
     pub cntlid_max: u16,
+    /// NVM Subsystem Reset (CAP.NSSRS), default false: any host that may connect can end the
+    /// controllers of all.
+    pub subsystem_reset: bool,
 }
 
 impl SubsystemConfig {
@@ -85,6 +88,7 @@ impl SubsystemConfig {
             event_requests: 4,
             cntlid_min: 1,
             cntlid_max: CNTLID_MAX,
+            subsystem_reset: false,
         }
     }
 

@@ -1,7 +1,8 @@
-//! Controller properties: CAP, VS, CC, CSTS, CRTO (NVMe Base 2.1 §3.1.4).
+//! Controller properties: CAP, VS, CC, CSTS, NSSR, CRTO (NVMe Base 2.1 §3.1.4).
 
 use super::controller::Shutdown;
 use super::{Controller, lock};
+use log::warn;
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::fabrics::{PropertyGet, PropertySet, PropertySize};
@@ -10,6 +11,9 @@ use nvmf_proto::wire::property::{Cap, Cc, Crto, Csts, PropertyOffset, Vs};
 /// CAP.TO: the worst time for CSTS.RDY to follow CC.EN, in 500 ms. A reset waits for what is in
 /// the backends.
 const TO: u64 = 60;
+
+/// What NSSR.NSSRC is set to for a reset: "NVMe".
+const NSSRC: u32 = 0x4e56_4d65;
 
 /// Bits of CC that are reserved.
 const RESERVED: u32 = 0xfe00_000e;
@@ -47,19 +51,38 @@ impl Controller {
             .with_mqes(u64::from(self.limits.io_queue_entries - 1))
             .with_cqr(true)
             .with_to(TO)
+            .with_nssrs(self.subsystem.resettable)
             .with_css(Cap::CSS_NVM)
             .with_crms(Cap::CRMS_WITH_MEDIA)
     }
 
-    /// Property Set. CC is the only property that can be written.
+    /// Property Set: of CC, and of what an NVM Subsystem Reset needs where there is one.
     pub(crate) fn property_set(&self, set: &PropertySet, now: Time) -> Result<(), Status> {
-        if set.offset != PropertyOffset::CC || set.size != PropertySize::BYTES_4 {
-            return Err(Status::INVALID_FIELD.dnr());
+        let value = u32::try_from(set.value & 0xffff_ffff).unwrap_or_default();
+        match set.offset {
+            _ if set.size != PropertySize::BYTES_4 => Err(Status::INVALID_FIELD.dnr()),
+            PropertyOffset::CC => self.configure(Cc(value), now),
+            PropertyOffset::NSSR if self.subsystem.resettable => {
+                // Other values have no effect.
+                if value == NSSRC {
+                    warn!(
+                        "{} resets {} by controller {}",
+                        self.hostnqn, self.subsystem.nqn, self.cntlid
+                    );
+                    self.subsystem.reset();
+                }
+                Ok(())
+            }
+            PropertyOffset::CSTS if self.subsystem.resettable => {
+                // NSSRO is cleared by writing 1 to it; the other fields cannot be written.
+                if Csts(value).nssro() {
+                    let mut state = lock(&self.state);
+                    state.csts = state.csts.with_nssro(false);
+                }
+                Ok(())
+            }
+            _ => Err(Status::INVALID_FIELD.dnr()),
         }
-        let Ok(value) = u32::try_from(set.value & 0xffff_ffff) else {
-            return Err(Status::INVALID_FIELD.dnr());
-        };
-        self.configure(Cc(value), now)
     }
 
     fn configure(&self, new: Cc, now: Time) -> Result<(), Status> {

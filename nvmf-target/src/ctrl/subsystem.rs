@@ -14,9 +14,10 @@ use crate::{Error, NamespaceConfig, SubsystemConfig, TargetConfig};
 use nvmf_proto::wire::feature::WriteProtectState;
 use nvmf_proto::wire::log::NamespaceChange;
 use nvmf_proto::wire::nqn::Nqn;
+use nvmf_proto::wire::property::Csts;
 use nvmf_proto::wire::{Status, padded_ascii};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use uuid::Uuid;
 
@@ -45,6 +46,10 @@ pub(crate) struct Subsystem {
     pub(crate) limits: Limits,
     cntlid_min: u16,
     cntlid_max: u16,
+    /// CAP.NSSRS.
+    pub(super) resettable: bool,
+    /// CSTS.NSSRO: there was an NVM Subsystem Reset.
+    was_reset: AtomicBool,
     /// Where reservations are kept that are to outlive the target.
     reservation_store: Option<Arc<dyn ReservationStore>>,
     snapshot: Mutex<Snapshot>,
@@ -108,6 +113,8 @@ impl Subsystem {
             limits: Limits::of_subsystem(target, config),
             cntlid_min: config.cntlid_min,
             cntlid_max: config.cntlid_max,
+            resettable: config.subsystem_reset,
+            was_reset: AtomicBool::new(false),
             reservation_store: config.reservation_store.clone(),
             snapshot: Mutex::default(),
             // A view that was never made is of generation 0.
@@ -361,6 +368,19 @@ impl Subsystem {
         } else {
             cntlid + 1
         }
+    }
+
+    /// NVM Subsystem Reset: every controller ends, with its connections (NVMe Base 2.1 §3.7.1).
+    pub(super) fn reset(&self) {
+        self.was_reset.store(true, Ordering::Release);
+        for controller in self.controllers() {
+            controller.end();
+        }
+    }
+
+    /// CSTS of a new controller.
+    pub(super) fn initial_status(&self) -> Csts {
+        Csts::default().with_nssro(self.was_reset.load(Ordering::Acquire))
     }
 
     /// Forgets a controller whose last queue is gone.

@@ -80,6 +80,8 @@ fn rounded_kato(kato_ms: u32) -> u32 {
 
 impl Controller {
     pub(super) fn new(subsystem: Arc<Subsystem>, cntlid: u16, opening: Opening) -> Self {
+        let kato_ms = rounded_kato(opening.kato_ms);
+        let state = State::new(kato_ms, subsystem.initial_status(), opening.now);
         Self {
             subsystem,
             cntlid,
@@ -91,7 +93,7 @@ impl Controller {
             admin: opening.admin,
             admin_stats: Arc::default(),
             errors: ErrorLog::default(),
-            state: Mutex::new(State::new(rounded_kato(opening.kato_ms), opening.now)),
+            state: Mutex::new(state),
             view: Mutex::default(),
         }
     }

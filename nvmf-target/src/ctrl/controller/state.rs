@@ -62,10 +62,10 @@ pub(in crate::ctrl) struct State {
 }
 
 impl State {
-    pub(super) fn new(kato_ms: u32, now: Time) -> Self {
+    pub(super) fn new(kato_ms: u32, csts: Csts, now: Time) -> Self {
         Self {
             cc: Cc::default(),
-            csts: Csts::default(),
+            csts,
             resetting: false,
             shutdown: Shutdown::None,
             unused_since: now,
