@@ -5,6 +5,7 @@ mod common;
 use common::{assert_idle, config, connect, target};
 use nvmf_host::{Controller, Data, IoQueue, command};
 use nvmf_proto::wire::discovery::TransportType;
+use nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
 use nvmf_proto::wire::feature::{Fid, GetFeatures};
 use nvmf_proto::wire::log::{ErrorLogEntry, GetLogPage, Lid, ParameterLocation};
 use nvmf_proto::wire::{AdminOpcode, NvmOpcode, Sqe, Status};
@@ -118,6 +119,28 @@ fn what_is_wrong_with_the_data_pointer_names_the_transport() {
     let log = entries(&mut host);
     assert_eq!(log[0].parameter_location, ParameterLocation::byte(32));
     assert_eq!(log[0].trtype, TransportType::TCP.0);
+    drop((queue, host));
+    assert_idle(&target);
+}
+
+/// What a Dataset Management command has at the place of SLBA is no block, and not to blame.
+#[test]
+fn a_range_outside_the_namespace_is_no_matter_of_the_command_dwords() {
+    let (target, address) = target(config());
+    let mut host = connect(address);
+    host.set_queue_count(1).unwrap();
+    let mut queue = host.io_queue(1).unwrap();
+    let range = DsmRange {
+        slba: 1 << 40,
+        length: 1,
+        ..DsmRange::default()
+    };
+    let sqe = command::dataset_management(1, 1, DsmAttributes::DEALLOCATE);
+    let status = fail(&mut queue, sqe, Data::Write(range.encode().to_vec()));
+    assert_eq!(status, Status::LBA_OUT_OF_RANGE.dnr().more());
+    let log = entries(&mut host);
+    let seen = (log[0].lba, log[0].parameter_location);
+    assert_eq!(seen, (0, ParameterLocation::NONE));
     drop((queue, host));
     assert_idle(&target);
 }

@@ -6,8 +6,9 @@ use common::raw::{self, Digests, Raw};
 use common::step::Step;
 use common::{NQN, assert_idle, config, connect, eventually, pattern};
 use nvmf_host::command;
+use nvmf_host::nvmf_proto::wire::abort::AbortCommand;
 use nvmf_host::nvmf_proto::wire::sqe::Fuse;
-use nvmf_host::nvmf_proto::wire::{Cqe, SglDescriptor, Sqe, Status};
+use nvmf_host::nvmf_proto::wire::{AdminOpcode, Cqe, SglDescriptor, Sqe, Status};
 use nvmf_target::Target;
 use nvmf_target::ns::{Inline, NsInfo, Op, RamDisk, Support};
 use std::net::SocketAddr;
@@ -576,4 +577,196 @@ fn a_pair_does_not_go_over_to_another_namespace() {
     let want = [(1, gone), (2, FAILED), (3, SUCCESS)];
     assert_eq!(completions(&mut queue, 3), want);
     assert_eq!(new.pending(), 0);
+}
+
+/// Aborts a command of queue 1; whether that was immediate.
+fn aborts(admin: &mut Raw, cid: u16) -> bool {
+    let mut sqe = Sqe::with_opcode(AdminOpcode::ABORT.0);
+    AbortCommand { sqid: 1, cid }.encode(&mut sqe);
+    sqe.set_cid(100);
+    admin.ok(&sqe, &[]).result & 1 == 0
+}
+
+/// How far a pair comes before one half of it is aborted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The second half has not come.
+    Half,
+    /// The data of the second half has not come.
+    Data,
+    /// The gate closes.
+    Gate,
+    Compare,
+    Write,
+}
+
+/// Either half, at every stage: both end, once, and what was held is given back.
+#[test]
+fn an_abort_of_either_half_ends_both() {
+    use Stage::{Compare, Data, Gate, Half, Write};
+    const ABORTED: Status = Status::ABORT_REQUESTED;
+    let first_ends = [(1, ABORTED), (2, FAILED)];
+    let second_ends = [(1, FAILED), (2, ABORTED)];
+    for (stage, cid, immediate, want) in [
+        (Half, 1, true, first_ends),
+        (Data, 1, true, first_ends),
+        (Data, 2, false, second_ends),
+        (Gate, 1, false, first_ends),
+        (Gate, 2, false, second_ends),
+        (Compare, 1, true, first_ends),
+        (Compare, 2, false, second_ends),
+        (Write, 1, false, [(1, SUCCESS), (2, SUCCESS)]),
+        (Write, 2, true, second_ends),
+    ] {
+        let (target, address) = common::target(config());
+        let step = Step::new(NsInfo::new(512, 1 << 20));
+        step.set_withdraws(true);
+        target.add_namespace(NQN, 2, step.clone()).unwrap();
+        let (mut admin, cntlid) = Raw::admin(address);
+        let mut queue = Raw::io(address, cntlid, 1);
+        let mut other = Raw::io(address, cntlid, 2);
+        let plain = made(command::write(2, 100, 1), 3, 512, Way::Capsule);
+        let before = (stage == Gate).then(|| {
+            other.submit(&plain, &[1; 512]);
+            step.next()
+        });
+        let [first, second] = command::compare_and_write(2, 0, 1);
+        submit(&mut queue, first, 1, &[0; 512], Way::Capsule);
+        let way = if stage == Data {
+            Way::R2t
+        } else {
+            Way::Capsule
+        };
+        if stage != Half {
+            submit(&mut queue, second, 2, &[9; 512], way);
+        }
+        let r2t = (stage == Data).then(|| queue.recv().r2t());
+        // A command behind both has been answered.
+        if stage != Half {
+            queue.ok(&made(command::flush(1), 7, 0, Way::R2t), &[]);
+        }
+        match stage {
+            Half => eventually("it is there", || target.stats().buffers_lent > 0),
+            Data | Gate => {}
+            Compare => eventually("it compares", || step.pending() == 1),
+            Write => {
+                let mut compare = step.next();
+                compare.data_mut().fill(0);
+                compare.complete(Ok(()));
+                eventually("it writes", || step.pending() == 1);
+            }
+        }
+        // Something that has to wait for the gate.
+        if matches!(stage, Compare | Write) {
+            other.submit(&plain, &[1; 512]);
+            other.ok(&made(command::flush(1), 7, 0, Way::R2t), &[]);
+        }
+        let what = format!("{stage:?} {cid}");
+        assert_eq!(aborts(&mut admin, cid), immediate, "{what}");
+        if let Some(before) = before {
+            before.complete(Ok(()));
+            assert_eq!(other.recv().cqe().cid, 3);
+        }
+        match (stage, cid) {
+            (Half, _) => submit(&mut queue, second, 2, &[9; 512], way),
+            (Data, _) => {
+                let digests = Digests::default();
+                queue.send(&digests.h2c_data(&r2t.unwrap(), 0, &[9; 512], true));
+            }
+            (Gate | Compare, 2) => {
+                let mut compare = step.next();
+                assert_eq!(compare.op(), Op::Read);
+                compare.data_mut().fill(0);
+                compare.complete(Ok(()));
+            }
+            (Write, 1) => step.next().complete(Ok(())),
+            _ => {}
+        }
+        assert_eq!(completions(&mut queue, 2), want, "{what}");
+        if matches!(stage, Compare | Write) {
+            step.next().complete(Ok(()));
+            assert_eq!(other.recv().cqe().cid, 3);
+        }
+        assert_eq!(step.pending(), 0, "{what}");
+        // The gate is open.
+        queue.submit(&plain, &[1; 512]);
+        step.next().complete(Ok(()));
+        assert_eq!(queue.recv().cqe().cid, 3);
+        drop((admin, queue, other));
+        assert_idle(&target);
+    }
+}
+
+/// A write that waits for the gate is withdrawn; so is the wish to close it, in its own time.
+#[test]
+fn what_waits_for_the_gate_may_go_away() {
+    let (target, address) = common::target(config());
+    let step = Step::new(NsInfo::new(512, 1 << 20));
+    target.add_namespace(NQN, 2, step.clone()).unwrap();
+    let (mut admin, cntlid) = Raw::admin(address);
+    let mut parked = Raw::io(address, cntlid, 1);
+    let mut holder = Raw::io(address, cntlid, 2);
+    let mut next = Raw::io(address, cntlid, 3);
+    let [first, second] = command::compare_and_write(2, 0, 1);
+    for queue in [&mut holder, &mut next] {
+        submit(queue, first, 1, &[0; 512], Way::Capsule);
+        submit(queue, second, 2, &[9; 512], Way::Capsule);
+        queue.ok(&made(command::flush(1), 7, 0, Way::R2t), &[]);
+    }
+    let compare = step.next();
+    for cid in [3, 4] {
+        parked.submit(
+            &made(command::write(2, 100, 1), cid, 512, Way::Capsule),
+            &[1; 512],
+        );
+    }
+    parked.ok(&made(command::flush(1), 7, 0, Way::R2t), &[]);
+    assert!(aborts(&mut admin, 3));
+    assert_eq!(completions(&mut parked, 1), [(3, Status::ABORT_REQUESTED)]);
+    // Everybody goes but the one whose turn it is.
+    drop((admin, parked, next));
+    eventually("they are gone", || target.stats().connections < 4);
+    compare.complete(Err(Status::UNRECOVERED_READ_ERROR));
+    let write = step.next();
+    assert_eq!(write.op(), Op::Write { fua: false });
+    write.complete(Ok(()));
+    drop(holder);
+    assert_idle(&target);
+    assert_eq!(step.pending(), 0);
+}
+
+/// A shutdown waits for what waits for the gate.
+#[test]
+fn a_shutdown_lets_pairs_and_what_waits_for_them_finish() {
+    let (target, address) = common::target(config());
+    let step = Step::new(NsInfo::new(512, 1 << 20));
+    target.add_namespace(NQN, 2, step.clone()).unwrap();
+    let (_admin, cntlid) = Raw::admin(address);
+    let mut queues: Vec<_> = (1..=3).map(|qid| Raw::io(address, cntlid, qid)).collect();
+    let [first, second] = command::compare_and_write(2, 0, 1);
+    for queue in &mut queues[..2] {
+        submit(queue, first, 1, &[0; 512], Way::Capsule);
+        submit(queue, second, 2, &[9; 512], Way::Capsule);
+        queue.ok(&made(command::flush(1), 7, 0, Way::R2t), &[]);
+    }
+    let mut compare = step.next();
+    let plain = made(command::write(2, 100, 1), 3, 512, Way::Capsule);
+    queues[2].submit(&plain, &[1; 512]);
+    queues[2].ok(&made(command::flush(1), 7, 0, Way::R2t), &[]);
+    let ending = thread::spawn(move || target.shutdown(common::PATIENCE));
+    compare.data_mut().fill(0);
+    compare.complete(Ok(()));
+    let write = step.next();
+    assert_eq!(write.data(), [9; 512]);
+    write.complete(Ok(()));
+    assert_eq!(completions(&mut queues[0], 2), [(1, SUCCESS), (2, SUCCESS)]);
+    step.next().complete(Ok(()));
+    assert_eq!(completions(&mut queues[2], 1), [(3, SUCCESS)]);
+    let mut compare = step.next();
+    compare.data_mut().fill(1);
+    compare.complete(Ok(()));
+    let want = [(1, MISCOMPARE), (2, FAILED)];
+    assert_eq!(completions(&mut queues[1], 2), want);
+    assert!(ending.join().unwrap());
+    assert!(!step.is_held());
 }

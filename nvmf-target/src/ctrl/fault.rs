@@ -3,7 +3,7 @@
 use super::connect::Refusal;
 use nvmf_proto::wire::log::ParameterLocation;
 use nvmf_proto::wire::status::StatusCodeType;
-use nvmf_proto::wire::{Sqe, Status};
+use nvmf_proto::wire::{NvmOpcode, Sqe, Status};
 
 /// What a check says that a command does not pass: the status of its completion, and what the
 /// Error Information log page tells of it.
@@ -105,9 +105,11 @@ impl Fault {
         )
     }
 
-    /// The first logical block that it is about; 0 if it is about none.
+    /// The first logical block that it is about; 0 if it is about none. Dataset Management has
+    /// other things where SLBA is.
     pub(super) fn lba(self, sqe: &Sqe) -> u64 {
-        if is_of_blocks(code(self.status)) {
+        let has_slba = sqe.opcode() != NvmOpcode::DATASET_MANAGEMENT.0;
+        if has_slba && is_of_blocks(code(self.status)) {
             sqe.slba()
         } else {
             0

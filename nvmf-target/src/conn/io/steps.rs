@@ -7,11 +7,13 @@ use super::plan::{NsRef, Usage, inside};
 use super::{NOWHERE, PIECE};
 use crate::buf::IoBuf;
 use crate::conn::{Conn, Queue};
+use crate::ctrl::Fault;
 use crate::ns::{Caps, LbaRange, Op, Support};
 use crate::reactor::Cx;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::dsm::{DsmAttributes, DsmCommand, DsmRange};
+use nvmf_proto::wire::log::ParameterLocation;
 
 /// Bytes of one request that moves no data: what a device at memory speed does in a moment, so
 /// that it does not keep everything else on its reactor waiting. Hosts are told to ask for no more
@@ -22,6 +24,9 @@ pub(crate) const STRIDE: u64 = 32 << 20;
 pub(crate) const DMRL: u8 = u8::MAX;
 /// DMRSL: logical blocks of one such range that are looked at.
 pub(crate) const DMRSL: u32 = 1 << 23;
+
+/// A range of a Dataset Management command is not inside the namespace: a matter of its data.
+const RANGE_OUTSIDE: Fault = Fault::new(Status::LBA_OUT_OF_RANGE.dnr(), ParameterLocation::NONE);
 
 /// What follows when a request of a command is done, or what the first one does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -242,10 +247,15 @@ impl Conn {
     ) -> Result<(), Status> {
         let command = self.command(slot);
         let dsm = DsmCommand::decode(&command.sqe);
-        for range in DsmRange::decode_all(&command.buf).take(dsm.range_count.into()) {
-            let blocks = range.length.into();
-            let slba = range.slba;
-            inside(LbaRange { slba, blocks }, now.blocks)?;
+        let outside = DsmRange::decode_all(&command.buf)
+            .take(dsm.range_count.into())
+            .any(|range| {
+                let (slba, blocks) = (range.slba, range.length.into());
+                inside(LbaRange { slba, blocks }, now.blocks).is_err()
+            });
+        if outside {
+            self.end(cx, slot, RANGE_OUTSIDE);
+            return Ok(());
         }
         let wanted = dsm.attributes.contains(DsmAttributes::DEALLOCATE);
         if wanted && now.caps.deallocate == Support::Native {
@@ -299,12 +309,12 @@ impl Conn {
         let request = cx.requests.make_deallocate(ns.lba_shift, ranges, route);
         if outside || request.ranges().is_empty() {
             cx.requests.discard(request);
-            let status = if outside {
-                Status::LBA_OUT_OF_RANGE.dnr()
+            let fault = if outside {
+                RANGE_OUTSIDE
             } else {
-                Status::SUCCESS
+                Status::SUCCESS.into()
             };
-            self.end(cx, slot, status);
+            self.end(cx, slot, fault);
             return Ok(());
         }
         command.next = Step::Deallocate { ns, next, done };
