@@ -50,7 +50,8 @@
 //! # Which calls come on which thread
 //!
 //! A target starts [`TargetConfig::reactors`] reactor threads (`nvmf-reactor-N`) and one that
-//! accepts connections (`nvmf-accept`); a [`ns::WorkerPool`] starts its own (`nvmf-worker`).
+//! accepts connections (`nvmf-accept`), with a [`ReservationStore`] one that saves what hosts want
+//! to be saved (`nvmf-reserve`); a [`ns::WorkerPool`] starts its own (`nvmf-worker`).
 //!
 //! | call | thread |
 //! |---|---|

@@ -19,7 +19,7 @@ use nvmf_host::nvmf_proto::wire::reservation::{
 };
 use nvmf_host::nvmf_proto::wire::{Sqe, Status};
 use nvmf_host::{Controller, Data, IoQueue, Namespace, ReservationReport, command};
-use nvmf_target::ns::{Inline, NsInfo, RamDisk};
+use nvmf_target::ns::{Inline, NsInfo, Op, RamDisk};
 use nvmf_target::{
     FileReservationStore, ReservationScope, ReservationStore, SubsystemConfig, Target,
 };
@@ -592,12 +592,12 @@ fn notifications_reach_every_controller_of_the_hosts_concerned() {
     assert_eq!(c.notice(), ReservationNotificationLog::default());
 }
 
-/// A target whose only namespace does what the test says.
+/// A target whose only namespace does what the test says. It has a volatile cache and no FUA.
 fn step_target() -> (Target, SocketAddr, Step) {
     let _ = env_logger::builder().is_test(true).try_init();
     let target = Target::new(config()).unwrap();
     target.add_subsystem(SubsystemConfig::new(NQN)).unwrap();
-    let step = Step::new(NsInfo::new(512, 2048));
+    let step = Step::new(NsInfo::new(512, 2048).with_volatile_cache());
     target.add_namespace(NQN, 1, step.clone()).unwrap();
     let address = target.listen("127.0.0.1:0".parse().unwrap()).unwrap();
     (target, address, step)
@@ -633,6 +633,31 @@ fn completions(host: &mut Host, count: usize) -> Vec<(u64, Status)> {
     }
     all.sort_by_key(|(tag, _)| *tag);
     all
+}
+
+#[test]
+fn a_command_that_has_begun_ends_without_a_conflict() {
+    let (_target, address, step) = step_target();
+    let [mut a, mut b] = [1, 2].map(|number| Host::new(address, number));
+    a.register();
+    let fua = command::with_fua(command::write(1, 0, 1));
+    for conflict in [EXCLUSIVE_ACCESS, WRITE_EXCLUSIVE] {
+        let queue = b.queue.queue();
+        queue
+            .submit_tagged(fua, Data::Write(vec![1; 512]), 1)
+            .unwrap();
+        queue.flush().unwrap();
+        let write = step.next();
+        assert_eq!(a.acquire(conflict), Status::SUCCESS);
+        write.complete(Ok(()));
+        let flush = step.next();
+        assert_eq!(flush.op(), Op::Flush);
+        flush.complete(Ok(()));
+        assert_eq!(completions(&mut b, 1), [(1, Status::SUCCESS)]);
+        // The next one has not.
+        assert_eq!(b.write(), CONFLICT);
+        assert_eq!(a.release(ReleaseAction::RELEASE, conflict), Status::SUCCESS);
+    }
 }
 
 #[test]

@@ -110,8 +110,10 @@ impl Conn {
         let seen = seen.filter(|seen| NsRef::of(&seen.entry) == ns);
         let seen = seen.ok_or(Status::INVALID_NAMESPACE.dnr())?;
         match usage.refused_by(&seen.access) {
-            Some(status) => Err(status),
-            None => Ok(Now {
+            // NVMe Base 2.1 §8.1.22: a command that has begun does not end with a conflict. What is
+            // to stop it is Preempt and Abort.
+            Some(status) if !status.same_code(Status::RESERVATION_CONFLICT) => Err(status),
+            _ => Ok(Now {
                 blocks: seen.entry.info.blocks,
                 caps: seen.entry.info.caps,
                 volatile: seen.entry.info.volatile_cache,

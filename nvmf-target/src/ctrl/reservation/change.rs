@@ -7,7 +7,7 @@ use crate::reactor::{Mailbox, Message};
 use log::error;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -139,15 +139,19 @@ impl Subsystem {
         command: &Command,
         waiter: &Waiter,
     ) -> Result<(), Status> {
-        let effects = shared.reservations.execute(host, command)?;
-        // Whatever command of whatever host starts from here on is judged anew.
-        self.access_changed();
+        let (effects, rights_changed) = shared.reservations.execute(host, command)?;
+        if rights_changed {
+            // Whatever command of whatever host starts from here on is judged anew. Not without
+            // need: it costs every controller the making of a view.
+            self.access_changed();
+        }
         let notify: BTreeMap<_, _> = effects.notify.into_iter().collect();
+        let abort: BTreeSet<_> = effects.abort.into_iter().collect();
         for controller in self.controllers() {
             if let Some(kind) = notify.get(&controller.hostid) {
                 controller.reservation_notice(nsid, *kind);
             }
-            if effects.abort.contains(&controller.hostid) {
+            if abort.contains(&controller.hostid) {
                 controller.quiesce(nsid, waiter);
             }
         }

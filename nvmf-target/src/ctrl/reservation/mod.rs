@@ -93,12 +93,17 @@ impl Reservations {
         lock(&self.state).report(cntlid, out);
     }
 
-    /// Carries out a command of a host. May block, see [`Self::can_persist`].
+    /// Carries out a command of a host, and says what follows and whether rights have changed. May
+    /// block, see [`Self::can_persist`].
     ///
     /// # Errors
     ///
     /// The status that the command ends with; nothing has changed.
-    pub(crate) fn execute(&self, host: HostId, command: &Command) -> Result<Effects, Status> {
+    pub(crate) fn execute(
+        &self,
+        host: HostId,
+        command: &Command,
+    ) -> Result<(Effects, bool), Status> {
         self.change(|state| state.execute(host, command, self.can_persist()))
     }
 
@@ -115,19 +120,25 @@ impl Reservations {
             state.ptpl = ptpl;
             Ok(())
         })
+        .map(|_| ())
     }
 
-    /// Changes the state, once what is to outlive a power loss is where it does.
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T, Status>) -> Result<T, Status> {
+    /// Changes the state, once what is to outlive a power loss is where it does. Says whether that
+    /// has changed what hosts may do.
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&mut State) -> Result<T, Status>,
+    ) -> Result<(T, bool), Status> {
         let _alone = lock(&self.changing);
         let before = lock(&self.state).clone();
         let mut after = before.clone();
         let done = change(&mut after)?;
+        let rights_changed = !after.same_rights(&before);
         if after != before {
             self.keep(&before, &after)?;
             *lock(&self.state) = after;
         }
-        Ok(done)
+        Ok((done, rights_changed))
     }
 
     fn keep(&self, before: &State, after: &State) -> Result<(), Status> {

@@ -102,6 +102,13 @@ impl State {
         }
     }
 
+    /// Whether every host may do the same in both states.
+    pub(crate) fn same_rights(&self, other: &Self) -> bool {
+        let of_registrants = self.held.is_some_and(|h| h.rtype().admits_registrants());
+        self.held == other.held
+            && (!of_registrants || self.registrants.keys().eq(other.registrants.keys()))
+    }
+
     /// Carries out a command of a host. `can_persist`: there is where to keep what is to outlive a
     /// power loss.
     ///

@@ -66,6 +66,8 @@ fn run(state: &mut State, host: HostId, command: &Command) -> Result<Effects, St
     if let Err(status) = result {
         assert_eq!(*state, before, "{status} has changed something");
     }
+    let rights = |state: &State| [A, B, C, N].map(|host| state.rights(&host));
+    assert!(!state.same_rights(&before) || rights(state) == rights(&before));
     result
 }
 
@@ -521,6 +523,20 @@ fn registrants_are_limited() {
     let leave = register(RegisterAction::UNREGISTER, true, 0, 0);
     run(&mut state, host(8), &leave).unwrap();
     run(&mut state, host(REGISTRANTS_MAX), &command).unwrap();
+}
+
+#[test]
+fn registrations_alone_change_no_rights() {
+    let replace = register(RegisterAction::REPLACE, true, 0, 0x11);
+    for rtype in types().chain([ReservationType::NONE]) {
+        let before = held(rtype);
+        let mut state = before.clone();
+        run(&mut state, B, &replace).unwrap();
+        assert!(state.same_rights(&before), "another key, {rtype:?}");
+        run(&mut state, N, &replace).unwrap();
+        let same = !rtype.admits_registrants();
+        assert_eq!(state.same_rights(&before), same, "another host, {rtype:?}");
+    }
 }
 
 #[test]
