@@ -1,229 +1,64 @@
-//! Reservations between hosts over sockets: conflicts, notifications, preemption under way, and
-//! what outlives the target.
+//! Reservations between hosts over sockets: conflicts, statuses, reports, notifications.
 
 mod common;
 #[path = "tables/reservation.rs"]
 mod table;
 
-use common::raw::{self, Raw};
-use common::step::Step;
-use common::{NQN, PATIENCE, assert_idle, config, eventually, options, pattern};
-use nvmf_host::nvmf_proto::wire::dsm::{DsmAttributes, DsmCommand, DsmRange};
-use nvmf_host::nvmf_proto::wire::feature::{Fid, GetFeatures, SetFeatures};
-use nvmf_host::nvmf_proto::wire::identify::Rescap;
-use nvmf_host::nvmf_proto::wire::log::{AsyncEvent, GetLogPage, Lid};
+use common::reserving::{CONFLICT, EXCLUSIVE_ACCESS, Host, INVALID, REGISTRANTS, WRITE_EXCLUSIVE};
+use common::{assert_idle, config, eventually};
+use nvmf_host::nvmf_proto::wire::Status;
+use nvmf_host::nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
+use nvmf_host::nvmf_proto::wire::feature::{Fid, SetFeatures};
 use nvmf_host::nvmf_proto::wire::reservation::{
-    AcquireAction, AcquireCommand, AcquireData, CNTLID_NONE, ChangePtpl, NotificationType,
-    RegisterAction, RegisterCommand, RegisterData, RegistrantStatus, ReleaseAction, ReleaseCommand,
-    ReleaseData, ReservationNotificationLog, ReservationType,
+    AcquireAction, CNTLID_NONE, ChangePtpl, NotificationType, RegisterAction, RegisterCommand,
+    RegisterData, RegistrantStatus, ReleaseAction, ReleaseCommand, ReservationNotificationLog,
+    ReservationType,
 };
-use nvmf_host::nvmf_proto::wire::{Sqe, Status};
-use nvmf_host::{Controller, Data, IoQueue, Namespace, ReservationReport, command};
-use nvmf_target::ns::{Inline, NsInfo, Op, RamDisk};
-use nvmf_target::{
-    FileReservationStore, ReservationScope, ReservationStore, SubsystemConfig, Target,
-};
-use std::io;
-use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use nvmf_host::{Data, ReservationReport, command};
 use std::time::Duration;
 use table::{
     ACCESS, ACQUIRE, After, GROUPS, Group, HOLDINGS, Holding, Is, KEYS, Key, PREEMPT, Prkey,
     RELEASE, Role, register_row,
 };
 
-const CONFLICT: Status = Status::RESERVATION_CONFLICT.dnr();
-const INVALID: Status = Status::INVALID_FIELD.dnr();
-const WRITE_EXCLUSIVE: ReservationType = ReservationType::WRITE_EXCLUSIVE;
-const EXCLUSIVE_ACCESS: ReservationType = ReservationType::EXCLUSIVE_ACCESS;
-const REGISTRANTS: ReservationType = ReservationType::WRITE_EXCLUSIVE_REGISTRANTS;
-
-/// A host with a controller and one I/O queue. Its key is made of its number.
-struct Host {
-    controller: Controller,
-    queue: IoQueue,
-    ns: Namespace,
-    id: [u8; 16],
-    key: u64,
-}
-
-impl Host {
-    fn new(address: SocketAddr, number: u8) -> Self {
-        let mut options = options(address);
-        options.host_id = [number; 16];
-        let mut controller = Controller::connect(&options).unwrap();
-        controller.set_queue_count(4).unwrap();
-        let queue = controller.io_queue(1).unwrap();
-        let ns = controller.namespace(1).unwrap();
-        Self {
-            controller,
-            queue,
-            ns,
-            id: [number; 16],
-            key: 0x1000 + u64::from(number),
+/// The statuses of the commands of a group: the Read and Write groups have several.
+fn run_group(host: &mut Host, group: Group, rtype: ReservationType, prkey: u64) -> Vec<Status> {
+    let block = || Data::Write(vec![0; 512]);
+    let nsid = host.ns.nsid;
+    let status = match group {
+        Group::Read => {
+            return vec![
+                host.read(),
+                host.run(command::compare(nsid, 0, 1), block()),
+                host.run(command::verify(nsid, 0, 1), Data::None),
+            ];
         }
-    }
-
-    fn register_with(&mut self, action: RegisterAction, cptpl: ChangePtpl) -> Status {
-        let iekey = true;
-        let command = RegisterCommand {
-            action,
-            iekey,
-            cptpl,
-        };
-        let data = RegisterData {
-            crkey: 0,
-            nrkey: self.key,
-        };
-        let nsid = self.ns.nsid;
-        self.queue
-            .reservation_register(nsid, &command, &data)
-            .unwrap()
-    }
-
-    fn register(&mut self) {
-        let status = self.register_with(RegisterAction::REPLACE, ChangePtpl::NONE);
-        assert_eq!(status, Status::SUCCESS);
-    }
-
-    fn acquire_with(&mut self, action: AcquireAction, rtype: ReservationType, key: u64) -> Status {
-        let iekey = false;
-        let command = AcquireCommand {
-            action,
-            iekey,
-            rtype,
-        };
-        let data = AcquireData {
-            crkey: self.key,
-            prkey: key,
-        };
-        let nsid = self.ns.nsid;
-        self.queue
-            .reservation_acquire(nsid, &command, &data)
-            .unwrap()
-    }
-
-    fn acquire(&mut self, rtype: ReservationType) -> Status {
-        self.acquire_with(AcquireAction::ACQUIRE, rtype, 0)
-    }
-
-    fn release(&mut self, action: ReleaseAction, rtype: ReservationType) -> Status {
-        let iekey = false;
-        let command = ReleaseCommand {
-            action,
-            iekey,
-            rtype,
-        };
-        let data = ReleaseData { crkey: self.key };
-        let nsid = self.ns.nsid;
-        self.queue
-            .reservation_release(nsid, &command, &data)
-            .unwrap()
-    }
-
-    fn report(&mut self) -> ReservationReport {
-        self.queue.reservation_report(self.ns.nsid, 8).unwrap()
-    }
-
-    /// Runs a command; its status.
-    fn run(&mut self, sqe: Sqe, data: Data) -> Status {
-        self.queue.raw(sqe, data).unwrap().status()
-    }
-
-    fn write(&mut self) -> Status {
-        let sqe = command::write(self.ns.nsid, 0, 1);
-        self.run(sqe, Data::Write(vec![0; 512]))
-    }
-
-    fn read(&mut self) -> Status {
-        let sqe = command::read(self.ns.nsid, 0, 1);
-        self.run(sqe, Data::Read(vec![0; 512]))
-    }
-
-    /// The statuses of the commands of a group: the Read and Write groups have several.
-    fn group(&mut self, group: Group, rtype: ReservationType, prkey: u64) -> Vec<Status> {
-        let block = || Data::Write(vec![0; 512]);
-        let nsid = self.ns.nsid;
-        let status = match group {
-            Group::Read => {
-                return vec![
-                    self.read(),
-                    self.run(command::compare(nsid, 0, 1), block()),
-                    self.run(command::verify(nsid, 0, 1), Data::None),
-                ];
-            }
-            Group::Write => {
-                let mut deallocate = Sqe::with_opcode(0x09);
-                deallocate.set_nsid(nsid);
-                let attributes = DsmAttributes::DEALLOCATE;
-                let range_count = 1;
-                DsmCommand {
-                    range_count,
-                    attributes,
-                }
-                .encode(&mut deallocate);
-                let range = DsmRange {
-                    length: 1,
-                    slba: 5,
-                    context: 0,
-                };
-                return vec![
-                    self.write(),
-                    self.run(command::write_zeroes(nsid, 0, 1, false), Data::None),
-                    self.run(deallocate, Data::Write(range.encode().to_vec())),
-                    self.run(command::flush(nsid), Data::None),
-                    self.run(command::flush(0xffff_ffff), Data::None),
-                ];
-            }
-            Group::Acquire => self.acquire(rtype),
-            Group::Preempt => self.acquire_with(AcquireAction::PREEMPT, rtype, prkey),
-            Group::PreemptAndAbort => {
-                self.acquire_with(AcquireAction::PREEMPT_AND_ABORT, rtype, prkey)
-            }
-            Group::Release => self.release(ReleaseAction::RELEASE, rtype),
-            Group::Register => self.register_with(RegisterAction::REGISTER, ChangePtpl::NONE),
-            Group::Report => self.run(
-                command::reservation_report(nsid, 64, true),
-                Data::Read(vec![0; 64]),
-            ),
-        };
-        vec![status]
-    }
-
-    /// The next event, and the notification behind it.
-    fn notification(&mut self) -> ReservationNotificationLog {
-        let event = self.controller.poll_event(PATIENCE).unwrap();
-        assert_eq!(event, Some(AsyncEvent::RESERVATION_LOG));
-        self.notice()
-    }
-
-    /// The oldest notification.
-    fn notice(&mut self) -> ReservationNotificationLog {
-        let get = GetLogPage::new(Lid::RESERVATION_NOTIFICATION, 64);
-        let page = self.controller.log_page(0, &get, 64).unwrap();
-        ReservationNotificationLog::decode(page.first_chunk().unwrap())
-    }
-}
-
-fn ram(target: &Target, nsid: u32) {
-    let disk = RamDisk::new(8 << 20, 512).unwrap();
-    target.add_namespace(NQN, nsid, Inline::new(disk)).unwrap();
-}
-
-/// A target with one RAM disk that keeps its reservations.
-fn target_with(store: Arc<dyn ReservationStore>) -> (Target, SocketAddr) {
-    let _ = env_logger::builder().is_test(true).try_init();
-    let target = Target::new(config()).unwrap();
-    let mut subsystem = SubsystemConfig::new(NQN);
-    subsystem.reservation_store = Some(store);
-    target.add_subsystem(subsystem).unwrap();
-    ram(&target, 1);
-    let address = target.listen("127.0.0.1:0".parse().unwrap()).unwrap();
-    (target, address)
+        Group::Write => {
+            let deallocate = command::dataset_management(nsid, 1, DsmAttributes::DEALLOCATE);
+            let range = DsmRange {
+                length: 1,
+                slba: 5,
+                context: 0,
+            };
+            return vec![
+                host.write(),
+                host.run(command::write_zeroes(nsid, 0, 1, false), Data::None),
+                host.run(deallocate, Data::Write(range.encode().to_vec())),
+                host.run(command::flush(nsid), Data::None),
+                host.run(command::flush(0xffff_ffff), Data::None),
+            ];
+        }
+        Group::Acquire => host.acquire(rtype),
+        Group::Preempt => host.acquire_with(AcquireAction::PREEMPT, rtype, prkey),
+        Group::PreemptAndAbort => host.acquire_with(AcquireAction::PREEMPT_AND_ABORT, rtype, prkey),
+        Group::Release => host.release(ReleaseAction::RELEASE, rtype),
+        Group::Register => host.register_with(RegisterAction::REGISTER, ChangePtpl::NONE),
+        Group::Report => host.run(
+            command::reservation_report(nsid, 64, true),
+            Data::Read(vec![0; 64]),
+        ),
+    };
+    vec![status]
 }
 
 #[test]
@@ -251,7 +86,7 @@ fn every_cell_of_the_table_of_commands_and_types() {
             } else {
                 CONFLICT
             };
-            for (i, status) in host.group(group, rtype, prkey).into_iter().enumerate() {
+            for (i, status) in run_group(host, group, rtype, prkey).into_iter().enumerate() {
                 assert_eq!(status, want, "{rtype:?} {role:?} {group:?} {i}");
             }
         }
@@ -527,7 +362,7 @@ fn a_host_without_identifier() {
         nobody.release(ReleaseAction::CLEAR, WRITE_EXCLUSIVE),
         refused
     );
-    let report = nobody.group(Group::Report, WRITE_EXCLUSIVE, 0);
+    let report = run_group(&mut nobody, Group::Report, WRITE_EXCLUSIVE, 0);
     assert_eq!(report, [refused]);
     assert_eq!(nobody.write(), Status::SUCCESS);
     a.register();
@@ -590,405 +425,4 @@ fn notifications_reach_every_controller_of_the_hosts_concerned() {
         Status::SUCCESS
     );
     assert_eq!(c.notice(), ReservationNotificationLog::default());
-}
-
-/// A target whose only namespace does what the test says. It has a volatile cache and no FUA.
-fn step_target() -> (Target, SocketAddr, Step) {
-    let _ = env_logger::builder().is_test(true).try_init();
-    let target = Target::new(config()).unwrap();
-    target.add_subsystem(SubsystemConfig::new(NQN)).unwrap();
-    let step = Step::new(NsInfo::new(512, 2048).with_volatile_cache());
-    target.add_namespace(NQN, 1, step.clone()).unwrap();
-    let address = target.listen("127.0.0.1:0".parse().unwrap()).unwrap();
-    (target, address, step)
-}
-
-/// Queues a Preempt and Abort of another host.
-fn preempt_and_abort(host: &mut Host, key: u64) {
-    let command = AcquireCommand {
-        action: AcquireAction::PREEMPT_AND_ABORT,
-        iekey: false,
-        rtype: EXCLUSIVE_ACCESS,
-    };
-    let mut data = [0; AcquireData::SIZE];
-    AcquireData {
-        crkey: host.key,
-        prkey: key,
-    }
-    .encode(&mut data);
-    let sqe = command::reservation_acquire(1, &command);
-    let queue = host.queue.queue();
-    queue
-        .submit_tagged(sqe, Data::Write(data.to_vec()), 99)
-        .unwrap();
-    queue.flush().unwrap();
-}
-
-/// The tags and statuses of `count` completions.
-fn completions(host: &mut Host, count: usize) -> Vec<(u64, Status)> {
-    let mut all = Vec::new();
-    while all.len() < count {
-        let done = host.queue.poll(PATIENCE).unwrap();
-        all.extend(done.map(|done| (done.tag, done.status())));
-    }
-    all.sort_by_key(|(tag, _)| *tag);
-    all
-}
-
-#[test]
-fn a_command_that_has_begun_ends_without_a_conflict() {
-    let (_target, address, step) = step_target();
-    let [mut a, mut b] = [1, 2].map(|number| Host::new(address, number));
-    a.register();
-    let fua = command::with_fua(command::write(1, 0, 1));
-    for conflict in [EXCLUSIVE_ACCESS, WRITE_EXCLUSIVE] {
-        let queue = b.queue.queue();
-        queue
-            .submit_tagged(fua, Data::Write(vec![1; 512]), 1)
-            .unwrap();
-        queue.flush().unwrap();
-        let write = step.next();
-        assert_eq!(a.acquire(conflict), Status::SUCCESS);
-        write.complete(Ok(()));
-        let flush = step.next();
-        assert_eq!(flush.op(), Op::Flush);
-        flush.complete(Ok(()));
-        assert_eq!(completions(&mut b, 1), [(1, Status::SUCCESS)]);
-        // The next one has not.
-        assert_eq!(b.write(), CONFLICT);
-        assert_eq!(a.release(ReleaseAction::RELEASE, conflict), Status::SUCCESS);
-    }
-}
-
-#[test]
-fn preempt_and_abort_waits_for_the_backend() {
-    let (target, address, step) = step_target();
-    let [mut a, mut b, mut witness] = [1, 2, 1].map(|number| Host::new(address, number));
-    a.register();
-    b.register();
-    step.set_withdraws(true);
-    let ns = b.ns;
-    for lba in 0..2 {
-        b.queue.submit_write(&ns, lba, vec![1; 512], lba).unwrap();
-    }
-    b.queue.queue().flush().unwrap();
-    // One is under way, one has not been begun.
-    let under_way = step.next();
-    eventually("both are in the backend", || step.pending() == 1);
-    preempt_and_abort(&mut a, b.key);
-    assert_eq!(completions(&mut b, 1), [(1, Status::ABORT_REQUESTED)]);
-    // The change is made, whoever asks; but it is not completed.
-    let report = witness.report();
-    assert_eq!(
-        (report.status.registrants, report.registrants[0].hostid),
-        (1, a.id)
-    );
-    assert_eq!(a.queue.poll(Duration::from_millis(50)).unwrap().count(), 0);
-    under_way.complete(Ok(()));
-    assert_eq!(completions(&mut b, 1), [(0, Status::SUCCESS)]);
-    assert_eq!(completions(&mut a, 1), [(99, Status::SUCCESS)]);
-    drop((a, b, witness));
-    assert_idle(&target);
-}
-
-#[test]
-fn preempt_and_abort_waits_for_what_a_lost_connection_left_in_the_backend() {
-    let (target, address, step) = step_target();
-    let [mut a, mut b] = [1, 2].map(|number| Host::new(address, number));
-    a.register();
-    b.register();
-    let ns = b.ns;
-    b.queue.submit_write(&ns, 0, vec![1; 512], 0).unwrap();
-    b.queue.queue().flush().unwrap();
-    let under_way = step.next();
-    let (key, before) = (b.key, target.stats().connections);
-    drop(b);
-    // Its I/O connection stays until the backend is done; that it is closed shows in its fellow.
-    eventually("the admin queue is gone", || {
-        target.stats().connections < before
-    });
-    preempt_and_abort(&mut a, key);
-    let mut witness = Host::new(address, 1);
-    assert_eq!(witness.report().status.registrants, 1);
-    assert_eq!(a.queue.poll(Duration::from_millis(50)).unwrap().count(), 0);
-    under_way.complete(Ok(()));
-    assert_eq!(completions(&mut a, 1), [(99, Status::SUCCESS)]);
-    drop((a, witness));
-    assert_idle(&target);
-}
-
-#[test]
-fn preempt_and_abort_does_not_wait_for_a_host_that_owes_data() {
-    let (_target, address) = common::target(config());
-    let mut a = Host::new(address, 1);
-    let (_admin, cntlid) = Raw::admin(address);
-    let mut dead = Raw::io(address, cntlid, 1);
-    let mut twin = Host::new(address, raw::HOSTID[0]);
-    assert_eq!(twin.id, raw::HOSTID);
-    a.register();
-    twin.register();
-    a.queue.write(&a.ns, 3, &[7; 512]).unwrap();
-    dead.submit(&raw::write_by_r2t(5, 3, 1), &[]);
-    let r2t = dead.recv().r2t();
-    assert_eq!(a.acquire(EXCLUSIVE_ACCESS), Status::SUCCESS);
-    let key = twin.key;
-    let status = a.acquire_with(AcquireAction::PREEMPT_AND_ABORT, EXCLUSIVE_ACCESS, key);
-    assert_eq!(status, Status::SUCCESS);
-    // The data comes at last, and goes nowhere.
-    let data = raw::Digests::default().h2c_data(&r2t, 0, &[9; 512], true);
-    dead.send(&data);
-    let cqe = dead.recv().cqe();
-    assert_eq!((cqe.cid, cqe.status), (5, Status::ABORT_REQUESTED));
-    let mut block = [0; 512];
-    a.queue.read(&a.ns, 3, &mut block).unwrap();
-    assert_eq!(block, [7; 512]);
-}
-
-#[test]
-fn preempt_and_abort_under_load() {
-    const BLOCKS: u64 = 64;
-    const BYTES: usize = 64 * 512;
-    let (target, address) = common::target(config());
-    let mut a = Host::new(address, 1);
-    a.register();
-    for round in 0..20 {
-        // Two controllers of the other host write everywhere until they are told not to.
-        let mut others = [2, 2].map(|number| Host::new(address, number));
-        others[0].register();
-        assert_eq!(others[0].acquire(EXCLUSIVE_ACCESS), Status::SUCCESS);
-        let key = others[0].key;
-        let begun = AtomicBool::new(false);
-        let (begun, ours) = (&begun, pattern(round, BYTES));
-        thread::scope(|scope| {
-            for other in others {
-                scope.spawn(move || {
-                    // All of it, with the admin queue.
-                    let mut other = other;
-                    let ns = other.ns;
-                    let mut statuses = Vec::new();
-                    for lba in (0..BLOCKS).cycle() {
-                        if other.queue.queue().outstanding() < 32 {
-                            other
-                                .queue
-                                .submit_write(&ns, lba, vec![0xee; 512], 0)
-                                .unwrap();
-                        }
-                        let done = other.queue.poll(Duration::ZERO).unwrap();
-                        statuses.extend(done.map(|done| done.status()));
-                        begun.fetch_or(statuses.len() > 100, Ordering::Relaxed);
-                        if statuses.contains(&CONFLICT) {
-                            break;
-                        }
-                    }
-                    while other.queue.queue().outstanding() > 0 {
-                        let done = other.queue.poll(PATIENCE).unwrap();
-                        statuses.extend(done.map(|done| done.status()));
-                    }
-                    let expected = [Status::SUCCESS, Status::ABORT_REQUESTED, CONFLICT];
-                    assert!(statuses.iter().all(|status| expected.contains(status)));
-                });
-            }
-            eventually("they write", || begun.load(Ordering::Relaxed));
-            let status = a.acquire_with(AcquireAction::PREEMPT_AND_ABORT, EXCLUSIVE_ACCESS, key);
-            assert_eq!(status, Status::SUCCESS);
-            a.queue.write(&a.ns, 0, &ours).unwrap();
-        });
-        let mut back = vec![0; ours.len()];
-        a.queue.read(&a.ns, 0, &mut back).unwrap();
-        assert!(back == ours, "something was written after the completion");
-        assert_eq!(
-            a.release(ReleaseAction::RELEASE, EXCLUSIVE_ACCESS),
-            Status::SUCCESS
-        );
-    }
-    drop(a);
-    assert_idle(&target);
-}
-
-fn store(dir: &Path) -> Arc<dyn ReservationStore> {
-    Arc::new(FileReservationStore::new(dir).unwrap())
-}
-
-#[test]
-fn what_persists_is_there_after_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
-    let (target, address) = target_with(store(dir.path()));
-    ram(&target, 2);
-    let mut a = Host::new(address, 1);
-    let rescap = a.controller.identify_namespace(1).unwrap().rescap;
-    assert_eq!(rescap, Rescap::all());
-    let status = a.register_with(RegisterAction::REGISTER, ChangePtpl::SET);
-    assert_eq!(status, Status::SUCCESS);
-    assert_eq!(a.acquire(EXCLUSIVE_ACCESS), Status::SUCCESS);
-    let mut b = Host::new(address, 2);
-    b.register();
-    // Not of namespace 2.
-    let mut a2 = Host::new(address, 1);
-    a2.ns.nsid = 2;
-    a2.register();
-    assert_eq!(a2.acquire(EXCLUSIVE_ACCESS), Status::SUCCESS);
-    let before = a.report();
-    assert_eq!((before.status.ptpls, before.status.generation), (1, 2));
-    drop((a, b, a2));
-    assert!(target.shutdown(PATIENCE));
-
-    let (target, address) = target_with(store(dir.path()));
-    ram(&target, 2);
-    let [mut a, mut b] = [1, 2].map(|number| Host::new(address, number));
-    let mut after = a.report();
-    after.registrants.iter_mut().for_each(|r| r.cntlid = 0);
-    let mut expected = before;
-    expected.registrants.iter_mut().for_each(|r| r.cntlid = 0);
-    assert_eq!(after, expected);
-    assert_eq!((a.write(), b.read()), (Status::SUCCESS, CONFLICT));
-    b.ns.nsid = 2;
-    assert_eq!(
-        (b.read(), b.report().status.registrants),
-        (Status::SUCCESS, 0)
-    );
-    let status = a.register_with(RegisterAction::REPLACE, ChangePtpl::CLEAR);
-    assert_eq!(status, Status::SUCCESS);
-    b.ns.nsid = 1;
-    assert_eq!(b.read(), CONFLICT, "it is held until the power is lost");
-    drop((a, b));
-    assert!(target.shutdown(PATIENCE));
-
-    let (_target, address) = target_with(store(dir.path()));
-    let mut b = Host::new(address, 2);
-    assert_eq!(
-        (b.read(), b.report().status.registrants),
-        (Status::SUCCESS, 0)
-    );
-}
-
-#[test]
-fn persistence_is_a_feature_too() {
-    let dir = tempfile::tempdir().unwrap();
-    let (target, address) = target_with(store(dir.path()));
-    let mut a = Host::new(address, 1);
-    a.register();
-    let feature = Fid::RESERVATION_PERSISTENCE;
-    let get = GetFeatures::new(feature);
-    assert_eq!(a.controller.get_features(1, &get).unwrap(), 0);
-    let set = SetFeatures::new(feature, 1);
-    a.controller.set_features(0xffff_ffff, &set).unwrap();
-    assert_eq!(a.controller.get_features(1, &get).unwrap(), 1);
-    let report = a.report();
-    assert_eq!((report.status.ptpls, report.status.generation), (1, 1));
-    let wrong = a.controller.set_features(1, &SetFeatures::new(feature, 2));
-    assert_eq!(wrong.unwrap_err().status(), Some(INVALID));
-    drop(a);
-    assert!(target.shutdown(PATIENCE));
-    let (_target, address) = target_with(store(dir.path()));
-    let mut a = Host::new(address, 1);
-    assert_eq!(a.report().status.registrants, 1);
-    assert_eq!(a.controller.get_features(1, &get).unwrap(), 1);
-}
-
-#[test]
-fn a_damaged_file_is_set_aside_and_the_target_starts() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = || {
-        let files = std::fs::read_dir(dir.path()).unwrap();
-        let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
-        paths.sort();
-        paths
-    };
-    let (target, address) = target_with(store(dir.path()));
-    let mut a = Host::new(address, 1);
-    a.register_with(RegisterAction::REGISTER, ChangePtpl::SET);
-    assert_eq!(a.acquire(EXCLUSIVE_ACCESS), Status::SUCCESS);
-    drop(a);
-    assert!(target.shutdown(PATIENCE));
-    let [path] = &file()[..] else {
-        panic!("{:?}", file());
-    };
-    let record = std::fs::read(path).unwrap();
-    std::fs::write(path, &record[..record.len() / 2]).unwrap();
-
-    let (target, address) = target_with(store(dir.path()));
-    let mut b = Host::new(address, 2);
-    assert_eq!(
-        (b.write(), b.report().status.registrants),
-        (Status::SUCCESS, 0)
-    );
-    let [damaged] = &file()[..] else {
-        panic!("{:?}", file());
-    };
-    assert_eq!(*damaged, Path::new(&format!("{}.damaged", path.display())));
-    assert_eq!(std::fs::read(damaged).unwrap(), record[..record.len() / 2]);
-    // And what is kept from now on is kept.
-    b.register_with(RegisterAction::REGISTER, ChangePtpl::SET);
-    assert_eq!(file(), [path.clone(), damaged.clone()]);
-    drop(b);
-    assert!(target.shutdown(PATIENCE));
-}
-
-/// A store that saves when it is let.
-#[derive(Debug)]
-struct Slow {
-    begun: SyncSender<()>,
-    go: Mutex<Receiver<io::Result<()>>>,
-}
-
-impl ReservationStore for Slow {
-    fn load(&self, _: &ReservationScope) -> io::Result<Option<Vec<u8>>> {
-        Ok(None)
-    }
-
-    fn save(&self, _: &ReservationScope, _: &[u8]) -> io::Result<()> {
-        self.begun.send(()).unwrap();
-        self.go.lock().unwrap().recv().unwrap()
-    }
-
-    fn remove(&self, _: &ReservationScope) -> io::Result<()> {
-        panic!("as embedders' code may")
-    }
-
-    fn set_aside(&self, _: &ReservationScope) -> io::Result<String> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-}
-
-#[test]
-fn a_slow_store_holds_up_nobody_else() {
-    let (begun, has_begun) = sync_channel(1);
-    let (go, may_go) = sync_channel(1);
-    let go_on = Mutex::new(may_go);
-    let (target, address) = target_with(Arc::new(Slow { begun, go: go_on }));
-    let [mut a, mut b] = [1, 2].map(|number| Host::new(address, number));
-    let set = thread::spawn(move || {
-        let status = a.register_with(RegisterAction::REGISTER, ChangePtpl::SET);
-        (a, status)
-    });
-    has_begun.recv().unwrap();
-    // All reactors work, and what is not kept is not there.
-    for _ in 0..4 {
-        let mut other = Host::new(address, 3);
-        assert_eq!(other.write(), Status::SUCCESS);
-        assert_eq!(other.report().status.registrants, 0);
-    }
-    assert_eq!(b.write(), Status::SUCCESS);
-    go.send(Ok(())).unwrap();
-    let (mut a, status) = set.join().unwrap();
-    assert_eq!((status, a.report().status.ptpls), (Status::SUCCESS, 1));
-
-    // What cannot be kept fails and changes nothing.
-    let full: io::Error = io::ErrorKind::StorageFull.into();
-    go.send(Err(full)).unwrap();
-    assert_eq!(a.acquire(WRITE_EXCLUSIVE), Status::INTERNAL_ERROR);
-    assert_eq!((a.report().status.rtype.0, b.write()), (0, Status::SUCCESS));
-    // Nor does a store that panics do any harm.
-    let clear = a.register_with(RegisterAction::REPLACE, ChangePtpl::CLEAR);
-    assert_eq!(
-        (clear, a.report().status.ptpls),
-        (Status::INTERNAL_ERROR, 1)
-    );
-    // The connection ends while a change is under way.
-    has_begun.try_iter().for_each(drop);
-    preempt_and_abort(&mut a, 1);
-    has_begun.recv().unwrap();
-    drop((a, b));
-    go.send(Ok(())).unwrap();
-    assert_idle(&target);
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod raw;
+pub mod reserving;
 pub mod step;
 
 use nvmf_host::{ConnectOptions, Controller, IoQueue, Namespace};
