@@ -4,11 +4,15 @@
 //! The target lives as long as the process; after every input it has to be as idle as before.
 
 use arbitrary::{Arbitrary, Unstructured};
-use nvmf_host::{ConnectOptions, Connector, Controller, Data, Error, Queue, Stream, Token};
+use nvmf_host::{
+    ConnectOptions, Connector, Controller, Data, Error, Queue, Stream, Token, command,
+};
+use nvmf_proto::wire::copy::CopyCommand;
 use nvmf_proto::wire::dsm::DsmCommand;
 use nvmf_proto::wire::fabrics::FabricsType;
 use nvmf_proto::wire::feature::{Fid, GetFeatures, HOST_ID_EXTENDED};
 use nvmf_proto::wire::log::GetLogPage;
+use nvmf_proto::wire::sqe::Fuse;
 use nvmf_proto::wire::{AdminOpcode, NvmOpcode, SglDescriptor, Sqe};
 use nvmf_target::ns::{Inline, RamDisk};
 use nvmf_target::transport::{MemConnector, MemStream, MemTransport, Stream as _};
@@ -134,6 +138,8 @@ struct Session {
     /// Commands whose completions are owed, by queue.
     admin_owed: Vec<Token>,
     io_owed: Vec<Token>,
+    /// The last I/O command is a first half of a fused operation.
+    half: bool,
     /// The host has lied, so the target may have misunderstood it.
     lied: bool,
 }
@@ -171,6 +177,7 @@ impl Session {
             io,
             admin_owed: Vec::new(),
             io_owed: Vec::new(),
+            half: false,
             lied: false,
         }
     }
@@ -207,6 +214,9 @@ impl Session {
         let Some(queue) = queue else { return };
         match queue.submit(sqe, data) {
             Ok(token) => {
+                if !admin {
+                    self.half = sqe.fuse() == Fuse::First;
+                }
                 // Asynchronous Event Requests are answered when there is something to tell.
                 let waits = admin && sqe.opcode() == AdminOpcode::ASYNC_EVENT_REQUEST.0;
                 let owed = if admin {
@@ -241,6 +251,7 @@ impl Session {
                 break;
             }
         }
+        self.follow_half();
         for token in std::mem::take(&mut self.io_owed) {
             let Some(queue) = &mut self.io else { break };
             if let Err(error) = queue.wait_for("I/O command", token) {
@@ -248,6 +259,22 @@ impl Session {
                 self.io = None;
                 break;
             }
+        }
+    }
+
+    /// A first half of a fused operation is answered when another command has come behind it.
+    fn follow_half(&mut self) {
+        let Some(queue) = self.io.as_mut().filter(|_| self.half) else {
+            return;
+        };
+        self.half = false;
+        match queue.submit(command::flush(1), Data::None) {
+            Ok(token) => self.io_owed.push(token),
+            Err(refused) if matches!(refused.error, Error::QueueFull) => {
+                self.io_owed.clear();
+                self.io = None;
+            }
+            Err(refused) => self.judge(&refused.error),
         }
     }
 
@@ -284,6 +311,10 @@ impl Command {
                 NvmOpcode::READ.0,
                 NvmOpcode::WRITE_ZEROES.0,
                 NvmOpcode::DATASET_MANAGEMENT.0,
+                NvmOpcode::COMPARE.0,
+                NvmOpcode::VERIFY.0,
+                NvmOpcode::COPY.0,
+                NvmOpcode::WRITE_UNCORRECTABLE.0,
                 NvmOpcode::WRITE.0,
                 NvmOpcode::READ.0,
                 FABRICS,
@@ -308,6 +339,10 @@ impl Command {
         }));
         if self.lie.odds >= 0xf0 {
             sqe.0[1] = self.lie.flags;
+        }
+        // Half a fused operation waits for the other one.
+        if (0xe0..0xf0).contains(&self.lie.odds) && !admin {
+            sqe.0[1] |= 1 + (self.lie.flags & 1);
         }
         if self.lie.odds >= 0xf8 {
             sqe.set_sgl(SglDescriptor {
@@ -351,11 +386,12 @@ impl Command {
 fn exact_length(sqe: &Sqe, admin: bool) -> usize {
     if !admin {
         return match NvmOpcode(sqe.opcode()) {
-            NvmOpcode::READ | NvmOpcode::WRITE => {
+            NvmOpcode::READ | NvmOpcode::WRITE | NvmOpcode::COMPARE => {
                 let block = if sqe.nsid() == 2 { 4096 } else { 512 };
                 sqe.block_count() as usize * block
             }
             NvmOpcode::DATASET_MANAGEMENT => DsmCommand::decode(sqe).data_length(),
+            NvmOpcode::COPY => CopyCommand::decode(sqe).data_length(),
             _ => 0,
         };
     }

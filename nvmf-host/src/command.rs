@@ -3,6 +3,7 @@
 //! CID and SGL are set by [`Queue::submit`](crate::Queue::submit). Counts of logical blocks are
 //! as people count: 1 to 65,536.
 
+use nvmf_proto::wire::copy::CopyCommand;
 use nvmf_proto::wire::dsm::{DsmAttributes, DsmCommand};
 use nvmf_proto::wire::feature::{GetFeatures, SetFeatures};
 use nvmf_proto::wire::identify::IdentifyCommand;
@@ -102,6 +103,21 @@ pub fn compare_and_write(nsid: u32, slba: u64, blocks: u32) -> [Sqe; 2] {
         fused(compare(nsid, slba, blocks), Fuse::First),
         fused(write(nsid, slba, blocks), Fuse::Second),
     ]
+}
+
+/// Write Uncorrectable.
+#[must_use]
+pub fn write_uncorrectable(nsid: u32, slba: u64, blocks: u32) -> Sqe {
+    on_blocks(NvmOpcode::WRITE_UNCORRECTABLE, nsid, slba, blocks)
+}
+
+/// Copy of 1 to 256 ranges, which are the command's data.
+#[must_use]
+pub fn copy(nsid: u32, command: &CopyCommand) -> Sqe {
+    let mut sqe = Sqe::with_opcode(NvmOpcode::COPY.0);
+    sqe.set_nsid(nsid);
+    command.encode(&mut sqe);
+    sqe
 }
 
 /// Flush.

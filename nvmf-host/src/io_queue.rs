@@ -3,6 +3,7 @@
 use crate::command;
 use crate::error::Error;
 use crate::queue::{Completion, Completions, Data, Queue, Refused, Token};
+use nvmf_proto::wire::copy::{CopyCommand, CopyFormat, CopyRange};
 use nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
 use nvmf_proto::wire::fabrics::FabricsType;
 use nvmf_proto::wire::{Sqe, Status};
@@ -245,6 +246,35 @@ impl IoQueue {
         let first = self.queue.wait_for("Compare", first)?;
         let second = self.queue.wait_for("Write", second)?;
         Ok([first.cqe.status, second.cqe.status])
+    }
+
+    /// Copies 1 to 256 ranges of the namespace to one place in it.
+    ///
+    /// # Errors
+    ///
+    /// As [`IoQueue::read`].
+    pub fn copy(
+        &mut self,
+        namespace: &Namespace,
+        sdlba: u64,
+        ranges: &[CopyRange],
+    ) -> Result<(), Error> {
+        const NAME: &str = "Copy";
+        let range_count = u16::try_from(ranges.len()).unwrap_or(u16::MAX);
+        if !(1..=256).contains(&range_count) {
+            return Err(Error::InvalidInput("Copy takes 1 to 256 ranges"));
+        }
+        let command = CopyCommand {
+            sdlba,
+            range_count,
+            format: CopyFormat::SAME_NAMESPACE,
+        };
+        let data = ranges.iter().flat_map(CopyRange::encode).collect();
+        let sqe = command::copy(namespace.nsid, &command);
+        self.queue
+            .execute(NAME, sqe, Data::Write(data))?
+            .success(NAME)?;
+        Ok(())
     }
 
     /// Dataset Management of 1 to 256 ranges.

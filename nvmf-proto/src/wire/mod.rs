@@ -5,6 +5,7 @@
 //! Encoding takes a fixed-size array, so that no length can be wrong.
 
 pub mod abort;
+pub mod copy;
 pub mod cqe;
 pub mod discovery;
 pub mod dsm;

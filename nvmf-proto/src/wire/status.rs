@@ -132,11 +132,21 @@ statuses! {
     /// As a status of an NVM command the same code is Attempted Write to Read Only Range.
     CONNECT_INVALID_PARAMETERS = 1 / 0x82, "Connect Invalid Parameters";
     /// Connect Restart Discovery (NVMe over Fabrics, Connect).
+    ///
+    /// As a status of an NVM command the same code is [`Status::COMMAND_SIZE_LIMIT_EXCEEDED`].
     CONNECT_RESTART_DISCOVERY = 1 / 0x83, "Connect Restart Discovery";
     /// Connect Invalid Host (NVMe over Fabrics, Connect).
     CONNECT_INVALID_HOST = 1 / 0x84, "Connect Invalid Host";
     /// Invalid Queue Type (NVMe over Fabrics, Disconnect).
     INVALID_QUEUE_TYPE = 1 / 0x85, "Invalid Queue Type";
+    /// Command Size Limit Exceeded (NVM Command Set, Copy).
+    COMMAND_SIZE_LIMIT_EXCEEDED = 1 / 0x83, "Command Size Limit Exceeded";
+    /// Incompatible Namespace or Format (NVM Command Set, Copy).
+    INCOMPATIBLE_NAMESPACE = 1 / 0x85, "Incompatible Namespace or Format";
+    /// Fast Copy Not Possible (NVM Command Set, Copy).
+    FAST_COPY_NOT_POSSIBLE = 1 / 0x86, "Fast Copy Not Possible";
+    /// Overlapping I/O Range (NVM Command Set, Copy).
+    OVERLAPPING_RANGE = 1 / 0x87, "Overlapping I/O Range";
     /// Discover Restart (NVMe over Fabrics).
     DISCOVER_RESTART = 1 / 0x90, "Discover Restart";
     /// Authentication Required (NVMe over Fabrics).

@@ -16,7 +16,7 @@ mod settle;
 mod shutdown;
 mod tx;
 
-pub(crate) use io::{DMRL, DMRSL, STRIDE};
+pub(crate) use io::{CopyLimits, DMRL, DMRSL, STRIDE};
 
 use crate::buf::IoBuf;
 use crate::ctrl::reservation::Waiter;
@@ -96,6 +96,8 @@ struct Command {
     /// Dword 0 of its completion.
     result: u32,
     half: Half,
+    /// What a Copy has read and not yet written.
+    gathered: IoBuf,
     /// It has closed a namespace's write gate.
     exclusive: Option<Exclusive>,
 }
@@ -355,8 +357,9 @@ impl Conn {
         }
         let command = self.command(slot);
         command.exclusive = Some(exclusive);
-        if let Some(second) = command.half.other() {
-            self.execute_pair_alone(cx, slot, second);
+        match command.half.other() {
+            Some(second) => self.execute_pair_alone(cx, slot, second),
+            None => self.proceed(cx, slot),
         }
     }
 
@@ -500,8 +503,13 @@ impl Conn {
             return;
         }
         for index in 0..self.commands.len() {
-            let buf = std::mem::take(&mut self.commands[index].buf);
+            let command = &mut self.commands[index];
+            let (buf, gathered) = (
+                std::mem::take(&mut command.buf),
+                std::mem::take(&mut command.gathered),
+            );
             self.give_buffer(cx, buf);
+            self.give_buffer(cx, gathered);
         }
     }
 

@@ -106,9 +106,12 @@ impl Fault {
     }
 
     /// The first logical block that it is about; 0 if it is about none. Dataset Management has
-    /// other things where SLBA is.
+    /// other things where SLBA is, and a Copy may fail for its sources.
     pub(super) fn lba(self, sqe: &Sqe) -> u64 {
-        let has_slba = sqe.opcode() != NvmOpcode::DATASET_MANAGEMENT.0;
+        let has_slba = !matches!(
+            NvmOpcode(sqe.opcode()),
+            NvmOpcode::DATASET_MANAGEMENT | NvmOpcode::COPY
+        );
         if has_slba && is_of_blocks(code(self.status)) {
             sqe.slba()
         } else {

@@ -39,6 +39,11 @@ pub struct Caps {
     /// Verify. `Native`: [`crate::ns::Op::Verify`]. `Emulate`: the target reads. `None`: Invalid
     /// Command Opcode.
     pub verify: Support,
+    /// Copy. `Native`, `Emulate`: the target reads and writes. `None`: Invalid Command Opcode.
+    pub copy: Support,
+    /// Write Uncorrectable. `Native`, `Emulate`: the target remembers the blocks, as long as the
+    /// namespace is attached, and fails what reads them. `None`: Invalid Command Opcode.
+    pub write_uncorrectable: Support,
 }
 
 /// Geometry, identity and capabilities of a namespace.
@@ -104,6 +109,8 @@ impl NsInfo {
                 compare: Support::Emulate,
                 compare_and_write: Support::Emulate,
                 verify: Support::Emulate,
+                copy: Support::Emulate,
+                write_uncorrectable: Support::Emulate,
             },
             volatile_cache: false,
             dealloc_reads_zero: false,

@@ -13,6 +13,7 @@ mod file;
 mod info;
 mod ram;
 mod request;
+mod uncorrectable;
 
 pub use block::{BlockDevice, Inline, NsError, Threaded, WorkerPool};
 pub use file::{Direct, FileBackend, FileId, FileOptions};
@@ -20,6 +21,7 @@ pub use info::{Caps, NsInfo, Support};
 pub use ram::RamDisk;
 pub(crate) use request::{Completion, Port, RequestPool, Route};
 pub use request::{LbaRange, Op, Request, RequestId};
+pub(crate) use uncorrectable::Uncorrectable;
 
 use crate::Error;
 use std::fmt;

@@ -264,6 +264,10 @@ impl Completion {
         self.0.op
     }
 
+    pub(crate) fn lba_range(&self) -> LbaRange {
+        self.0.range
+    }
+
     /// Takes the buffer out.
     pub(crate) fn take_buf(&mut self) -> IoBuf {
         std::mem::take(&mut self.0.buf)

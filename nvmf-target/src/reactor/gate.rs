@@ -9,6 +9,7 @@
 //! and closes the gate then has seen the last of them when the gate is closed.
 
 use super::{Mailbox, Message};
+use crate::ns::Uncorrectable;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,9 +17,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// What is done when the gate is closed.
 type Then = Box<dyn FnOnce(Exclusive) + Send>;
 
-/// The gate of one namespace, shared by the reactors.
+/// The gate of one backend, shared by the reactors and by all namespaces that the backend is.
 #[derive(Debug, Default)]
-pub(crate) struct Gate(Mutex<State>);
+pub(crate) struct Gate {
+    state: Mutex<State>,
+    /// Blocks that a host has marked as invalid. They are here because they are shared alike.
+    pub(crate) uncorrectable: Uncorrectable,
+}
 
 #[derive(Default)]
 struct State {
@@ -88,7 +93,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(self: &Arc<Self>, then: Option<Then>) {

@@ -2,9 +2,9 @@
 //! writes while the namespace's gate is closed.
 
 use super::gate::Member;
-use super::{Mailbox, Poller};
+use super::{Gate, Mailbox, Poller};
 use crate::ctrl::{NsEntry, QueueStats};
-use crate::ns::{Lane, LaneCx, Op, Request, RequestId};
+use crate::ns::{Completion, Lane, LaneCx, Request, RequestId};
 use log::error;
 use nvmf_proto::wire::Status;
 use std::collections::{HashMap, VecDeque};
@@ -43,6 +43,7 @@ struct OpenLane {
     waiting: VecDeque<Request>,
     /// What the namespace's SMART log counts.
     stats: Arc<QueueStats>,
+    gate: Arc<Gate>,
     member: Member,
     /// The gate is closed: what writes is parked.
     closed: bool,
@@ -133,6 +134,7 @@ impl Lanes {
             outstanding: 0,
             waiting: VecDeque::new(),
             stats: entry.shared.stats.lane(),
+            gate: Arc::clone(&entry.shared.gate),
             member,
             closed,
             asked: false,
@@ -180,6 +182,11 @@ impl Lanes {
             return;
         };
         lane.outstanding += 1;
+        let marked = &lane.gate.uncorrectable;
+        if marked.any() && marked.spoils(request.op(), request.lba_range()) {
+            // NVM Command Set 1.1, Write Uncorrectable command.
+            return request.complete(Err(Status::UNRECOVERED_READ_ERROR.dnr()));
+        }
         if !lane.touched {
             lane.touched = true;
             self.touched.push(index);
@@ -204,13 +211,17 @@ impl Lanes {
     }
 
     /// Takes note of a completion, and submits what waited for it.
-    pub(crate) fn completed(&mut self, index: usize, op: Op, poller: &Poller) {
+    pub(crate) fn completed(&mut self, index: usize, done: &Completion, poller: &Poller) {
         let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
             return;
         };
         lane.outstanding -= 1;
-        if op.writes() {
+        if done.op().writes() {
             lane.writers -= 1;
+            let marked = &lane.gate.uncorrectable;
+            if marked.any() && done.status().is_success() {
+                marked.clear(done.lba_range());
+            }
             lane.answer();
         }
         let next = if lane.outstanding < lane.depth {

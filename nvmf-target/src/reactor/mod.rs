@@ -507,7 +507,7 @@ impl Reactor {
             for mut completion in batch.drain(..) {
                 let Route { conn: id, lane, .. } = completion.route();
                 let Cx { lanes, poller, .. } = &mut self.cx;
-                lanes.completed(lane, completion.op(), poller);
+                lanes.completed(lane, &completion, poller);
                 self.cx.in_flight -= 1;
                 self.flushed &= id == NO_CONN;
                 match self.conns.get(id) {

@@ -23,6 +23,9 @@ use nvmf_host::nvmf_proto::wire::{Cqe, SglDescriptor, Sqe, Status};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
+pub const C2H_DATA: PduType = PduType::C2H_DATA;
+pub const R2T: PduType = PduType::R2T;
+
 pub const HOSTNQN: &str = "nqn.2026-11.org.example:raw-host";
 pub const HOSTID: [u8; 16] = [0x5a; 16];
 

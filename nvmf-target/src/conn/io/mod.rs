@@ -1,9 +1,11 @@
 //! Commands of the NVM command set: requests to the lanes, completions.
 
 mod compare;
+mod copy;
 mod plan;
 mod steps;
 
+pub(crate) use copy::CopyLimits;
 pub(super) use plan::IoPlan;
 pub(super) use steps::Step;
 pub(crate) use steps::{DMRL, DMRSL, STRIDE};
@@ -188,10 +190,14 @@ impl Conn {
         }
         let unfinished = command.parts > 0;
         let len = buf.len() as u64;
-        let wrong = failed.is_none()
-            && op == Op::Read
-            && matches!(self.command(slot).next, Step::Compare { .. })
-            && !self.is_expected(slot, &buf);
+        let mut wrong = false;
+        if op == Op::Read && failed.is_none() {
+            match self.command(slot).next {
+                Step::Compare { .. } => wrong = !self.is_expected(slot, &buf),
+                Step::Copy(_) => self.gather(slot, &buf),
+                _ => {}
+            }
+        }
         self.give_buffer(cx, buf);
         if unfinished {
             return;
@@ -236,12 +242,12 @@ impl Conn {
 
     /// A request of a command has failed.
     fn request_failed(&mut self, cx: &mut Cx, slot: Slot, op: Op, status: Status) {
-        // What a backend compares and writes is the second half's request, but other data is the
-        // first one's failure.
+        // What a backend compares and writes is the second half's request, but what it cannot
+        // read, and other data, are the first one's failure.
+        let of_first = status.same_code(Status::COMPARE_FAILURE)
+            || status.same_code(Status::UNRECOVERED_READ_ERROR);
         let first = match op {
-            Op::CompareAndWrite { .. } if status.same_code(Status::COMPARE_FAILURE) => {
-                self.command(slot).half.other()
-            }
+            Op::CompareAndWrite { .. } if of_first => self.command(slot).half.other(),
             _ => None,
         };
         self.end(cx, first.unwrap_or(slot), status);
@@ -249,6 +255,10 @@ impl Conn {
 
     /// Ends an I/O command without data.
     fn end(&mut self, cx: &mut Cx, slot: Slot, why: impl Into<Fault>) {
+        if self.command(slot).gathered.footprint() > 0 {
+            let gathered = std::mem::take(&mut self.command(slot).gathered);
+            self.give_buffer(cx, gathered);
+        }
         let fault = Fault {
             dw0: self.command(slot).result,
             ..why.into()

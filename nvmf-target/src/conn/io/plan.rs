@@ -1,10 +1,12 @@
 //! What an I/O command asks for, checked against what its controller sees at this moment.
 
+use super::copy::CopyLimits;
 use super::steps::{Step, Zeroes};
 use crate::conn::reservation;
 use crate::ctrl::admin::Transfer;
 use crate::ctrl::{Access, Fault, NsEntry, Seen, View};
 use crate::ns::{LbaRange, NsInfo, Op, Support};
+use nvmf_proto::wire::copy::{CopyCommand, CopyFormat};
 use nvmf_proto::wire::dsm::{DsmCommand, DsmRange};
 use nvmf_proto::wire::fabrics::{FabricsType, disconnect_recfmt};
 use nvmf_proto::wire::identify::NSID_BROADCAST;
@@ -23,6 +25,8 @@ const COMPARE_AND_WRITE_MAX: u32 = 128 << 10;
 
 /// FUSE is what is wrong with the command.
 const FUSE: Fault = Fault::new(Status::INVALID_FIELD.dnr(), ParameterLocation::byte(1));
+/// DESFMT is.
+pub(super) const COPY_FORMAT: Fault = Fault::cdw(12, 8);
 /// NLB is.
 const NLB: Fault = Fault::cdw(12, 0);
 
@@ -110,6 +114,8 @@ impl IoPlan {
             | NvmOpcode::WRITE_ZEROES
             | NvmOpcode::DATASET_MANAGEMENT
             | NvmOpcode::VERIFY
+            | NvmOpcode::COPY
+            | NvmOpcode::WRITE_UNCORRECTABLE
             | NvmOpcode::RESERVATION_REGISTER
             | NvmOpcode::RESERVATION_REPORT
             | NvmOpcode::RESERVATION_ACQUIRE
@@ -151,6 +157,8 @@ impl IoPlan {
             NvmOpcode::COMPARE => Self::compare(sqe, info, ns, max_transfer),
             NvmOpcode::VERIFY => Self::verify(sqe, info, ns),
             NvmOpcode::WRITE_ZEROES => Self::write_zeroes(sqe, info, ns),
+            NvmOpcode::WRITE_UNCORRECTABLE => Self::write_uncorrectable(sqe, info, ns),
+            NvmOpcode::COPY => Self::copy(sqe, info, ns),
             _ => Ok(Self::dataset_management(sqe, ns)),
         }
     }
@@ -252,6 +260,43 @@ impl IoPlan {
             ns,
             flush: false,
             first: Step::Zeroes(zeroes),
+        })
+    }
+
+    fn write_uncorrectable(sqe: &Sqe, info: &NsInfo, ns: NsRef) -> Result<Self, Fault> {
+        if info.caps.write_uncorrectable == Support::None {
+            return Err(Status::INVALID_OPCODE.dnr().into());
+        }
+        let range = blocks_of(sqe, info.blocks)?;
+        Ok(Self::Steps {
+            transfer: Transfer::None,
+            ns,
+            flush: false,
+            first: Step::Uncorrectable { ns, range },
+        })
+    }
+
+    fn copy(sqe: &Sqe, info: &NsInfo, ns: NsRef) -> Result<Self, Fault> {
+        if info.caps.copy == Support::None {
+            return Err(Status::INVALID_OPCODE.dnr().into());
+        }
+        let command = CopyCommand::decode(sqe);
+        if !matches!(
+            command.format,
+            CopyFormat::SAME_NAMESPACE | CopyFormat::ANY_NAMESPACE
+        ) {
+            return Err(COPY_FORMAT);
+        }
+        if command.range_count > u16::from(CopyLimits::RANGES) {
+            return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.dnr().into());
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "4096 at most")]
+        let len = command.data_length() as u32;
+        Ok(Self::Steps {
+            transfer: Transfer::FromHost(len),
+            ns,
+            flush: false,
+            first: Step::CheckCopy { ns, fua: sqe.fua() },
         })
     }
 

@@ -3,6 +3,7 @@
 //! Between two requests anything may have changed: each step looks at the namespace and at what
 //! the host may do with it anew.
 
+use super::copy::Copying;
 use super::plan::{NsRef, Usage, inside};
 use super::{NOWHERE, PIECE};
 use crate::buf::IoBuf;
@@ -14,6 +15,7 @@ use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::dsm::{DsmAttributes, DsmCommand, DsmRange};
 use nvmf_proto::wire::log::ParameterLocation;
+use std::sync::Arc;
 
 /// Bytes of one request that moves no data: what a device at memory speed does in a moment, so
 /// that it does not keep everything else on its reactor waiting. Hosts are told to ask for no more
@@ -44,6 +46,12 @@ pub(in crate::conn) enum Step {
     Verify { ns: NsRef, rest: LbaRange },
     /// The rest of a Compare, of which `done` bytes are the same.
     Compare { ns: NsRef, done: u32 },
+    /// Blocks are to be marked, while nothing else writes.
+    Uncorrectable { ns: NsRef, range: LbaRange },
+    /// The Copy command's ranges are to be checked.
+    CheckCopy { ns: NsRef, fua: bool },
+    /// The rest of a Copy.
+    Copy(Copying),
     /// The Dataset Management command's ranges are to be checked.
     Dsm { ns: NsRef },
     /// The rest of its deallocations: from block `done` of range `next` on.
@@ -78,9 +86,12 @@ impl Step {
             Self::Read { ns, .. } | Self::Verify { ns, .. } | Self::Compare { ns, .. } => {
                 (ns, Usage::Read)
             }
-            Self::Zeroes(Zeroes { ns, .. }) | Self::Dsm { ns } | Self::Deallocate { ns, .. } => {
-                (ns, Usage::Write)
-            }
+            Self::Zeroes(Zeroes { ns, .. })
+            | Self::Uncorrectable { ns, .. }
+            | Self::CheckCopy { ns, .. }
+            | Self::Copy(Copying { ns, .. })
+            | Self::Dsm { ns }
+            | Self::Deallocate { ns, .. } => (ns, Usage::Write),
         })
     }
 }
@@ -121,8 +132,38 @@ impl Conn {
         }
     }
 
+    /// Marks blocks as uncorrectable: first the gate is closed, so that what is being written is
+    /// before that and what is written later behind it.
+    fn mark(
+        &mut self,
+        cx: &mut Cx,
+        slot: Slot,
+        ns: NsRef,
+        range: LbaRange,
+        now: &Now,
+    ) -> Result<(), Status> {
+        let range = inside(range, now.blocks)?;
+        let seen = match &self.queue {
+            Queue::Io(queue) => queue.view.get(ns.nsid),
+            Queue::None | Queue::Admin(_) => None,
+        };
+        let seen = seen.ok_or(Status::INVALID_NAMESPACE.dnr())?;
+        let gate = Arc::clone(&seen.entry.shared.gate);
+        let command = self.command(slot);
+        if command.exclusive.is_none() {
+            command.next = Step::Uncorrectable { ns, range };
+            self.close_gate(cx, slot, &gate);
+        } else if gate.uncorrectable.mark(range) {
+            self.end(cx, slot, Status::SUCCESS);
+        } else {
+            // There is no status for it.
+            return Err(Status::INTERNAL_ERROR.dnr());
+        }
+        Ok(())
+    }
+
     /// Takes the next step of a command whose last one succeeded.
-    pub(super) fn proceed(&mut self, cx: &mut Cx, slot: Slot) {
+    pub(in crate::conn) fn proceed(&mut self, cx: &mut Cx, slot: Slot) {
         let command = self.command(slot);
         let (next, aborted) = (std::mem::take(&mut command.next), command.aborted);
         let Some((ns, usage)) = next.needs() else {
@@ -131,16 +172,17 @@ impl Conn {
         if aborted {
             return self.end(cx, slot, Status::ABORT_REQUESTED);
         }
-        let taken = self
-            .look(ns, usage)
-            .and_then(|now| self.take_step(cx, slot, next, &now));
-        if let Err(status) = taken {
-            self.end(cx, slot, status);
+        let taken = match self.look(ns, usage) {
+            Ok(now) => self.take_step(cx, slot, next, &now),
+            Err(status) => Err(status.into()),
+        };
+        if let Err(fault) = taken {
+            self.end(cx, slot, fault);
         }
     }
 
     /// Submits what a step wants done, or ends the command; an error ends it, too.
-    fn take_step(&mut self, cx: &mut Cx, slot: Slot, next: Step, now: &Now) -> Result<(), Status> {
+    fn take_step(&mut self, cx: &mut Cx, slot: Slot, next: Step, now: &Now) -> Result<(), Fault> {
         match next {
             Step::Respond => self.end(cx, slot, Status::SUCCESS),
             Step::Flush { ns } if now.volatile => {
@@ -155,6 +197,9 @@ impl Conn {
             Step::Zeroes(zeroes) => self.zeroes(cx, slot, zeroes, now)?,
             Step::Verify { ns, rest } => self.verify(cx, slot, ns, rest, now)?,
             Step::Compare { ns, done } => self.compare(cx, slot, ns, done, now)?,
+            Step::Uncorrectable { ns, range } => self.mark(cx, slot, ns, range, now)?,
+            Step::CheckCopy { ns, fua } => self.check_copy(cx, slot, (ns, fua), now)?,
+            Step::Copy(copying) => self.copy(cx, slot, copying, now)?,
             Step::Dsm { ns } => self.check_ranges(cx, slot, ns, now)?,
             Step::Deallocate { ns, next, done } => {
                 self.deallocate(cx, slot, (ns, next, done), now)?;

@@ -1,7 +1,7 @@
 //! Identify (NVMe Base 2.1, Identify command; NVM Command Set 1.1 for its own structures).
 
 use super::{ACL, AdminCx, Kind, NsEntry, Transfer, feature, reservation};
-use crate::conn::{DMRL, DMRSL, STRIDE};
+use crate::conn::{CopyLimits, DMRL, DMRSL, STRIDE};
 use crate::ctrl::AnaState;
 use crate::ctrl::ana::ANATT;
 use crate::ctrl::controller::{CRDT1, ErrorLog, KAS, WCTEMP};
@@ -9,6 +9,7 @@ use crate::ctrl::persistent::PersistentLog;
 use crate::ctrl::property::VERSION;
 use crate::ctrl::{Controller, Fault};
 use crate::ns::{NsInfo, Support};
+use nvmf_proto::wire::copy::CopyFormat;
 use nvmf_proto::wire::feature::AsyncEventConfig;
 use nvmf_proto::wire::identify::{
     AnaCapabilities, Cmic, Cns, ControllerType, Csi, Ctratt, Dlfeat, Frmw, Fuses, IDENTIFY_SIZE,
@@ -270,9 +271,13 @@ fn io_controller(cx: &AdminCx<'_>) -> IdentifyController {
             | Oncs::RESERVATIONS
             | Oncs::TIMESTAMP
             | Oncs::VERIFY
+            | Oncs::COPY
+            | Oncs::COPY_SINGLE_ATOMICITY
+            | Oncs::WRITE_UNCORRECTABLE
             | Oncs::NAMESPACE_ZEROES,
         fuses: Fuses::COMPARE_AND_WRITE,
         nwpc: feature::NWPC,
+        cdfs: CopyFormat::SAME_NAMESPACE.bit() | CopyFormat::ANY_NAMESPACE.bit(),
         vwc: Vwc::PRESENT | Vwc::FLUSH_BROADCAST,
         ioccsz: (64 + cx.controller.limits.in_capsule) / 16,
         iorcsz: 1,
@@ -322,6 +327,9 @@ fn namespace(cx: &AdminCx<'_>, entry: &NsEntry) -> IdentifyNamespace {
         rescap: reservation::rescap(entry),
         dlfeat: dlfeat(info),
         nvmcap: u128::from(info.bytes()),
+        mssrl: CopyLimits::of(info).range_blocks,
+        mcl: CopyLimits::of(info).blocks,
+        msrc: CopyLimits::RANGES - 1,
         anagrpid: entry.anagrpid,
         nsattr: nsattr(entry),
         nguid: info.nguid,

@@ -208,7 +208,9 @@ fn effects() -> CommandEffectsLog {
     }
     for opcode in [
         NvmOpcode::WRITE,
+        NvmOpcode::WRITE_UNCORRECTABLE,
         NvmOpcode::WRITE_ZEROES,
+        NvmOpcode::COPY,
         NvmOpcode::DATASET_MANAGEMENT,
     ] {
         log.set_io(opcode, io | CommandEffects::LOGICAL_BLOCK_CHANGE);

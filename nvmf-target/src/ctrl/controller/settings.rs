@@ -96,6 +96,11 @@ impl Controller {
         lock(&self.state).settings
     }
 
+    /// CDFE: bits of the Copy Descriptor Formats that the host has allowed.
+    pub(crate) fn copy_formats(&self) -> u16 {
+        self.settings().host_behavior.cdfe
+    }
+
     /// Changes settings; tells the host of a critical warning that comes of it.
     pub(in crate::ctrl) fn change_settings(&self, change: impl FnOnce(&mut Settings)) {
         change(&mut lock(&self.state).settings);

@@ -150,6 +150,9 @@ fn io_controller() {
             | Oncs::RESERVATIONS
             | Oncs::TIMESTAMP
             | Oncs::VERIFY
+            | Oncs::COPY
+            | Oncs::COPY_SINGLE_ATOMICITY
+            | Oncs::WRITE_UNCORRECTABLE
             | Oncs::NAMESPACE_ZEROES
     );
     assert_eq!((id.vwc.bits(), id.sgls.bits()), (0x07, 0x30_0001));

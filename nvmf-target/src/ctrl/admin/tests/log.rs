@@ -251,7 +251,7 @@ fn effects() {
     );
     assert_eq!(
         opcodes(&log.io, supported),
-        [0, 1, 2, 5, 8, 9, 0xc, 0xd, 0xe, 0x11, 0x15, 0x7f]
+        [0, 1, 2, 4, 5, 8, 9, 0xc, 0xd, 0xe, 0x11, 0x15, 0x19, 0x7f]
     );
     assert_eq!(
         opcodes(&log.io, CommandEffects::LOGICAL_BLOCK_CHANGE),
