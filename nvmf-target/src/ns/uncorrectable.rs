@@ -88,29 +88,30 @@ mod tests {
     /// Against a plain list of blocks, with every range of a small namespace.
     #[test]
     fn marks_and_clears_as_a_list_of_blocks_would() {
-        const BLOCKS: u64 = 12;
+        const BLOCKS: usize = 12;
+        let at = |slba: usize, end: usize| range(slba as u64, (end - slba) as u64);
         let marked = Uncorrectable::default();
-        let mut list = [false; BLOCKS as usize];
-        let mut seed: u64 = 1;
+        let mut list = [false; BLOCKS];
+        let mut seed: usize = 1;
         for _ in 0..3000 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let slba = (seed >> 33) % BLOCKS;
-            let blocks = 1 + (seed >> 40) % (BLOCKS - slba);
+            let end = slba + 1 + (seed >> 40) % (BLOCKS - slba);
             let mark = seed >> 62 == 0;
             if mark {
-                assert!(marked.mark(range(slba, blocks)));
+                assert!(marked.mark(at(slba, end)));
             } else {
-                marked.clear(range(slba, blocks));
+                marked.clear(at(slba, end));
             }
-            list[slba as usize..(slba + blocks) as usize].fill(mark);
+            list[slba..end].fill(mark);
             for start in 0..BLOCKS {
                 for end in start + 1..=BLOCKS {
-                    let spoilt = list[start as usize..end as usize].contains(&true);
-                    assert_eq!(marked.spoils(Op::Read, range(start, end - start)), spoilt);
+                    let spoilt = list[start..end].contains(&true);
+                    assert_eq!(marked.spoils(Op::Read, at(start, end)), spoilt);
                 }
             }
             assert_eq!(marked.any(), list.contains(&true));
-            assert!(marked.lock().len() <= BLOCKS.div_ceil(2) as usize);
+            assert!(marked.lock().len() <= BLOCKS.div_ceil(2));
         }
     }
 

@@ -134,7 +134,7 @@ impl Conn {
 
     /// The namespace and blocks of a source range, if the host may read them.
     fn source(
-        &mut self,
+        &self,
         command: &CopyCommand,
         ns: NsRef,
         range: &CopyRange,

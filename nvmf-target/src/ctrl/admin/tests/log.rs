@@ -255,7 +255,7 @@ fn effects() {
     );
     assert_eq!(
         opcodes(&log.io, CommandEffects::LOGICAL_BLOCK_CHANGE),
-        [1, 8, 9]
+        [1, 4, 8, 9, 0x19]
     );
     let read = log.io[usize::from(NvmOpcode::READ.0)];
     assert_eq!(
