@@ -2,13 +2,18 @@
 
 mod common;
 
-use common::{assert_idle, config, connect, target};
+use common::step::Step;
+use common::{NQN, PATIENCE, assert_idle, config, connect, target};
 use nvmf_host::{Controller, Data, IoQueue, command};
 use nvmf_proto::wire::discovery::TransportType;
 use nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
 use nvmf_proto::wire::feature::{Fid, GetFeatures};
-use nvmf_proto::wire::log::{ErrorLogEntry, GetLogPage, Lid, ParameterLocation};
+use nvmf_proto::wire::log::{
+    AsyncEvent, ErrorLogEntry, GetLogPage, Lid, ParameterLocation, SmartLog,
+};
 use nvmf_proto::wire::{AdminOpcode, NvmOpcode, Sqe, Status};
+use nvmf_target::ns::NsInfo;
+use std::time::Duration;
 
 const ENTRIES: usize = 128;
 
@@ -141,6 +146,56 @@ fn a_range_outside_the_namespace_is_no_matter_of_the_command_dwords() {
     let log = entries(&mut host);
     let seen = (log[0].lba, log[0].parameter_location);
     assert_eq!(seen, (0, ParameterLocation::NONE));
+    drop((queue, host));
+    assert_idle(&target);
+}
+
+#[test]
+fn errors_of_the_backend_are_told_apart() {
+    let (target, address) = target(config());
+    let step = Step::new(NsInfo::new(512, 4096));
+    target.add_namespace(NQN, 2, step.clone()).unwrap();
+    let mut host = connect(address);
+    host.set_queue_count(1).unwrap();
+    let mut queue = host.io_queue(1).unwrap();
+    host.submit_event_request().unwrap();
+    let mut end = |status: Status| {
+        let read = Data::Read(vec![0; 4096]);
+        let token = queue.queue().submit(command::read(2, 64, 8), read).unwrap();
+        queue.queue().flush().unwrap();
+        step.next().complete(Err(status));
+        let done = queue.queue().wait_for("Read", token).unwrap();
+        done.cqe.status
+    };
+    // The medium: an entry with the block, and a count.
+    let status = end(Status::UNRECOVERED_READ_ERROR);
+    assert_eq!(status, Status::UNRECOVERED_READ_ERROR.more());
+    assert_eq!(host.poll_event(Duration::ZERO).unwrap(), None);
+    // What can be tried again is no error.
+    let status = end(Status::COMMAND_INTERRUPTED);
+    assert_eq!(status, Status::COMMAND_INTERRUPTED);
+    // An internal error: an entry, and an event that needs no asking for, once.
+    for _ in 0..2 {
+        assert_eq!(end(Status::INTERNAL_ERROR), Status::INTERNAL_ERROR.more());
+    }
+    let event = host.poll_event(PATIENCE).unwrap();
+    assert_eq!(event, Some(AsyncEvent::TRANSIENT_INTERNAL_ERROR));
+    host.submit_event_request().unwrap();
+    assert_eq!(host.poll_event(Duration::ZERO).unwrap(), None);
+
+    let log = entries(&mut host);
+    let seen: Vec<_> = log.iter().map(|e| (e.error_count, e.lba)).collect();
+    assert_eq!(seen, [(3, 0), (2, 0), (1, 64)]);
+    assert_eq!(log[0].parameter_location, ParameterLocation::NONE);
+    let smart = host.smart_log().unwrap();
+    assert_eq!((smart.error_log_entries, smart.media_errors), (3, 1));
+    let get = GetLogPage::new(Lid::SMART, 0);
+    let of_namespace = |nsid, host: &mut Controller| {
+        let page = host.log_page(nsid, &get, 512).unwrap();
+        SmartLog::decode(page.as_slice().try_into().unwrap()).media_errors
+    };
+    assert_eq!(of_namespace(1, &mut host), 0);
+    assert_eq!(of_namespace(2, &mut host), 1);
     drop((queue, host));
     assert_idle(&target);
 }

@@ -110,7 +110,7 @@ impl Conn {
             return;
         };
         let controller = &queue.controller;
-        let outcome: Result<u64, Status> = match plan {
+        let outcome: Result<u64, Fault> = match plan {
             AdminPlan::PropertyGet(get) => controller.property_get(get),
             AdminPlan::PropertySet(set) => {
                 let result = controller.property_set(set, cx.now).map(|()| 0);
@@ -122,7 +122,7 @@ impl Conn {
                 result
             }
             AdminPlan::KeepAlive if controller.kato_ms() == 0 => {
-                Err(Status::KEEP_ALIVE_TIMEOUT_INVALID.dnr())
+                Err(Status::KEEP_ALIVE_TIMEOUT_INVALID.dnr().into())
             }
             AdminPlan::KeepAlive => Ok(0),
             AdminPlan::Abort => return self.execute_abort(cx, slot),
@@ -135,7 +135,7 @@ impl Conn {
         };
         match outcome {
             Ok(result) => self.complete(cx, slot, Status::SUCCESS, result),
-            Err(status) => self.complete(cx, slot, status, 0),
+            Err(fault) => self.fail(cx, slot, fault),
         }
     }
 

@@ -49,8 +49,8 @@ impl Conn {
             Ok(transfer) => transfer,
             Err(fault) => return self.fail(cx, slot, fault),
         };
-        if let Err(status) = check_pointer(sqe, transfer, in_capsule) {
-            return self.complete(cx, slot, status, 0);
+        if let Err(fault) = check_pointer(sqe, transfer, in_capsule) {
+            return self.fail(cx, slot, fault);
         }
         match transfer {
             Transfer::None => self.execute(cx, slot),
@@ -293,43 +293,43 @@ impl AdminPlan {
 
 /// Checks the data pointer against what the command moves and what came in the capsule
 /// (NVMe/TCP 1.1 §3.3.2: one SGL descriptor, in the capsule or transport).
-fn check_pointer(sqe: &Sqe, transfer: Transfer, in_capsule: u32) -> Result<(), Status> {
+fn check_pointer(sqe: &Sqe, transfer: Transfer, in_capsule: u32) -> Result<(), Fault> {
+    /// The descriptor's type and subtype.
+    const KIND: Fault = Fault::field(39);
     let sgl = sqe.sgl();
     match (transfer, sgl.kind) {
         (Transfer::None, _) if in_capsule == 0 => Ok(()),
-        (Transfer::None | Transfer::ToHost(_), SglDescriptor::IN_CAPSULE) => {
-            Err(Status::INVALID_FIELD.dnr())
-        }
+        (Transfer::None | Transfer::ToHost(_), SglDescriptor::IN_CAPSULE) => Err(KIND),
         // Hosts are promised no more than exact lengths (SGLS bit 18 is clear), but a reader that
         // offers more room than there is data does no harm.
         (Transfer::ToHost(len), SglDescriptor::TRANSPORT) if in_capsule == 0 => {
             if sgl.length >= len {
                 Ok(())
             } else {
-                Err(Status::DATA_SGL_LENGTH_INVALID.dnr())
+                Err(Status::DATA_SGL_LENGTH_INVALID.dnr().into())
             }
         }
         (Transfer::FromHost(_), SglDescriptor::IN_CAPSULE) if sgl.address != 0 => {
-            Err(Status::SGL_OFFSET_INVALID.dnr())
+            Err(Status::SGL_OFFSET_INVALID.dnr().into())
         }
         (Transfer::FromHost(len), SglDescriptor::IN_CAPSULE) => {
             let fits = sgl.length == len && in_capsule == len;
             if fits {
                 Ok(())
             } else {
-                Err(Status::DATA_SGL_LENGTH_INVALID.dnr())
+                Err(Status::DATA_SGL_LENGTH_INVALID.dnr().into())
             }
         }
         (Transfer::FromHost(len), SglDescriptor::TRANSPORT) if in_capsule == 0 => {
             if sgl.length == len {
                 Ok(())
             } else {
-                Err(Status::DATA_SGL_LENGTH_INVALID.dnr())
+                Err(Status::DATA_SGL_LENGTH_INVALID.dnr().into())
             }
         }
         // Data in the capsule of a command whose descriptor says otherwise.
-        (_, SglDescriptor::TRANSPORT) | (Transfer::None, _) => Err(Status::INVALID_FIELD.dnr()),
-        _ => Err(Status::SGL_TYPE_INVALID.dnr()),
+        (_, SglDescriptor::TRANSPORT) | (Transfer::None, _) => Err(KIND),
+        _ => Err(Status::SGL_TYPE_INVALID.dnr().into()),
     }
 }
 
@@ -391,7 +391,7 @@ mod tests {
         for &(transfer, sgl, in_capsule, want) in cases {
             let mut sqe = Sqe::default();
             sqe.set_sgl(sgl);
-            let got = check_pointer(&sqe, transfer, in_capsule);
+            let got = check_pointer(&sqe, transfer, in_capsule).map_err(|fault| fault.status);
             assert_eq!(
                 got,
                 want.map_err(Status::dnr),

@@ -25,15 +25,20 @@ impl Fault {
         }
     }
 
-    /// Invalid Field in Command, for good: a parameter of CDW10 to CDW15 that begins at `bit`.
+    /// Invalid Field in Command, for good: a parameter that begins at a byte of the SQE.
+    pub(crate) const fn field(byte: u8) -> Self {
+        Self::new(Status::INVALID_FIELD.dnr(), ParameterLocation::byte(byte))
+    }
+
+    /// The same for a parameter of CDW10 to CDW15 that begins at `bit`.
     pub(crate) const fn cdw(dword: u8, bit: u8) -> Self {
         let location = ParameterLocation::cdw(dword, bit);
         Self::new(Status::INVALID_FIELD.dnr(), location)
     }
 
-    /// Invalid Field in Command, for good: NSID.
+    /// The same for NSID.
     pub(crate) const fn nsid() -> Self {
-        Self::new(Status::INVALID_FIELD.dnr(), ParameterLocation::byte(4))
+        Self::field(4)
     }
 
     /// The parameter that a status names by itself.

@@ -1,10 +1,9 @@
 //! Controller properties: CAP, VS, CC, CSTS, NSSR, CRTO (NVMe Base 2.1 §3.1.4).
 
 use super::controller::Shutdown;
-use super::{Controller, lock};
+use super::{Controller, Fault, lock};
 use log::warn;
 use nvmf_proto::tcp::Time;
-use nvmf_proto::wire::Status;
 use nvmf_proto::wire::fabrics::{PropertyGet, PropertySet, PropertySize};
 use nvmf_proto::wire::property::{Cap, Cc, Crto, Csts, PropertyOffset, Vs};
 
@@ -21,9 +20,14 @@ const RESERVED: u32 = 0xfe00_000e;
 /// The version that the controllers follow.
 pub(super) const VERSION: Vs = Vs::V2_1;
 
+/// What is wrong with a property command: ATTRIB, OFST, or the value to be set.
+const SIZE: Fault = Fault::field(40);
+const OFFSET: Fault = Fault::field(44);
+const VALUE: Fault = Fault::field(48);
+
 impl Controller {
     /// Property Get.
-    pub(crate) fn property_get(&self, get: &PropertyGet) -> Result<u64, Status> {
+    pub(crate) fn property_get(&self, get: &PropertyGet) -> Result<u64, Fault> {
         let (value, size) = match get.offset {
             PropertyOffset::CAP => (self.capabilities().0, PropertySize::BYTES_8),
             PropertyOffset::VS => (u64::from(VERSION.0), PropertySize::BYTES_4),
@@ -37,12 +41,12 @@ impl Controller {
                     PropertySize::BYTES_4,
                 )
             }
-            _ => return Err(Status::INVALID_FIELD.dnr()),
+            _ => return Err(OFFSET),
         };
         if get.size == size {
             Ok(value)
         } else {
-            Err(Status::INVALID_FIELD.dnr())
+            Err(SIZE)
         }
     }
 
@@ -57,10 +61,10 @@ impl Controller {
     }
 
     /// Property Set: of CC, and of what an NVM Subsystem Reset needs where there is one.
-    pub(crate) fn property_set(&self, set: &PropertySet, now: Time) -> Result<(), Status> {
+    pub(crate) fn property_set(&self, set: &PropertySet, now: Time) -> Result<(), Fault> {
         let value = u32::try_from(set.value & 0xffff_ffff).unwrap_or_default();
         match set.offset {
-            _ if set.size != PropertySize::BYTES_4 => Err(Status::INVALID_FIELD.dnr()),
+            _ if set.size != PropertySize::BYTES_4 => Err(SIZE),
             PropertyOffset::CC => self.configure(Cc(value), now),
             PropertyOffset::NSSR if self.subsystem.resettable => {
                 // Other values have no effect.
@@ -81,11 +85,11 @@ impl Controller {
                 }
                 Ok(())
             }
-            _ => Err(Status::INVALID_FIELD.dnr()),
+            _ => Err(OFFSET),
         }
     }
 
-    fn configure(&self, new: Cc, now: Time) -> Result<(), Status> {
+    fn configure(&self, new: Cc, now: Time) -> Result<(), Fault> {
         let mut state = lock(&self.state);
         let old = state.cc;
         // A change of what may only be set while disabled, or a value that CAP does not offer.
@@ -101,7 +105,7 @@ impl Controller {
             || !matches!(new.iosqes(), 0 | 6)
             || !matches!(new.iocqes(), 0 | 4);
         if frozen || bad {
-            return Err(Status::INVALID_FIELD.dnr());
+            return Err(VALUE);
         }
         state.cc = new;
         let reset = old.en() && !new.en();

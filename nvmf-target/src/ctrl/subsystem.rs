@@ -314,7 +314,7 @@ impl Subsystem {
             info.uuid = *derived.as_bytes();
         }
         if info.nguid == [0; 16] {
-            info.nguid = info.uuid;
+            info.nguid = nguid(info.uuid, info.eui64);
         }
         if info.eui64 == [0; 8]
             && let Some(half) = info.nguid.last_chunk()
@@ -395,6 +395,20 @@ impl Subsystem {
     pub(super) const fn firmware(&self) -> [u8; 8] {
         self.firmware
     }
+}
+
+/// An NGUID for a namespace that has none: its second half is an EUI64 (NVMe Base 2.1, NGUID), which
+/// unless there is one comes from the UUID and says so by being locally administered.
+fn nguid(uuid: [u8; 16], eui64: [u8; 8]) -> [u8; 16] {
+    const GROUP: u8 = 1 << 0;
+    const LOCAL: u8 = 1 << 1;
+    let mut nguid = uuid;
+    if eui64 == [0; 8] {
+        nguid[8] = nguid[8] & !GROUP | LOCAL;
+    } else {
+        nguid[8..].copy_from_slice(&eui64);
+    }
+    nguid
 }
 
 impl Snapshot {

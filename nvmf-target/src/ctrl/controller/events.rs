@@ -192,3 +192,72 @@ impl Controller {
         self.raise_warnings();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMESPACE: AsyncEvent = AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED;
+    const ANA: AsyncEvent = AsyncEvent::ANA_CHANGE;
+    const ERROR: AsyncEvent = AsyncEvent::TRANSIENT_INTERNAL_ERROR;
+
+    fn pending(events: &mut Events) -> Vec<AsyncEvent> {
+        events.pending.drain(..).collect()
+    }
+
+    #[test]
+    fn each_event_has_its_bit_or_none() {
+        let table = [
+            (NAMESPACE, 1 << 8),
+            (ANA, 1 << 11),
+            (AsyncEvent::DISCOVERY_LOG_CHANGED, 1 << 31),
+            (AsyncEvent::SPARE_BELOW_THRESHOLD, 1 << 0),
+            (AsyncEvent::TEMPERATURE_THRESHOLD, 1 << 1),
+            (AsyncEvent::RELIABILITY, 1 << 2),
+        ];
+        for (event, bit) in table {
+            let lets = |bits| enabled_by(AsyncEventConfig::from_bits_retain(bits), event);
+            assert!(lets(bit) && !lets(!bit), "{event:?}");
+        }
+        for event in [ERROR, AsyncEvent::RESERVATION_LOG] {
+            assert!(enabled_by(AsyncEventConfig::empty(), event), "{event:?}");
+        }
+    }
+
+    #[test]
+    fn one_event_per_log_page_in_the_order_of_their_coming() {
+        let mut events = Events::default();
+        assert!(!events.raise(NAMESPACE), "nobody has asked for it");
+        events.configure(AsyncEventConfig::NAMESPACE_ATTRIBUTE | AsyncEventConfig::ANA_CHANGE);
+        assert!(pending(&mut events).is_empty());
+        for _ in 0..1000 {
+            for event in [ANA, ERROR, NAMESPACE] {
+                events.raise(event);
+            }
+        }
+        assert_eq!(pending(&mut events), [ANA, ERROR, NAMESPACE]);
+        // Sent, and not read: none comes again but the one whose page was read.
+        events.clear(Lid::ANA);
+        for event in [NAMESPACE, ERROR, ANA] {
+            events.raise(event);
+        }
+        assert_eq!(pending(&mut events), [ANA]);
+    }
+
+    #[test]
+    fn what_is_turned_off_or_read_is_not_sent() {
+        let mut events = Events::default();
+        let both = AsyncEventConfig::NAMESPACE_ATTRIBUTE | AsyncEventConfig::ANA_CHANGE;
+        events.configure(both);
+        assert!(events.raise(NAMESPACE) && events.raise(ANA));
+        events.configure(AsyncEventConfig::ANA_CHANGE);
+        assert_eq!(pending(&mut events), [ANA]);
+        events.configure(both);
+        assert!(events.raise(NAMESPACE), "it was never sent");
+        events.clear(Lid::CHANGED_NAMESPACES);
+        assert!(
+            pending(&mut events).is_empty(),
+            "the host has seen the page"
+        );
+    }
+}

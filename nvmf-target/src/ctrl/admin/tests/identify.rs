@@ -10,6 +10,7 @@ use nvmf_proto::wire::identify::{
 };
 use nvmf_proto::wire::nqn::Nqn;
 use nvmf_proto::wire::trimmed_text;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 const OK: Status = Status::SUCCESS;
@@ -223,10 +224,8 @@ fn namespaces() {
         (descriptors.nguid, descriptors.eui64),
         (Some(id.nguid), Some(id.eui64))
     );
-    assert_eq!(
-        (descriptors.uuid, descriptors.csi),
-        (Some(id.nguid), Some(Csi::NVM))
-    );
+    assert_eq!(descriptors.csi, Some(Csi::NVM));
+    assert!(descriptors.uuid.is_some_and(|uuid| uuid != id.nguid));
 
     let id = IdentifyNamespace::decode(&data(&rig, Cns::NAMESPACE, 3));
     assert_eq!(
@@ -247,6 +246,47 @@ fn namespaces() {
         (three.nstat, three.nsattr),
         (Nstat::READY, Nsattr::WRITE_PROTECTED)
     );
+}
+
+/// Identifiers that the backend leaves open are derived, and are what they claim to be.
+#[test]
+fn identifiers_are_well_formed_and_of_one_namespace() {
+    let rig = Rig::nvm();
+    let (uuid, nguid, eui64) = ([0x55; 16], [0x66; 16], [0x77; 8]);
+    let none = NsInfo::new(512, 1);
+    rig.attach(10, none.clone());
+    rig.attach(11, none.clone().with_uuid(uuid));
+    rig.attach(12, none.clone().with_ids(nguid, [0; 8]));
+    rig.attach(13, none.clone().with_ids([0; 16], eui64));
+    rig.attach(14, none.with_uuid(uuid).with_ids(nguid, eui64));
+    let ids = |nsid| {
+        let data = data(&rig, Cns::NS_ID_DESCRIPTORS, nsid);
+        let ids = NsIdDescriptors::decode(&data).unwrap();
+        (ids.uuid.unwrap(), ids.nguid.unwrap(), ids.eui64.unwrap())
+    };
+    for nsid in [1, 10, 11, 13] {
+        let (_, nguid, eui64) = ids(nsid);
+        assert_eq!(nguid[8..], eui64, "an NGUID ends with an EUI64");
+        if nsid != 13 {
+            assert_eq!(eui64[0] & 0b11, 0b10, "locally administered, no group");
+        }
+    }
+    let distinct: BTreeSet<_> = [1, 3, 10, 11].map(ids).into();
+    assert_eq!(distinct.len(), 4);
+    assert_eq!(ids(11).0, uuid);
+    assert_eq!((ids(12).1, ids(12).2), (nguid, [0x66; 8]));
+    assert_eq!(ids(13).2, eui64);
+    assert_eq!(ids(14), (uuid, nguid, eui64));
+    // They come back with the NSID, so UIDREUSE does not promise otherwise.
+    let before = ids(10);
+    rig.apply(Change::RemoveNamespace {
+        nqn: rig.nqn(),
+        nsid: 10,
+    });
+    rig.attach(10, NsInfo::new(4096, 7));
+    assert_eq!(ids(10), before);
+    let id = IdentifyNamespace::decode(&data(&rig, Cns::NAMESPACE, 10));
+    assert!(!id.nsfeat.contains(NsFeatures::UID_NOT_REUSED));
 }
 
 #[test]

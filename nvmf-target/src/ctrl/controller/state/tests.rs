@@ -1,6 +1,6 @@
 use super::*;
-use crate::ctrl::Expiry;
 use crate::ctrl::testing::{Rig, conn};
+use crate::ctrl::{Expiry, Fault};
 use nvmf_proto::wire::fabrics::{PropertySet, PropertySize};
 use nvmf_proto::wire::property::PropertyOffset;
 use std::time::Duration;
@@ -18,7 +18,7 @@ fn caller(conn: &ConnRef, again: bool) -> Caller {
     }
 }
 
-fn set_cc(rig: &Rig, cc: Cc, now: Time) -> Result<(), Status> {
+fn set_cc(rig: &Rig, cc: Cc, now: Time) -> Result<(), Fault> {
     let set = PropertySet {
         size: PropertySize::BYTES_4,
         offset: PropertyOffset::CC,
@@ -179,7 +179,7 @@ fn fields_of_cc() {
         if taken {
             assert_eq!((outcome, now), (Ok(()), cc), "{what}");
         } else {
-            let refused = Err(Status::INVALID_FIELD.dnr());
+            let refused = Err(Fault::field(48));
             assert_eq!((outcome, now), (refused, Cc::default()), "{what}");
             assert_eq!(csts(&rig), Csts::default(), "{what}");
         }
