@@ -145,21 +145,17 @@ fn a_namespace_is_protected_when_what_was_being_written_is_safe() {
     let write = rig.step.next();
     let set = rig.set(2, Fid::NAMESPACE_WRITE_PROTECTION, 1);
     // From now on nothing is written, and the host is not told so before the last write is over.
-    eventually("writes are refused", || {
-        let token = rig.write();
-        let done = rig.step.pending() == 0;
-        if !done {
-            rig.expect(PLAIN);
-        }
-        rig.status(token) == read_only
+    eventually("the namespace is protected", || {
+        let id = other.identify_namespace(2).unwrap();
+        id.nsattr.contains(Nsattr::WRITE_PROTECTED)
     });
+    let late = rig.write();
+    assert_eq!(rig.status(late), read_only);
     assert_eq!(rig.controller.admin_queue().progress().unwrap(), 0);
     write.complete(Ok(()));
     rig.expect(Op::Flush);
     assert_eq!(rig.admin_status(set), Status::SUCCESS);
     assert_eq!(rig.status(early), Status::SUCCESS);
-    let id = rig.controller.identify_namespace(2).unwrap();
-    assert!(id.nsattr.contains(Nsattr::WRITE_PROTECTED));
 
     // The other host hears of it, and this one knows.
     let event = other.poll_event(PATIENCE).unwrap();
