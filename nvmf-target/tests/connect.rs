@@ -6,8 +6,9 @@ mod tables;
 
 use common::raw::{
     Digests, Raw, admin_connect, connect_data, connect_sqe, disconnect, enable, encode, io_connect,
-    read, set_cc, set_queues, with_sgl, write_in_capsule,
+    read, set_cc, set_queues, with_sgl, write_by_r2t, write_in_capsule,
 };
+use common::step::Step;
 use common::{NQN, Witness, config, connect, eventually, target};
 use nvmf_host::command;
 use nvmf_host::nvmf_proto::wire::fabrics::{
@@ -17,6 +18,7 @@ use nvmf_host::nvmf_proto::wire::identify::{Cns, IdentifyCommand};
 use nvmf_host::nvmf_proto::wire::nqn::Nqn;
 use nvmf_host::nvmf_proto::wire::property::{Cc, PropertyOffset};
 use nvmf_host::nvmf_proto::wire::{SglDescriptor, Sqe, Status};
+use nvmf_target::ns::NsInfo;
 use nvmf_target::{SubsystemConfig, Target};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -314,6 +316,46 @@ fn commands_before_their_time() {
     assert_eq!(status, Status::INVALID_OPCODE.dnr(), "an I/O command");
     drop(raw);
     witness.is_alone();
+}
+
+/// The response to a Disconnect is the last one of its queue: commands that wait end before it, and
+/// those in a backend are waited for.
+#[test]
+fn a_disconnect_is_answered_when_the_other_commands_are_over() {
+    let (target, address) = target(config());
+    let step = Step::new(NsInfo::new(512, 4096));
+    target.add_namespace(NQN, 2, step.clone()).unwrap();
+    let (admin, cntlid) = Raw::admin(address);
+    let mut raw = Raw::io(address, cntlid, 1);
+    let mut slow = read(1, 0, 8);
+    slow.set_nsid(2);
+    raw.submit(&slow, &[]);
+    let mut request = step.next();
+    raw.submit(&write_by_r2t(2, 0, 8), &[]);
+    raw.recv().r2t();
+    let mut wrong = disconnect();
+    wrong.0[40] = 1;
+    let refused = raw.execute(&wrong, &[]).status;
+    assert_eq!(refused, Status::CONNECT_INCOMPATIBLE_FORMAT.dnr());
+    let mut last = disconnect();
+    last.set_cid(9);
+    raw.submit(&last, &[]);
+    let quiet = Duration::from_millis(50);
+    raw.stream.set_read_timeout(Some(quiet)).unwrap();
+    raw.try_recv().unwrap_err();
+    raw.stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    request.data_mut().fill(7);
+    request.complete(Ok(()));
+    assert_eq!(raw.recv().data(), [7; 4096]);
+    assert_eq!(raw.recv().cqe().cid, 1);
+    let cqe = raw.recv().cqe();
+    assert_eq!((cqe.cid, cqe.status), (9, Status::SUCCESS));
+    raw.expect_end();
+    // The QID is free for who wants it, although the host has not closed its side.
+    let mut next = Raw::io(address, cntlid, 1);
+    next.read(&read(1, 0, 1));
+    drop((admin, raw, next));
+    common::assert_idle(&target);
 }
 
 #[test]

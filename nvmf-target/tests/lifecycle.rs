@@ -393,6 +393,42 @@ fn keep_alive_timeouts() {
     assert_idle(&target);
 }
 
+/// Keep Alive needs no buffer and waits for nobody who has one.
+#[test]
+fn keep_alive_is_answered_while_everything_else_waits() {
+    let mut config = config();
+    config.reactors = 1;
+    (config.max_transfer, config.in_capsule) = (8192, 8192);
+    config.buffer_bytes = 16 << 10;
+    let mut rig = rig(config, info());
+    let mut queues = Vec::new();
+    let mut held = Vec::new();
+    // Every queue gets its first buffer, until there are none.
+    for qid in 2..=5 {
+        let mut queue = Raw::io(rig.address, rig.cntlid, qid);
+        let mut sqe = read(1, 0, 8);
+        sqe.set_nsid(2);
+        queue.submit(&sqe, &[]);
+        held.push(rig.step.next());
+        queue.submit(&read(2, 0, 8), &[]);
+        queues.push(queue);
+    }
+    rig.admin.submit(&identify(), &[]);
+    for cid in 100..120 {
+        let mut sqe = command::keep_alive();
+        sqe.set_cid(cid);
+        rig.admin.ok(&sqe, &[]);
+    }
+    for mut request in held {
+        request.data_mut().fill(1);
+        request.complete(Ok(()));
+    }
+    assert_eq!(rig.admin.recv().data().len(), 4096);
+    assert_eq!(rig.admin.recv().cqe().cid, 3);
+    drop(queues);
+    rig.end();
+}
+
 /// Commands on I/O queues keep a controller alive whose host sends no Keep Alive.
 #[test]
 fn traffic_keeps_a_controller_alive() {

@@ -1,12 +1,14 @@
-//! The end of a connection in a shutdown of the target: what it has is finished, and the host is
-//! told so that no answer is lost.
+//! The orderly end of a connection, by a Disconnect or in a shutdown of the target: what it has is
+//! finished, and the host is told so that no answer is lost.
 //!
-//! Writes whose data has been asked for get it, if the host sends it. Then the connection is closed
-//! for writing, and in full when the host has done the same: a socket that is closed with input
-//! unread is reset, and a reset may overtake the answers before it.
+//! In a shutdown, writes whose data has been asked for get it, if the host sends it. In the end the
+//! connection is closed for writing, and in full when the host has done the same: a socket that is
+//! closed with input unread is reset, and a reset may overtake the answers before it.
 
 use super::{Conn, Queue};
 use crate::reactor::Cx;
+use nvmf_proto::tcp::{Slot, Time};
+use nvmf_proto::wire::Status;
 
 /// Nanoseconds that a host has for taking more of what it is sent, or sending more of what it was
 /// asked for.
@@ -61,14 +63,54 @@ impl Conn {
         if given_up || (sent && self.ended) {
             return self.close(cx, "the target shuts down");
         }
-        if sent && let Some(stream) = &mut self.stream {
-            stream.shutdown_write();
-            self.half_closed = true;
-            self.leaving = true;
-            self.moved = cx.now;
-            // What is there to read comes without another event.
-            self.readable = true;
-            cx.ready.push(self.id);
+        if sent {
+            self.leave(cx);
+        }
+    }
+
+    /// Everything has been sent: it is the host's turn to close the connection.
+    pub(super) fn leave(&mut self, cx: &mut Cx) {
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
+        stream.shutdown_write();
+        self.half_closed = true;
+        self.leaving = true;
+        self.moved = cx.now;
+        // What is there to read comes without another event.
+        self.readable = true;
+        cx.ready.push(self.id);
+        self.arm(cx);
+    }
+
+    /// When the host's turn is over.
+    pub(super) fn lingers_until(&self) -> Option<Time> {
+        self.leaving.then(|| self.moved.after(LINGER))
+    }
+
+    /// Disconnect: deletes the queue (NVMe Base 2.1 §6.4). Its response is the last one, so
+    /// commands that wait end now, and those in backends are waited for. One whose data has been
+    /// asked for can have no response before the data, which is not read any more.
+    pub(super) fn disconnect(&mut self, cx: &mut Cx, slot: Slot) {
+        self.closing = true;
+        self.disconnect = Some(slot);
+        let slots: Vec<Slot> = self.commands.iter().map(|command| command.slot).collect();
+        for other in slots {
+            let waits = self.waiting.iter().any(|&(of, _)| of == other);
+            if waits || self.tcp.awaits_data(other) {
+                self.complete(cx, other, Status::ABORTED_SQ_DELETION, 0);
+            }
+        }
+        self.waiting.clear();
+        self.mark_dirty(cx);
+    }
+
+    /// Answers a Disconnect when no other command is at work.
+    pub(super) fn end_disconnect(&mut self, cx: &mut Cx) {
+        if self.in_flight == 0
+            && let Some(slot) = self.disconnect.take()
+        {
+            self.complete(cx, slot, Status::SUCCESS, 0);
         }
     }
 }

@@ -143,11 +143,14 @@ pub(crate) struct Conn {
     before: Before,
     /// Commands, by the index of their slots, whose end others wait for.
     holds: Vec<(usize, Waiter)>,
-    /// Close as soon as everything has been sent.
+    /// A Disconnect has come: nothing more is read, and the connection ends when everything has been
+    /// sent.
     closing: bool,
+    /// The Disconnect, while other commands are in backends.
+    disconnect: Option<Slot>,
     /// In a shutdown: commands that were waiting for data when it began.
     owed: Vec<Slot>,
-    /// In a shutdown: the host is to close its side; what it sends is thrown away.
+    /// The host is to close its side; what it sends is thrown away.
     leaving: bool,
 }
 
@@ -191,6 +194,7 @@ impl Conn {
             before: Before::Whole,
             holds: Vec::new(),
             closing: false,
+            disconnect: None,
             owed: Vec::new(),
             leaving: false,
         }
@@ -385,7 +389,7 @@ impl Conn {
         let deadline = match &self.queue {
             Queue::Admin(_) => self.deadline(cx).map(|(at, _)| at),
             Queue::None => self.held_connect.as_ref().map(Held::until),
-            Queue::Io(_) => None,
+            Queue::Io(_) => self.lingers_until(),
         };
         let next = self.tcp.poll_timeout().into_iter().chain(deadline).min();
         if let Some(at) = next.map(|at| at.min(cx.now.after(TIMER_MAX)))
@@ -450,6 +454,9 @@ impl Conn {
             self.on_event(cx, event);
         }
         self.expire_connect(cx);
+        if self.lingers_until().is_some_and(|at| at <= cx.now) {
+            self.close(cx, "the host did not close it");
+        }
         if self.stream.is_none() || self.expire(cx) {
             return;
         }

@@ -91,7 +91,7 @@ impl Conn {
         };
         cx.stage = stage;
         match result {
-            Ok(0) => self.close(cx, "the target shuts down"),
+            Ok(0) => self.close(cx, "both sides are done"),
             Ok(_) => cx.ready.push(self.id),
             Err(err) => self.on_read_error(cx, &err),
         }

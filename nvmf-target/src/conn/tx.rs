@@ -12,6 +12,7 @@ impl Conn {
     /// Sends what there is, until the stream takes no more.
     pub(crate) fn flush(&mut self, cx: &mut Cx) {
         self.dirty = false;
+        self.end_disconnect(cx);
         while self.stream.is_some() {
             let mut list = match self.list.take() {
                 Some(list) => list,
@@ -45,8 +46,9 @@ impl Conn {
                 }
             }
         }
-        if self.closing && self.list.is_none() && !self.tcp.has_transmit() {
-            self.close(cx, "disconnected by the host");
+        let sent = self.list.is_none() && !self.tcp.has_transmit();
+        if self.closing && self.disconnect.is_none() && sent && !self.leaving {
+            self.leave(cx);
         }
         if self.list.is_none() && !self.half_closed && self.tcp.need() == Need::Drain {
             // The TermReq has left. Its reader is to see the end, and to close before we do:

@@ -55,10 +55,7 @@ impl Conn {
     pub(super) fn execute_io(&mut self, cx: &mut Cx, slot: Slot, plan: &IoPlan) {
         match *plan {
             IoPlan::Nothing => self.complete(cx, slot, Status::SUCCESS, 0),
-            IoPlan::Disconnect => {
-                self.complete(cx, slot, Status::SUCCESS, 0);
-                self.closing = true;
-            }
+            IoPlan::Disconnect => self.disconnect(cx, slot),
             IoPlan::Rw {
                 ns,
                 op,
