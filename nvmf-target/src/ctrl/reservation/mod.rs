@@ -17,9 +17,9 @@ pub use store::{FileReservationStore, ReservationScope, ReservationStore};
 
 use super::lock;
 use crate::Error;
-use log::{error, warn};
+use log::{error, info, warn};
 use nvmf_proto::wire::Status;
-use nvmf_proto::wire::reservation::CNTLID_NONE;
+use nvmf_proto::wire::reservation::{CNTLID_NONE, ChangePtpl};
 use state::{Effects, Rights, State};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -104,6 +104,16 @@ impl Reservations {
         host: HostId,
         command: &Command,
     ) -> Result<(Effects, bool), Status> {
+        if let Command::Register(register, _) = command
+            && register.cptpl == ChangePtpl::SET
+            && !self.can_persist()
+        {
+            // Linux asks for it whenever its block layer registers, whatever RESCAP says.
+            info!(
+                "{}: a host wants reservations that persist through power loss: refused, for there is no reservation store",
+                self.scope
+            );
+        }
         self.change(|state| state.execute(host, command, self.can_persist()))
     }
 
