@@ -124,7 +124,7 @@ features() {
     0x78 0x7d 0x7e 0x7f 0x80 0x85 0xc0; do
     refused 'Invalid Field in Command' nvme get-feature "$c" -f $fid --cdw11=0 -n 0
   done
-  refused 'Invalid Field in Command' nvme set-feature "$c" -f 0xd -V 0
+  refused 'Invalid Field in Command' nvme set-feature "$c" -f 0x78 -V 0
   says 'Keep Alive Timer' nvme set-feature "$c" -f 0xf -V 5000
   refused 'Feature Not Changeable' nvme set-feature "$c" -f 1 -V 0
   refused 'Not Saveable' nvme set-feature "$c" -f 0xf -V 5000 -s
