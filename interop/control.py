@@ -6,7 +6,8 @@ Listens on a free port of 127.0.0.1 (the guest's 10.0.2.2), prints the port, ser
 one command line and its answer; the answer's first word is `ok` or `error`. NAME names an nvmfd process, FILE a file in
 DATA_DIR.
 
-    start NAME [ARG...]  start nvmfd; without ARGs, with those of the last time     ok IO_PORT DISCOVERY_PORT
+    start NAME [ARG...]  start nvmfd; without ARGs, with those of the last time     ok IO_PORT DISCOVERY_PORT SPARE_PORT
+                         `{spare}` in an ARG stands for a port that nobody has
     stop NAME            SIGTERM, then wait for the end                             ok EXIT_STATUS
     kill NAME            SIGKILL                                                    ok
     tell NAME LINE       one line of nvmfd's control language on its stdin          nvmfd's own answer
@@ -49,7 +50,7 @@ class Daemon:
         self.data_dir = data_dir
         self.log_path = log_dir / f"{name}.log"
         self.log_path.unlink(missing_ok=True)
-        self.ports = (free_port(), free_port())
+        self.ports = (free_port(), free_port(), free_port())
         self.arguments = []
         self.process = None
 
@@ -58,7 +59,8 @@ class Daemon:
             raise ControlError("already running")
         self.arguments = arguments or self.arguments
         command = [self.program, "--stdin-control", "--bind", "127.0.0.1", "-p", str(self.ports[0])]
-        command += ["-P", str(self.ports[1]), *self.arguments]
+        command += ["-P", str(self.ports[1])]
+        command += [argument.replace("{spare}", str(self.ports[2])) for argument in self.arguments]
         with self.log_path.open("ab") as log:
             log.write(f"control: {shlex.join(command)}\n".encode())
             log.flush()
@@ -73,7 +75,7 @@ class Daemon:
             self.process.kill()
             raise ControlError(f"nvmfd did not start: {self.log()[-500:]}")
         self.fds_at_start = self.fds()
-        return f"{self.ports[0]} {self.ports[1]}"
+        return " ".join(map(str, self.ports))
 
     def _read_stdout(self, stdout, ready):
         for line in stdout:
@@ -82,7 +84,7 @@ class Daemon:
                 self.answers.put(line)
                 continue
             self.banner.append(line)
-            if "nvme connect" in line:
+            if line == "nvmfd: serving":
                 ready.set()
         ready.set()  # the process ended: whoever waits for it shall look
 

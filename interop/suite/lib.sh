@@ -108,8 +108,20 @@ disk() {
   done
   return 1
 }
+# paths NAME NSID: the paths of that namespace's disk: nvme0c0n5 and nvme0c1n5 of nvme0n5.
+paths() {
+  local disk
+  disk=$(disk "$1" "$2") || return
+  basename -a $(compgen -G "/sys/block/$(basename "$disk" | sed 's/n\([0-9]*\)$/c*n\1/')")
+}
+has_paths() { [ "$(paths "$1" "$2" | wc -l)" = "$3" ]; }
+
 has_disk() { disk "$@" >/dev/null; }
 no_disk() { ! disk "$@" >/dev/null; }
+
+# A host besides that of /etc/nvme.
+other_host=(--hostnqn=nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000002
+  --hostid=00000000-0000-4000-8000-000000000002)
 
 # nvme_connect NAME [OPTION...]: `nvme connect` and nothing more; sets controller.
 nvme_connect() {

@@ -40,15 +40,22 @@ identify() {
 }
 step "commands: id-ctrl, id-ns, list-ns, ns-descs, nvm-id-ctrl, nvm-id-ns, cmdset-ind-id-ns, id-iocs" commands identify
 
+identify_nvmet_lacks() {
+  nvmet_deviates "lacks them"
+  says '\[   2\]:0x3' nvme list-ns "$c" -a
+  local cntlid
+  cntlid=$(printf 0x%x "$(cat "/sys/class/nvme/$controller/cntlid")")
+  says "\[   0\]:$cntlid" nvme list-ctrl "$c"
+  says "\[   0\]:$cntlid" nvme list-ctrl "$c" -n 1
+}
+step "commands: list-ns -a, list-ctrl" commands identify_nvmet_lacks
+
 identify_refused() {
   nvmet_deviates "answers some of them"
   all_refused 'Invalid Field in Command' <<-LIST
 	id-ns-granularity $c
 	id-ns-lba-format $c -i 0
 	nvm-id-ns-lba-format $c -i 0
-	list-ns $c -a
-	list-ctrl $c
-	list-ctrl $c -n 1
 	primary-ctrl-caps $c
 	list-secondary $c
 	id-nvmset $c
@@ -84,10 +91,8 @@ logs_refused() {
 	endurance-log $c -g 1
 	predictable-lat-log $c -i 1
 	pred-lat-event-agg-log $c -e 1
-	persistent-event-log $c -a 1
 	endurance-event-agg-log $c -e 1
 	lba-status-log $c
-	resv-notif-log $c
 	boot-part-log $c -f /tmp/partition
 	phy-rx-eom-log $c -s 0 -c 0
 	self-test-log $c
@@ -109,27 +114,66 @@ logs_refused() {
 }
 step "commands: log pages that are not there" commands logs_refused
 
-# Every feature there is, and of those that are not: Get shows a value or is refused, by the specification's name.
-features() {
+# Action 0 reads a context that action 1 established and action 2 releases.
+persistent_events() {
+  nvmet_deviates "lacks it"
+  refused 'Command Sequence Error' nvme persistent-event-log "$c" -a 0
+  says 'Establishing Persistent Event Log Context' nvme persistent-event-log "$c" -a 1
+  says 'Total Number of Events.*Event Number: 0' nvme persistent-event-log "$c" -a 0
+  says 'Releasing Persistent Event Log Context' nvme persistent-event-log "$c" -a 2
+}
+step "commands: persistent-event-log" commands persistent_events
+
+# A log page is there if page 00h lists it, and answered with Invalid Log Page if not.
+every_log_page() {
+  nvmet_deviates "lacks page 00h"
+  local listed lid answer
+  listed=$(nvme supported-log-pages "$c" | sed -n 's/^LID 0x\([0-9a-f]*\) .*/\1/p; s/^LID \([0-9]\) .*/\1/p')
+  for lid in $(seq 0 34) 112 113 114 115 128 129 192 255; do
+    answer=$(nvme get-log "$c" -i "$lid" -l 4 2>&1 || :)
+    if grep -q -x "$(printf %x "$lid")" <<<"$listed"; then
+      case $answer in *'Invalid Log Page'*) fail "log page $lid is listed and not there" ;; esac
+    else
+      like "$answer" 'Invalid Log Page'
+    fi
+  done
+}
+step "commands: get-log of every LID agrees with supported-log-pages" commands every_log_page
+
+# Likewise features, and page 12h.
+every_feature() {
+  nvmet_deviates "lacks page 12h"
+  local listed fid answer
+  listed=$(nvme fid-support-effects-log "$c" | sed -n 's/^FID \([0-9a-f]*\) ->.*/\1/p')
+  for fid in $(seq 1 37) $(seq 120 136) 192; do
+    answer=$(nvme get-feature "$c" -f "$fid" -n 1 --cdw11=1 --data-len=$(feature_bytes "$fid") 2>&1 || :)
+    if grep -q -x "$(printf %02x "$fid")" <<<"$listed"; then
+      like "$answer" "get-feature:$(printf 0x%02x "$fid") .*Current value"
+    else
+      like "$answer" 'Invalid Field in Command'
+    fi
+  done
+}
+feature_bytes() { # FID
+  case $1 in
+  14) echo 8 ;; # Timestamp
+  22) echo 512 ;; # Host Behavior Support
+  129) echo 16 ;; # Host Identifier
+  *) echo 0 ;;
+  esac
+}
+step "commands: get-feature of every FID agrees with fid-support-effects-log" commands every_feature
+
+set_features() {
   nvmet_deviates "has fewer features"
-  local fid
-  for fid in 0x1 0x2 0x4 0x6 0x7 0xa 0xb 0xf; do
-    says "get-feature:$(printf 0x%02x $fid) .*Current value: ?(0x)?[0-9a-f]{8}" nvme get-feature "$c" -f $fid
-  done
-  says 'Error Recovery.*Current value' nvme get-feature "$c" -f 5 -n 1
-  says 'Host Identifier' nvme get-feature "$c" -f 0x81 --cdw11=1 --data-len=16
-  # Without -f, all that there are; the status is that of the last one tried.
-  like "$(nvme get-feature "$c" -s 1 -n 1 2>&1 || :)" 'Arbitration.*Keep Alive Timer'
-  for fid in 0x3 0x8 0x9 0xc 0xd 0xe 0x10 0x11 0x12 0x13 0x14 0x15 0x17 0x18 0x19 0x1a 0x1b 0x1d 0x1e 0x1f 0x20 0x21 0x22 \
-    0x78 0x7d 0x7e 0x7f 0x80 0x85 0xc0; do
-    refused 'Invalid Field in Command' nvme get-feature "$c" -f $fid --cdw11=0 -n 0
-  done
-  refused 'Invalid Field in Command' nvme set-feature "$c" -f 0x78 -V 0
   says 'Keep Alive Timer' nvme set-feature "$c" -f 0xf -V 5000
+  refused 'Invalid Field in Command' nvme set-feature "$c" -f 0x78 -V 0
   refused 'Feature Not Changeable' nvme set-feature "$c" -f 1 -V 0
   refused 'Not Saveable' nvme set-feature "$c" -f 0xf -V 5000 -s
+  # Without -f, all that there are; the status is that of the last one tried.
+  like "$(nvme get-feature "$c" -s 1 -n 1 2>&1 || :)" 'Arbitration.*Keep Alive Timer'
 }
-step "commands: get-feature and set-feature of every FID" commands features
+step "commands: set-feature" commands set_features
 
 properties() {
   local cc
@@ -156,6 +200,31 @@ io() {
 }
 step "commands: read, write, flush, write-zeroes, dsm, io-passthru, admin-passthru" commands io
 
+io_nvmet_lacks() {
+  nvmet_deviates "lacks them"
+  says Success nvme write "$d" -s 0 -c 7 -z 4096 -d /tmp/data
+  says Success nvme compare "$d" -s 0 -c 7 -z 4096 -d /tmp/data
+  says Success nvme write-zeroes "$d" -s 7 -c 0
+  refused 'Compare Failure' nvme compare "$d" -s 0 -c 7 -z 4096 -d /tmp/data
+  says Success nvme compare "$d" -s 0 -c 6 -z 3584 -d /tmp/data
+  says Success nvme verify "$d" -s 0 -c 7
+  refused 'LBA Out of Range' nvme verify "$d" -s $(($(blockdev --getsz "$d") - 1)) -c 1
+}
+step "commands: compare, verify" commands io_nvmet_lacks
+
+reservations() {
+  nvmet_deviates "lacks them"
+  says success nvme resv-register "$d" -n 1 -k 0xabc -r 0
+  says success nvme resv-acquire "$d" -n 1 -c 0xabc -t 1 -a 0
+  says 'rtype *: 1.*regctl *: 1.*rkey *: abc' nvme resv-report "$d" -n 1 -e
+  refused 'Host Identifier Inconsistent Format' nvme io-passthru "$d" --opcode=0x0e -n 1 --cdw10=15 -l 64 -r
+  says success nvme resv-release "$d" -n 1 -c 0xabc -t 1 -a 0
+  says success nvme resv-register "$d" -n 1 -c 0xabc -r 1
+  says 'rtype *: 0.*regctl *: 0' nvme resv-report "$d" -n 1 -e
+  says 'Reservation Notif' nvme resv-notif-log "$c"
+}
+step "commands: resv-register, resv-acquire, resv-report, resv-release, resv-notif-log" commands reservations
+
 unsupported() {
   nvmet_deviates "answers Invalid Field to some of them"
   all_refused 'Invalid Command Opcode' <<-LIST
@@ -180,14 +249,8 @@ unsupported() {
 	nvme-mi-send $c -O 0
 	io-mgmt-recv $d --mo=1 --data-len=4096
 	io-mgmt-send $d --mo=1
-	resv-register $d -n 1 -k 1 -r 0
-	resv-acquire $d -n 1 -c 1 -t 1
-	resv-release $d -n 1 -c 1 -t 1
-	resv-report $d -n 1
 	copy $d -d 0 -s 8 -b 1
-	compare $d -s 0 -c 0 -z 512 -d /tmp/data
 	write-uncor $d -s 0 -c 0
-	verify $d -s 0 -c 0
 	LIST
   says 'No RPMB targets' nvme rpmb "$c" -c info
   data_survives "$d"

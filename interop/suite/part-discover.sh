@@ -1,4 +1,4 @@
-# The discovery service, on its own port and on the I/O port, once and persistently; connect-all; unknown subsystems
+# The discovery service, on its own port and on the I/O port, once and persistently; changes, referrals, own NQN; connect-all
 
 discovery_log() { # OPTION... that say where to ask
   local log entry
@@ -38,12 +38,18 @@ banner_shows_commands() {
 }
 step "discover: nvmfd prints the commands that reach it" banner_shows_commands
 
+# The log names 127.0.0.1, where nvmfd listens; a forwarder makes that true in the guest. Sets forwarder.
+forward() { # PORT
+  [ "$TARGET" = nvmfd ] || return 0
+  socat "TCP-LISTEN:$1,bind=127.0.0.1,reuseaddr,fork" "TCP:$address:$1" &
+  forwarders+=($!)
+  trap 'kill "${forwarders[@]}"' EXIT
+}
+forwarders=()
+
 connect_all() {
-  # The log names 127.0.0.1, where nvmfd listens; a forwarder makes that true in the guest.
-  if [ "$TARGET" = nvmfd ]; then
-    socat "TCP-LISTEN:$(io_port main),bind=127.0.0.1,reuseaddr,fork" "TCP:$address:$(io_port main)" &
-    trap "kill $!" EXIT
-  fi
+  detach main
+  forward "$(io_port main)"
   nvme connect-all -t tcp -a "$address" -s "$(discovery_port main)"
   local connected
   connected=$(controllers main)
@@ -55,6 +61,81 @@ connect_all() {
   detach main
 }
 step "discover: connect-all" connect_all
+
+# The discovery controllers (nvme0 ...) that are connected.
+discovery_controllers() {
+  local path
+  for path in /sys/class/nvme/nvme*; do
+    [ ! -e "$path" ] || [ "$(cat "$path/cntrltype")" != discovery ] || basename "$path"
+  done
+}
+# The kernel passes the event on to udev, whose rule would run connect-all again. 70f002h: notice, Discovery Log Page Change,
+# log page 70h.
+listen_to_events() { : >/tmp/uevents; uevent env >/tmp/uevents & listener=$!; }
+told_of_change() { grep -q '^NVME_AEN=0x70f002$' /tmp/uevents; }
+
+persistent_changes() {
+  nvmet_deviates "has no such commands"
+  detach main
+  forward "$(io_port main)"
+  forward "$(spare_port main)"
+  nvme connect-all -t tcp -a "$address" -s "$(discovery_port main)" --persistent
+  local device
+  device=$(discovery_controllers)
+  is "$(wc -w <<<"$device")" 1 "number of discovery controllers"
+  [ $(($(cat "/sys/class/nvme/$device/kato"))) -gt 0 ] || fail "no keep alive"
+  wait_until has_disk main 1
+  is "$(controllers main | wc -w)" 1 "number of controllers"
+
+  listen_to_events
+  tell main "listen 127.0.0.1:$(spare_port main)"
+  wait_until told_of_change
+  nvme connect-all -d "$device"
+  is "$(controllers main | wc -w)" 2 "number of controllers"
+  kill "$listener"
+
+  listen_to_events
+  tell main "refer 192.0.2.9:8009"
+  wait_until told_of_change
+  local log
+  log=$(nvme discover -d "$device")
+  like "$log" 'subtype: discovery subsystem referral.*traddr: *192\.0\.2\.9'
+  kill "$listener"
+
+  listen_to_events
+  tell main "unrefer 192.0.2.9:8009"
+  wait_until told_of_change
+  if nvme discover -d "$device" | grep referral; then fail "still referred"; fi
+  kill "$listener"
+
+  # What does not concern the log says nothing.
+  listen_to_events
+  namespace_add main 40 ram:16
+  wait_until has_disk main 40
+  namespace_remove main 40
+  wait_until no_disk main 40
+  if told_of_change; then fail "an event without a change"; fi
+  kill "$listener"
+  tell main "unlisten 127.0.0.1:$(spare_port main)"
+  nvme disconnect -d "$device"
+  detach main
+}
+step "discover: connect-all --persistent; a new port and a referral are told by events" persistent_changes
+
+own_nqn() {
+  target_start discovery --discovery-nqn=nqn.2026-01.org.example:discovery --command='refer 192.0.2.9:8009' ram:16
+  local log device
+  log=$(nvme discover -t tcp -a "$address" -s "$(discovery_port discovery)")
+  like "$log" 'subtype: current discovery subsystem.*subnqn: *nqn.2026-01.org.example:discovery'
+  like "$log" "subnqn: *$(nqn_of discovery)"
+  like "$log" 'subtype: discovery subsystem referral.*traddr: *192\.0\.2\.9'
+  device=$(nvme connect -t tcp -a "$address" -s "$(discovery_port discovery)" -n nqn.2026-01.org.example:discovery -o json |
+    field device)
+  is "$(cat "/sys/class/nvme/$device/cntrltype")" discovery "controller type"
+  is "$(nvme id-ctrl "/dev/$device" | field subnqn)" nqn.2026-01.org.example:discovery SUBNQN
+  nvme disconnect -d "$device"
+}
+step "discover: a discovery subsystem with its own NQN, and a referral" own_nqn
 
 unknown_subsystem() {
   refused "could not add new controller" \

@@ -1,7 +1,4 @@
-# Two hosts at once
-
-other_host=(--hostnqn=nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000002
-  --hostid=00000000-0000-4000-8000-000000000002)
+# Two hosts at once; host lists and namespaces that are not for every host, changed at run time
 
 connect_both() {
   detach main
@@ -50,16 +47,75 @@ step "hosts: one disconnects under load, the other goes on" one_leaves
 add_seen_by_both() {
   connect_both
   namespace_add main 20 ram:16
-  wait_until both_list 20
+  wait_until has_paths main 20 2
   namespace_remove main 20
   wait_until no_disk main 20
   if nvme list-ns "/dev/$first" | grep ']:0x14$'; then fail "still listed"; fi
   detach main
 }
-# The paths of the disk nvme0n5 are nvme0c0n5 and nvme0c1n5.
-both_list() {
-  local disk
-  disk=$(disk main "$1") || return
-  [ "$(compgen -G "/sys/block/$(basename "$disk" | sed 's/n\([0-9]*\)$/c*n\1/')" | wc -l)" = 2 ]
-}
 step "hosts: both see a namespace come and go" add_seen_by_both
+
+# ---- which hosts may connect, and what they see ---------------------------------------------------------------------
+
+this_nqn=$(cat /etc/nvme/hostnqn)
+
+not_listed() {
+  target_start listed --host="$this_nqn" ram:16 ram:16
+  connect listed
+  refused 'could not add new controller' nvme_connect listed "${other_host[@]}"
+  like "$(dmesg)" "subsystem $(nqn_of listed) does not allow host ${other_host[0]#*=}"
+  local log
+  says "$(nqn_of listed)" nvme discover -t tcp -a "$address" -s "$(discovery_port listed)"
+  log=$(nvme discover -t tcp -a "$address" -s "$(discovery_port listed)" "${other_host[@]}")
+  if grep "$(nqn_of listed)" <<<"$log"; then fail "shown to a host that may not connect"; fi
+}
+step "hosts: one that is not listed is refused, and is not told" not_listed
+
+listed_at_run_time() {
+  attach listed
+  local first=$controller
+  tell listed "allow ${other_host[0]#*=}"
+  nvme_connect listed "${other_host[@]}" --reconnect-delay=1
+  local second=$controller
+  wait_until is_live "$second"
+  fio_verify --name=stays --filename="$(disk listed 1)" --bs=4k --size=2m --iodepth=8 --rate_iops=300 &
+  local fio=$!
+  sleep 1
+  tell listed "forbid ${other_host[0]#*=}"
+  wait_until only "$first"
+  wait "$fio"
+  if dmesg | grep -E "$first: .*(recovery|reconnect|failed)"; then fail "the other host's connection broke"; fi
+  refused 'could not add new controller' nvme_connect listed "${other_host[@]}"
+  tell listed "allow any"
+  nvme_connect listed "${other_host[@]}"
+  is "$(controllers listed | wc -w)" 2 "number of controllers"
+  detach listed
+  tell listed "forbid any"
+}
+only() { [ "$(controllers listed)" = "$1" ]; }
+step "hosts: allowed and forbidden at run time, the other host's I/O goes on" listed_at_run_time
+
+# The kernel takes both hosts' controllers for paths to one disk: a namespace of both has two paths.
+masked() {
+  detach main
+  namespace_add main 30 ram:16
+  connect main
+  local first=$controller
+  connect main "${other_host[@]}"
+  local second=$controller
+  wait_until has_paths main 30 2
+  tell main "visible 30 $this_nqn"
+  wait_until has_paths main 30 1
+  data_survives "$(disk main 30)"
+  says '0x1e' nvme list-ns "/dev/$first"
+  if nvme list-ns "/dev/$second" | grep -q 0x1e; then fail "listed for the other host"; fi
+  refused 'Invalid Namespace or Format' nvme id-ns "/dev/$second" -n 30
+  tell main "visible 30 none"
+  wait_until no_disk main 30
+  tell main "visible 30 all"
+  wait_until has_paths main 30 2
+  namespace_remove main 30
+  wait_until no_disk main 30
+  detach main
+}
+step "hosts: a namespace for one of them only, changed under both" masked

@@ -85,3 +85,23 @@ seen_after_connect() {
   no_disk main 14
 }
 step "namespace: added and removed between connections" seen_after_connect
+
+is_read_only() { [ "$(blockdev --getro "$(disk main "$1")")" = "$2" ]; }
+
+read_only_at_run_time() {
+  attach main
+  namespace_add main 15 ram:16
+  wait_until has_disk main 15
+  is_read_only 15 0
+  tell main "read-only 15 on"
+  wait_until is_read_only 15 1
+  refused 'Namespace is Write Protected' nvme write-zeroes "$(disk main 15)" -s 0 -c 0
+  read_disk "$(disk main 15)" 0 4096 >/dev/null
+  tell main "read-only 15 off"
+  # Linux never takes a disk out of read-only by itself when the namespace says so no longer.
+  blockdev --setrw "$(disk main 15)"
+  data_survives "$(disk main 15)"
+  namespace_remove main 15
+  wait_until no_disk main 15
+}
+step "namespace: read-only and writable again, the host sees it" read_only_at_run_time

@@ -29,6 +29,23 @@ reset_under_load() {
 }
 step "recovery: controller reset under load" reset_under_load
 
+# Two controllers that are reset again and again, one as soon as it is back.
+reset_storm() {
+  detach main
+  connect main
+  local first=$controller i
+  connect main --duplicate-connect
+  load --name=ram --filename="$(disk_of ram)" $(lasting_disks)
+  for i in 1 2 3 4 5 6 7 8 9 10; do nvme reset "/dev/$first"; done &
+  for i in 1 2 3 4 5 6 7 8 9 10; do nvme reset "/dev/$controller"; done
+  wait $!
+  wait_until is_live "$first"
+  wait_until is_live "$controller"
+  loaded
+  detach main
+}
+step "recovery: a storm of resets on two controllers under load" reset_storm
+
 connect_for_recovery() {
   detach main
   connect main --reconnect-delay=1 --ctrl-loss-tmo=30 "$@"

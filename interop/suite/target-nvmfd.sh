@@ -41,6 +41,7 @@ target_start() {
 }
 io_port() { cut -d' ' -f1 "/run/target/$1.ports"; }
 discovery_port() { cut -d' ' -f2 "/run/target/$1.ports"; }
+spare_port() { cut -d' ' -f3 "/run/target/$1.ports"; } # {spare} in options
 namespaces_of() { cat "/run/target/$1.namespaces"; }
 
 target_restart() { control start "$1" >/dev/null; }
@@ -53,6 +54,9 @@ namespace_resize() {                                                    # NAME N
   control size "$3" $(($4 * 1048576))
   control tell "$1" "resize $2"
 }
+
+# tell NAME WORD...: one of nvmfd's own commands.
+tell() { local name=$1; shift; control tell "$name" "$*"; }
 
 # target_unburdened NAME: it holds no more file descriptors than when it started.
 target_unburdened() {

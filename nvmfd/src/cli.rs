@@ -3,25 +3,36 @@
 mod value;
 
 use crate::Failure;
+use crate::control::{Command, HELP};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use nvmf_target::TargetConfig;
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::time::Duration;
 pub(crate) use value::{Bind, Device, DirectName, DiscoveryPort, TransportName, one_line};
-use value::{number, own_nqn, power_of_two, printable, size, size_within};
+use value::{host_nqn, number, own_nqn, power_of_two, printable, size, size_within};
 
-const AFTER_HELP: &str = "\
+fn after_help() -> String {
+    format!(
+        "\
 Sizes are decimal, or hexadecimal after 0x, with k, m, g or t for powers of 1024.
+
+Commands, of --command and --stdin-control; HOST is a host's NQN:
+
+{HELP}
 
 Signals: SIGINT and SIGTERM stop accepting, finish and flush what is in flight for at most 10
 seconds and exit with status 0, or 1 if that was not enough; a second one exits at once.
 
 Exit status: 0 after a clean end, 1 if the system refuses something, 2 if the command line is wrong.
 Nothing is served before all of it has been checked, all devices opened and all ports bound; the
-line \"nvmfd: serving\" on standard output says that it is.";
+line \"nvmfd: serving\" on standard output says that it is."
+    )
+}
 
 /// Serves RAM disks, files and block devices to NVMe/TCP hosts.
 ///
@@ -32,7 +43,7 @@ line \"nvmfd: serving\" on standard output says that it is.";
     name = "nvmfd",
     version,
     override_usage = "nvmfd [OPTIONS] DEVICE...",
-    after_help = AFTER_HELP,
+    after_help = after_help(),
     args_override_self = true
 )]
 pub(crate) struct Cli {
@@ -60,6 +71,14 @@ pub(crate) struct Cli {
     /// Model number of the subsystem, at most 40 characters [default: nvmf target]
     #[arg(long, value_name = "TEXT", value_parser = printable(40))]
     pub(crate) model: Option<String>,
+
+    /// NQN of a host that may connect; may be given several times [default: any host may]
+    #[arg(long, value_name = "NQN", value_parser = host_nqn)]
+    pub(crate) host: Vec<String>,
+
+    /// Own NQN of the discovery service, beside the well-known one
+    #[arg(long, value_name = "NQN", value_parser = own_nqn)]
+    pub(crate) discovery_nqn: Option<String>,
 
     /// TCP port for I/O (and discovery); 0: any free one
     #[arg(
@@ -150,6 +169,11 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "SIZE", value_parser = power_of_two(512, 64 << 10))]
     pub(crate) block_size: Option<u32>,
 
+    /// Folder for what hosts want to outlive the daemon (reservations); made if it is missing
+    /// [default: nothing outlives it]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+
     /// Refuse writes to all namespaces
     #[arg(long)]
     pub(crate) read_only: bool,
@@ -177,9 +201,16 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "USECS", value_parser = number(0_u64, 1_000_000))]
     pub(crate) busy_poll: Option<u64>,
 
-    /// Take commands on standard input, one per line: `add NSID DEVICE`, `remove NSID`,
-    /// `resize NSID` (look at the size of a file or device again), `quit`. Each is answered by a
-    /// line on standard output that begins with `ok` or `error`
+    /// Carry out a command (below) before anything is served; may be given several times
+    #[arg(
+        long = "command",
+        value_name = "COMMAND",
+        value_parser = OsStringValueParser::new().try_map(first_command),
+    )]
+    pub(crate) commands: Vec<Command>,
+
+    /// Take commands (below) on standard input, one per line. Each is answered by a line on standard
+    /// output that begins with `ok` or `error`; after an error nothing has changed
     #[arg(long)]
     pub(crate) stdin_control: bool,
 
@@ -282,6 +313,7 @@ impl Cli {
         }
         set(&mut config.io_queue_entries, self.queue_entries);
         config.io_queues = self.io_queues.unwrap_or(config.io_queues);
+        config.discovery_nqn.clone_from(&self.discovery_nqn);
         if let Some(connections) = self.connections {
             config.max_connections = connections as usize;
         }
@@ -290,6 +322,14 @@ impl Cli {
         config.sq_flow_control_disable =
             self.sq_flow_control_disable || !self.no_sq_flow_control_disable;
         config
+    }
+}
+
+/// A command that makes sense before anything is served.
+fn first_command(text: OsString) -> Result<Command, String> {
+    match Command::parse(text.as_bytes())? {
+        Command::Quit => Err("quit makes no sense before anything is served".to_owned()),
+        command => Ok(command),
     }
 }
 

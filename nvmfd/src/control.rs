@@ -1,175 +1,215 @@
-//! The operator's commands on standard input.
+//! The operator's commands: from the command line before anything is served, and from standard
+//! input afterwards.
+
+mod command;
 
 use crate::Failure;
-use crate::cli::{Device, one_line};
+use crate::cli::one_line;
 use crate::devices::Devices;
-use nvmf_target::Target;
-use std::ffi::OsStr;
+pub(crate) use command::{Command, HELP};
+use nvmf_target::{Change, ListenerConfig, Referral, Role, Target};
 use std::io::{self, BufRead, Write};
-use std::os::unix::ffi::OsStrExt;
 
-/// A line of the control language.
-#[derive(Debug, PartialEq, Eq)]
-enum Command {
-    Add { nsid: u32, device: Device },
-    Remove { nsid: u32 },
-    Resize { nsid: u32 },
-    Quit,
+/// What commands work on.
+pub(crate) struct Control {
+    pub(crate) target: Target,
+    /// NQN of the subsystem.
+    pub(crate) nqn: String,
+    pub(crate) devices: Devices,
 }
 
-impl Command {
-    /// Reads a line: words separated by blanks, the last one to the end of the line. A path may
-    /// hold any byte but a newline.
-    fn parse(line: &[u8]) -> Result<Self, String> {
-        let (word, rest) = split_word(line);
-        let (argument, device) = split_word(rest);
-        let nsid = || {
-            let text = String::from_utf8_lossy(argument);
-            match text.parse() {
-                Ok(nsid) if nsid != 0 && nsid != u32::MAX => Ok(nsid),
-                _ => Err(format!("NSID {text:?}: a number from 1 is wanted")),
+impl Control {
+    /// Begins to serve at `listeners`, whose names are those of their addresses, with `commands`
+    /// carried out: hosts never see anything else.
+    ///
+    /// # Errors
+    /// If one of the commands cannot be done, or the target's.
+    pub(crate) fn start(
+        &mut self,
+        listeners: Vec<ListenerConfig>,
+        commands: &[Command],
+    ) -> Result<(), Failure> {
+        let ports: Vec<String> = listeners
+            .iter()
+            .filter(|listener| listener.role == Role::Io)
+            .filter_map(|listener| listener.name.clone())
+            .collect();
+        let mut changes: Vec<Change> = listeners.into_iter().map(Change::AddListener).collect();
+        for command in commands {
+            match self.changes(command, &ports) {
+                Some((of_target, _)) => changes.extend(of_target),
+                None => self.work_on_devices(command).map(drop)?,
             }
-        };
-        let last = |command| match device {
-            [] => Ok(command),
-            _ => Err(format!("{:?} is too much", String::from_utf8_lossy(device))),
-        };
-        match word {
-            b"add" if device.is_empty() => Err("add NSID DEVICE: the DEVICE is missing".to_owned()),
-            b"add" => {
-                let device = Device::parse(OsStr::from_bytes(device).to_owned())?;
-                Ok(Self::Add {
-                    nsid: nsid()?,
-                    device,
-                })
+        }
+        self.target.apply(changes)?;
+        Ok(())
+    }
+
+    /// Carries out commands until `quit`, the end of the input or an error of either stream.
+    /// Returns whether it was `quit`.
+    ///
+    /// # Errors
+    /// Reading a command or writing an answer has failed.
+    pub(crate) fn serve(
+        &mut self,
+        mut input: impl BufRead,
+        mut output: impl Write,
+    ) -> io::Result<bool> {
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            if input.read_until(b'\n', &mut line)? == 0 {
+                return Ok(false);
             }
-            b"remove" => last(Self::Remove { nsid: nsid()? }),
-            b"resize" => last(Self::Resize { nsid: nsid()? }),
-            b"quit" if rest.is_empty() => Ok(Self::Quit),
-            _ => Err(format!(
-                "{:?}: add NSID DEVICE, remove NSID, resize NSID or quit is wanted",
-                String::from_utf8_lossy(line)
-            )),
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            let command = Command::parse(&line);
+            let quit = command == Ok(Command::Quit);
+            let done = command
+                .map_err(Failure::Usage)
+                .and_then(|command| self.run(&command));
+            match done {
+                Ok(answer) => writeln!(output, "ok {}", one_line(&answer))?,
+                Err(err) => writeln!(output, "error {}", one_line(&err.to_string()))?,
+            }
+            output.flush()?;
+            if quit {
+                return Ok(true);
+            }
         }
     }
-}
 
-/// The first word and what follows it, without the blanks around either.
-fn split_word(text: &[u8]) -> (&[u8], &[u8]) {
-    let text = text.trim_ascii();
-    let end = text
-        .iter()
-        .position(u8::is_ascii_whitespace)
-        .unwrap_or(text.len());
-    let (word, rest) = text.split_at(end);
-    (word, rest.trim_ascii())
-}
-
-/// Carries out commands until `quit`, the end of the input or an error of either stream. Returns
-/// whether it was `quit`.
-///
-/// # Errors
-/// Reading a command or writing an answer has failed.
-pub(crate) fn serve(
-    mut input: impl BufRead,
-    mut output: impl Write,
-    devices: &mut Devices,
-    target: &Target,
-) -> io::Result<bool> {
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        if input.read_until(b'\n', &mut line)? == 0 {
-            return Ok(false);
-        }
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let command = Command::parse(line.trim_ascii());
-        let quit = command == Ok(Command::Quit);
-        match command
-            .map_err(Failure::Usage)
-            .and_then(|command| run(command, devices, target))
-        {
-            Ok(answer) => writeln!(output, "ok {answer}")?,
-            Err(err) => writeln!(output, "error {}", one_line(&err.to_string()))?,
-        }
-        output.flush()?;
-        if quit {
-            return Ok(true);
+    /// Does all that the command says, or nothing. Returns what there is to say about it.
+    fn run(&mut self, command: &Command) -> Result<String, Failure> {
+        let listeners = self.target.listeners();
+        let ports: Vec<String> = listeners
+            .into_iter()
+            .filter(|listener| listener.role == Role::Io)
+            .map(|listener| listener.name)
+            .collect();
+        match self.changes(command, &ports) {
+            Some((changes, answer)) => {
+                self.target.apply(changes)?;
+                Ok(answer)
+            }
+            None => self.work_on_devices(command),
         }
     }
-}
 
-fn run(command: Command, devices: &mut Devices, target: &Target) -> Result<String, Failure> {
-    match command {
-        Command::Add { nsid, device } => devices.add(target, nsid, &device),
-        Command::Remove { nsid } => {
-            let closed = devices.remove(target, nsid)?;
-            let still = if closed {
-                ""
-            } else {
-                "; its device is still busy"
-            };
-            Ok(format!("namespace {nsid} removed{still}"))
+    fn work_on_devices(&mut self, command: &Command) -> Result<String, Failure> {
+        match command {
+            Command::Add { nsid, device } => self.devices.add(&self.target, *nsid, device),
+            Command::Remove { nsid } => {
+                let closed = self.devices.remove(&self.target, *nsid)?;
+                let still = if closed {
+                    ""
+                } else {
+                    "; its device is still busy"
+                };
+                Ok(format!("namespace {nsid} removed{still}"))
+            }
+            Command::Resize { nsid } => self.devices.resize(*nsid),
+            Command::ReadOnly { nsid, on } => self.devices.set_read_only(*nsid, *on),
+            _ => Ok("quitting".to_owned()),
         }
-        Command::Resize { nsid } => devices.resize(nsid),
-        Command::Quit => Ok("quitting".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commands() {
-        let parse = |line: &str| Command::parse(line.as_bytes());
-        let ram = Device::RamDisk { bytes: 1 << 20 };
-        assert_eq!(
-            parse("add 3 ramdisk:1m"),
-            Ok(Command::Add {
-                nsid: 3,
-                device: ram
-            })
-        );
-        let file = Device::File("/a b/c".into());
-        assert_eq!(
-            parse("  add\t4   /a b/c "),
-            Ok(Command::Add {
-                nsid: 4,
-                device: file
-            })
-        );
-        assert_eq!(parse("remove 3"), Ok(Command::Remove { nsid: 3 }));
-        assert_eq!(
-            parse("resize 4294967294"),
-            Ok(Command::Resize { nsid: 0xffff_fffe })
-        );
-        assert_eq!(parse("quit"), Ok(Command::Quit));
     }
 
-    #[test]
-    fn what_is_wrong_is_said_in_one_line() {
-        let wrong = [
-            ("list", "add NSID DEVICE, remove NSID"),
-            ("quit now", "is wanted"),
-            ("add", "DEVICE is missing"),
-            ("add 1", "DEVICE is missing"),
-            ("add x ramdisk:1m", "NSID \"x\""),
-            ("add 0 ramdisk:1m", "NSID \"0\""),
-            ("add 1 ramdisk:?", "a size such as"),
-            ("remove", "NSID \"\""),
-            ("remove 4294967295", "NSID"),
-            ("remove 1 2", "too much"),
-        ];
-        for (line, says) in wrong {
-            let text = Command::parse(line.as_bytes()).unwrap_err();
-            assert!(
-                text.contains(says) && !text.contains('\n'),
-                "{line}: {text}"
-            );
+    /// What a command changes in the target, and what there is to say about it then; `None` if it
+    /// is about devices. `ports` are the names of the I/O listeners.
+    fn changes(&self, command: &Command, ports: &[String]) -> Option<(Vec<Change>, String)> {
+        let nqn = || self.nqn.clone();
+        let one = |change, answer: String| Some((vec![change], answer));
+        match command {
+            Command::Add { .. }
+            | Command::Remove { .. }
+            | Command::Resize { .. }
+            | Command::ReadOnly { .. }
+            | Command::Quit => None,
+            Command::Visible { nsid, hosts } => {
+                let text = match hosts.as_deref() {
+                    None => "all hosts".to_owned(),
+                    Some([]) => "no host".to_owned(),
+                    Some(hosts) => hosts.join(" "),
+                };
+                let change = Change::SetNamespaceHosts {
+                    nqn: nqn(),
+                    nsid: *nsid,
+                    hosts: hosts.clone(),
+                };
+                one(change, format!("namespace {nsid} is visible to {text}"))
+            }
+            Command::Group { nsid, anagrpid } => {
+                let change = Change::SetAnaGroup {
+                    nqn: nqn(),
+                    nsid: *nsid,
+                    anagrpid: *anagrpid,
+                };
+                one(
+                    change,
+                    format!("namespace {nsid} is in ANA group {anagrpid}"),
+                )
+            }
+            Command::Ana {
+                port,
+                anagrpid,
+                state,
+            } => {
+                let at = port.map_or_else(|| ports.to_vec(), |port| vec![port.to_string()]);
+                let answer = format!("ANA group {anagrpid} is {state} at {}", at.join(" "));
+                let change = |listener| Change::SetAnaState {
+                    nqn: nqn(),
+                    listener,
+                    anagrpid: *anagrpid,
+                    state: *state,
+                };
+                Some((at.into_iter().map(change).collect(), answer))
+            }
+            Command::Allow { host } | Command::Forbid { host } => {
+                let allow = matches!(command, Command::Allow { .. });
+                let (change, who) = self.host_change(host.clone(), allow);
+                let may = if allow { "may" } else { "may not" };
+                one(change, format!("{who} {may} connect"))
+            }
+            Command::Listen { address } => one(
+                Change::AddListener(ListenerConfig::tcp(*address)),
+                format!("listening on {address} for I/O and discovery"),
+            ),
+            Command::Unlisten { address } => {
+                let listener = address.to_string();
+                one(
+                    Change::RemoveListener { listener },
+                    format!("no longer listening on {address}"),
+                )
+            }
+            Command::Refer { address } => one(
+                Change::AddReferral(Referral::tcp(*address)),
+                format!("hosts are referred to {address}"),
+            ),
+            Command::Unrefer { address } => one(
+                Change::RemoveReferral(Referral::tcp(*address)),
+                format!("hosts are no longer referred to {address}"),
+            ),
         }
-        Command::parse(b"\xff\xfe").unwrap_err();
+    }
+
+    fn host_change(&self, host: Option<String>, allow: bool) -> (Change, String) {
+        let nqn = self.nqn.clone();
+        match host {
+            None if allow => (Change::AllowAnyHost { nqn, allow }, "any host".to_owned()),
+            None => {
+                let who = "a host that is not listed".to_owned();
+                (Change::AllowAnyHost { nqn, allow }, who)
+            }
+            Some(host) => {
+                let who = host.clone();
+                let change = if allow {
+                    Change::AddHost { nqn, host }
+                } else {
+                    Change::RemoveHost { nqn, host }
+                };
+                (change, who)
+            }
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The namespaces: what the command line or the operator names, opened.
 
+mod switch;
+
 use crate::Failure;
 use crate::cli::{Cli, Device};
 use crate::identity::Machine;
@@ -12,6 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use switch::ReadOnlySwitch;
 use uuid::Uuid;
 
 /// How long requests of a removed namespace may take before its device counts as still in use,
@@ -35,7 +38,7 @@ pub(crate) struct Devices {
 struct Open {
     /// As the operator would write it.
     name: String,
-    namespace: Arc<dyn Namespace>,
+    namespace: Arc<ReadOnlySwitch>,
     /// For what only files and block devices have.
     file: Option<Arc<FileBackend>>,
 }
@@ -98,7 +101,7 @@ impl Devices {
         });
         Ok(Open {
             name,
-            namespace: Arc::new(Inline::new(disk)),
+            namespace: ReadOnlySwitch::new(Arc::new(Inline::new(disk))),
             file: None,
         })
     }
@@ -126,10 +129,10 @@ impl Devices {
         let mut options = self.options.clone();
         (options.uuid, options.nguid, options.eui64) = (ids.uuid, ids.nguid, ids.eui64);
         let file = Arc::new(FileBackend::open(path, &options)?);
-        let namespace = Arc::new(Threaded::with_pool(Arc::clone(&file), &self.pool));
+        let namespace = Threaded::with_pool(Arc::clone(&file), &self.pool);
         Ok(Open {
             name,
-            namespace,
+            namespace: ReadOnlySwitch::new(Arc::new(namespace)),
             file: Some(file),
         })
     }
@@ -192,6 +195,20 @@ impl Devices {
             )));
         };
         file.refresh()?;
+        Ok(open.describe(nsid))
+    }
+
+    /// Makes a namespace read-only, or writable again; hosts are told. Returns a line about it.
+    ///
+    /// # Errors
+    /// If there is none of that NSID, or it cannot be written because it was opened so.
+    pub(crate) fn set_read_only(&self, nsid: u32, read_only: bool) -> Result<String, Failure> {
+        let open = self.open.get(&nsid).ok_or_else(|| none_of(nsid))?;
+        if !open.namespace.set(read_only) {
+            return Err(Failure::Usage(format!(
+                "namespace {nsid} was opened read-only (--read-only)"
+            )));
+        }
         Ok(open.describe(nsid))
     }
 

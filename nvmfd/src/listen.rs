@@ -3,7 +3,7 @@
 use crate::Failure;
 use crate::cli::{Bind, Cli, DiscoveryPort, TransportName};
 use nvmf_target::transport::TcpTransport;
-use nvmf_target::{Error, Role, Target};
+use nvmf_target::{Error, ListenerConfig, Role};
 use rustix::io::Errno;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
@@ -60,17 +60,19 @@ impl Listeners {
         (all(&self.io), all(&self.discovery))
     }
 
-    /// Begins to serve.
-    ///
-    /// # Errors
-    /// The target's.
-    pub(crate) fn serve(self, target: &Target) -> Result<(), Failure> {
-        let serve = |of: Vec<TcpTransport>, role| {
-            of.into_iter()
-                .try_for_each(|socket| target.listen_on(Box::new(socket), role))
+    /// For the target, each named as its address.
+    pub(crate) fn configs(self) -> Vec<ListenerConfig> {
+        let config = |socket: TcpTransport, role| {
+            let name = socket.local_addr().to_string();
+            let mut config = ListenerConfig::on(Box::new(socket));
+            config.name = Some(name);
+            config.role = role;
+            config
         };
-        serve(self.io, Role::Io)?;
-        Ok(serve(self.discovery, Role::Discovery)?)
+        let io = self.io.into_iter().map(|socket| config(socket, Role::Io));
+        let discovery = self.discovery.into_iter();
+        io.chain(discovery.map(|socket| config(socket, Role::Discovery)))
+            .collect()
     }
 }
 

@@ -7,16 +7,18 @@ mod identity;
 mod listen;
 
 use cli::{Cli, one_line};
+use control::Control;
 use devices::Devices;
 use identity::Machine;
 use listen::{Listeners, reachable};
 use log::{LevelFilter, info, warn};
 use nvmf_target::ns::WorkerPool;
-use nvmf_target::{SubsystemConfig, Target};
+use nvmf_target::{FileReservationStore, SubsystemConfig, Target};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::{Handle, Signals};
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -39,7 +41,12 @@ enum Failure {
 
 impl From<nvmf_target::Error> for Failure {
     fn from(err: nvmf_target::Error) -> Self {
-        Self::Environment(err.to_string())
+        // The index of a change says nothing to an operator.
+        let text = match err {
+            nvmf_target::Error::Change { what, source, .. } => format!("{what}: {source}"),
+            err => err.to_string(),
+        };
+        Self::Environment(text)
     }
 }
 
@@ -78,19 +85,20 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         .map_err(|err| Failure::Environment(format!("signals cannot be caught: {err}")))?;
 
     let target = Target::new(cli.target_config())?;
-    let mut subsystem = SubsystemConfig::new(&nqn);
-    subsystem.serial = cli.serial.clone().unwrap_or_else(|| machine.serial(&nqn));
-    if let Some(model) = &cli.model {
-        subsystem.model.clone_from(model);
-    }
-    target.add_subsystem(subsystem)?;
+    target.add_subsystem(subsystem(cli, &machine, &nqn)?)?;
     devices.add_to(&target)?;
-    print(&banner(&nqn, &devices, &listeners))?;
-    listeners.serve(&target)?;
+    let mut control = Control {
+        target: target.clone(),
+        nqn,
+        devices,
+    };
+    let (io, discovery) = listeners.addresses();
+    control.start(listeners.configs(), &cli.commands)?;
+    print(&banner(&control, &io, &discovery))?;
     print("nvmfd: serving\n")?;
 
     if cli.stdin_control {
-        control_by_stdin(devices, target.clone(), signals.handle())?;
+        control_by_stdin(control, signals.handle())?;
     }
     wait(signals);
     stopping.store(true, Ordering::Relaxed);
@@ -100,6 +108,23 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         std::process::exit(1);
     }
     Ok(())
+}
+
+/// The subsystem that the command line describes.
+fn subsystem(cli: &Cli, machine: &Machine, nqn: &str) -> Result<SubsystemConfig, Failure> {
+    let mut subsystem = SubsystemConfig::new(nqn);
+    subsystem.serial = cli.serial.clone().unwrap_or_else(|| machine.serial(nqn));
+    if let Some(model) = &cli.model {
+        subsystem.model.clone_from(model);
+    }
+    subsystem.allow_any_host = cli.host.is_empty();
+    subsystem.hosts.clone_from(&cli.host);
+    if let Some(dir) = &cli.state_dir {
+        let store = FileReservationStore::new(dir)
+            .map_err(|err| Failure::Environment(format!("--state-dir {}: {err}", dir.display())))?;
+        subsystem.reservation_store = Some(Arc::new(store));
+    }
+    Ok(subsystem)
 }
 
 /// Signals are caught from here on. Once the flag is set, SIGINT and SIGTERM end the process at
@@ -126,13 +151,12 @@ fn wait(mut signals: Signals) {
 }
 
 /// Starts the thread that reads commands; `quit` closes `signals`.
-fn control_by_stdin(mut devices: Devices, target: Target, signals: Handle) -> Result<(), Failure> {
-    let serve =
-        move || match control::serve(io::stdin().lock(), io::stdout(), &mut devices, &target) {
-            Ok(true) => signals.close(),
-            Ok(false) => info!("end of standard input: no more commands"),
-            Err(err) => warn!("no more commands: {err}"),
-        };
+fn control_by_stdin(mut control: Control, signals: Handle) -> Result<(), Failure> {
+    let serve = move || match control.serve(io::stdin().lock(), io::stdout()) {
+        Ok(true) => signals.close(),
+        Ok(false) => info!("end of standard input: no more commands"),
+        Err(err) => warn!("no more commands: {err}"),
+    };
     std::thread::Builder::new()
         .name("nvmfd-control".to_owned())
         .spawn(serve)
@@ -141,16 +165,16 @@ fn control_by_stdin(mut devices: Devices, target: Target, signals: Handle) -> Re
 }
 
 /// What is printed at the start: what is served, where, and how a host gets it.
-fn banner(nqn: &str, devices: &Devices, listeners: &Listeners) -> String {
-    let (io, discovery) = listeners.addresses();
+fn banner(control: &Control, io: &[SocketAddr], discovery: &[SocketAddr]) -> String {
+    let nqn = &control.nqn;
     let mut text = format!("nvmfd {}: subsystem {nqn}\n", env!("CARGO_PKG_VERSION"));
-    for line in devices.describe_all() {
+    for line in control.devices.describe_all() {
         text += &format!("{line}\n");
     }
-    for address in &io {
+    for address in io {
         text += &format!("listening on {address} for I/O and discovery\n");
     }
-    for address in &discovery {
+    for address in discovery {
         text += &format!("listening on {address} for discovery\n");
     }
     let command = |what: &str, listener| {

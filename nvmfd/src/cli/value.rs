@@ -157,6 +157,11 @@ pub(super) fn own_nqn(text: &str) -> Result<String, String> {
     }
 }
 
+pub(super) fn host_nqn(text: &str) -> Result<String, String> {
+    let nqn = Nqn::new(text).map_err(|err| err.to_string())?;
+    Ok(nqn.as_str().to_owned())
+}
+
 /// A size in bytes: `4096`, `0x1000`, `4k`, `1g` (also `4K`, `4kb`, `4KiB`).
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let wanted = || "a size such as 4096, 0x1000, 64k, 512m, 1g or 2t is wanted".to_owned();

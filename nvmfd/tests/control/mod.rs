@@ -1,8 +1,13 @@
 //! Commands on standard input.
 
 use crate::common::*;
+use nvmf_host::nvmf_proto::wire::Status;
+use nvmf_host::nvmf_proto::wire::nqn::Nqn;
+use nvmf_host::{ConnectOptions, Controller};
 use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 #[test]
 fn namespaces_come_and_go_by_command() {
@@ -42,7 +47,7 @@ fn namespaces_come_and_go_by_command() {
         ("add 2 /none", "/none: No such file"),
         ("add 2 ramdisk:1000", "512"),
         ("add 1000000 ramdisk:1m", "1000000"),
-        ("nonsense", "add NSID DEVICE"),
+        ("nonsense", "one of add, remove, resize"),
     ] {
         let answer = daemon.tell(line);
         assert!(
@@ -63,4 +68,179 @@ fn namespaces_come_and_go_by_command() {
     assert_eq!(controller.active_namespaces().unwrap(), [7]);
     assert_eq!(daemon.tell("quit"), "ok quitting");
     assert_eq!(daemon.end(), Some(0));
+}
+
+/// A host with an NQN that lists may name.
+fn as_host<'a>(name: &'a str, port: Option<SocketAddr>) -> impl FnOnce(&mut ConnectOptions) + 'a {
+    move |options| {
+        options.host = Nqn::new(name).unwrap();
+        options.host_id = Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes()).into_bytes();
+        if let Some(port) = port {
+            options.address = port;
+        }
+    }
+}
+
+const HOST: &str = "nqn.2014-08.org.example:host-a";
+const OTHER: &str = "nqn.2014-08.org.example:host-b";
+
+#[test]
+fn hosts_are_allowed_and_forbidden() {
+    let mut daemon = Daemon::start(&["--stdin-control", "--host", HOST, "ramdisk:1m"]);
+    let mut first = daemon.connect(as_host(HOST, None));
+    assert_eq!(refusal(&daemon, OTHER), Some(Status::CONNECT_INVALID_HOST.dnr()));
+    assert_eq!(
+        daemon.tell(&format!("allow {OTHER}")),
+        format!("ok {OTHER} may connect")
+    );
+    let mut second = daemon.connect(as_host(OTHER, None));
+    assert_eq!(second.active_namespaces().unwrap(), [1]);
+    assert_eq!(
+        daemon.tell(&format!("forbid {OTHER}")),
+        format!("ok {OTHER} may not connect")
+    );
+    second.active_namespaces().unwrap_err();
+    assert_eq!(first.active_namespaces().unwrap(), [1]);
+    assert!(daemon.tell(&format!("forbid {OTHER}")).starts_with("error "));
+    assert_eq!(daemon.tell("allow any"), "ok any host may connect");
+    assert_eq!(refusal(&daemon, OTHER), None);
+    assert!(daemon.tell("allow not-an-nqn").contains("not-an-nqn"));
+}
+
+/// The status with which a host's Connect is refused, if it is.
+fn refusal(daemon: &Daemon, host: &str) -> Option<Status> {
+    let nqn = daemon.word("nvme connect", "-n");
+    let mut options = ConnectOptions::new(daemon.address("nvme connect"), nqn).unwrap();
+    as_host(host, None)(&mut options);
+    Controller::connect(&options).err().map(|err| err.status().unwrap())
+}
+
+#[test]
+fn namespaces_are_shown_to_some_hosts_only() {
+    let masked = format!("visible 2 {HOST}");
+    let mut daemon = Daemon::start(&[
+        "--stdin-control",
+        "--command",
+        &masked,
+        "ramdisk:1m",
+        "ramdisk:1m",
+    ]);
+    let mut host = daemon.connect(as_host(HOST, None));
+    let mut other = daemon.connect(as_host(OTHER, None));
+    assert_eq!(host.active_namespaces().unwrap(), [1, 2]);
+    assert_eq!(other.active_namespaces().unwrap(), [1]);
+    assert_eq!(
+        daemon.tell("visible 2 none"),
+        "ok namespace 2 is visible to no host"
+    );
+    assert_eq!(host.active_namespaces().unwrap(), [1]);
+    assert!(daemon.tell("visible 2 all").starts_with("ok "));
+    assert_eq!(other.active_namespaces().unwrap(), [1, 2]);
+    assert!(daemon.tell("visible 3 all").starts_with("error "));
+}
+
+#[test]
+fn namespaces_become_read_only_and_writable() {
+    let mut daemon = Daemon::start(&["--stdin-control", "ramdisk:1m"]);
+    let mut controller = daemon.connect(|_| {});
+    let mut queue = io_queue(&mut controller);
+    let namespace = controller.namespace(1).unwrap();
+    assert!(daemon.tell("read-only 1 on").ends_with(", read-only"));
+    let err = queue.write(&namespace, 0, &[0; 512]).unwrap_err();
+    assert_eq!(err.status(), Some(Status::NAMESPACE_WRITE_PROTECTED.dnr()));
+    assert!(!daemon.tell("read-only 1 off").contains("read-only"));
+    write_and_read_back(&mut queue, &namespace, 0, 1);
+    assert!(daemon.tell("read-only 2 on").contains("no namespace 2"));
+
+    let mut daemon = Daemon::start(&["--stdin-control", "--read-only", "ramdisk:1m"]);
+    let answer = daemon.tell("read-only 1 off");
+    assert!(answer.contains("opened read-only"), "{answer}");
+}
+
+#[test]
+fn ports_come_and_go_and_have_states_of_their_own() {
+    let mut daemon = Daemon::start(&[
+        "--stdin-control",
+        "--command",
+        "ana all 1 non-optimized",
+        "-n",
+        NQN,
+        "ramdisk:1m",
+    ]);
+    let first = daemon.address("nvme connect");
+    let second = free_address();
+    assert!(daemon.tell(&format!("listen {second}")).starts_with("ok "));
+    assert!(daemon.tell(&format!("listen {second}")).starts_with("error "));
+    let mut one = daemon.connect(|_| {});
+    let mut two = daemon.connect(as_host(HOST, Some(second)));
+    let namespace = one.namespace(1).unwrap();
+    let (mut queue_one, mut queue_two) = (io_queue(&mut one), io_queue(&mut two));
+    write_and_read_back(&mut queue_one, &namespace, 0, 1);
+    assert_eq!(
+        daemon.tell(&format!("ana {first} 1 inaccessible")),
+        format!("ok ANA group 1 is inaccessible at {first}")
+    );
+    let err = queue_one.read(&namespace, 0, &mut [0; 512]).unwrap_err();
+    assert_eq!(err.status(), Some(Status::ANA_INACCESSIBLE));
+    write_and_read_back(&mut queue_two, &namespace, 0, 1);
+    // All ports or none: one of the two is not there.
+    assert!(daemon.tell("ana 127.0.0.1:1 1 change").starts_with("error "));
+    assert!(daemon.tell("group 1 2").starts_with("ok "));
+    write_and_read_back(&mut queue_one, &namespace, 0, 1);
+    assert!(daemon.tell("ana all 2 persistent-loss").starts_with("ok "));
+    let err = queue_two.read(&namespace, 0, &mut [0; 512]).unwrap_err();
+    assert_eq!(err.status(), Some(Status::ANA_PERSISTENT_LOSS));
+    assert!(daemon.tell(&format!("unlisten {second}")).starts_with("ok "));
+    two.active_namespaces().unwrap_err();
+    one.active_namespaces().unwrap();
+    assert!(daemon.tell(&format!("unlisten {second}")).starts_with("error "));
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+}
+
+#[test]
+fn hosts_are_referred_elsewhere() {
+    let own = "nqn.2014-08.org.example:discovery";
+    let mut daemon = Daemon::start(&[
+        "--stdin-control",
+        "--discovery-nqn",
+        own,
+        "--command",
+        "refer 192.0.2.9:8009",
+        "ramdisk:1m",
+    ]);
+    let address = daemon.address("nvme discover");
+    let shown = |what: &str| {
+        let entries = nvmf_host::discover(address).unwrap();
+        entries
+            .iter()
+            .any(|entry| entry.traddr.starts_with(what.as_bytes()) || entry.subnqn.starts_with(what.as_bytes()))
+    };
+    assert!(shown("192.0.2.9") && shown(own));
+    assert!(daemon.tell("refer 192.0.2.10:8009").starts_with("ok "));
+    assert!(daemon.tell("unrefer 192.0.2.9:8009").starts_with("ok "));
+    assert!(shown("192.0.2.10:8009") || shown("192.0.2.10"));
+    assert!(!shown("192.0.2.9"));
+    assert!(daemon.tell("unrefer 192.0.2.9:8009").starts_with("error "));
+}
+
+#[test]
+fn commands_at_the_start_are_all_done_or_nothing_is_served() {
+    for (command, status, says) in [
+        ("group 2 1", 2, "namespace 2"),
+        ("ana 127.0.0.1:1 1 change", 2, "127.0.0.1:1"),
+        ("quit", 2, "quit"),
+        ("visible", 2, "--command"),
+        ("resize 1", 2, "RAM disk"),
+    ] {
+        let arguments = ["--command", "group 1 2", "--command", command, "ramdisk:1m"];
+        let (code, text) = refused(&[&ANY_PORT[..], &arguments].concat());
+        assert_eq!(code, Some(status), "{text}");
+        assert!(text.contains(says), "{text}");
+    }
 }
