@@ -3,7 +3,7 @@
 mod value;
 
 use crate::Failure;
-use crate::control::{Command, HELP};
+use crate::control::{Command, help};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser};
@@ -23,14 +23,14 @@ Sizes are decimal, or hexadecimal after 0x, with k, m, g or t for powers of 1024
 
 Commands, of --command and --stdin-control; HOST is a host's NQN:
 
-{HELP}
-
+{}
 Signals: SIGINT and SIGTERM stop accepting, finish and flush what is in flight for at most 10
 seconds and exit with status 0, or 1 if that was not enough; a second one exits at once.
 
 Exit status: 0 after a clean end, 1 if the system refuses something, 2 if the command line is wrong.
 Nothing is served before all of it has been checked, all devices opened and all ports bound; the
-line \"nvmfd: serving\" on standard output says that it is."
+line \"nvmfd: serving\" on standard output says that it is.",
+        help()
     )
 }
 

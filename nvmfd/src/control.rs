@@ -6,8 +6,8 @@ mod command;
 use crate::Failure;
 use crate::cli::one_line;
 use crate::devices::Devices;
-pub(crate) use command::{Command, HELP};
-use nvmf_target::{Change, ListenerConfig, Referral, Role, Target};
+pub(crate) use command::{Command, help};
+use nvmf_target::{Change, Error, ListenerConfig, ListenerInfo, Referral, Role, Target};
 use std::io::{self, BufRead, Write};
 
 /// What commands work on.
@@ -41,8 +41,11 @@ impl Control {
                 None => self.work_on_devices(command).map(drop)?,
             }
         }
-        self.target.apply(changes)?;
-        Ok(())
+        match self.target.apply(changes) {
+            Ok(_) => Ok(()),
+            Err(err @ (Error::Io { .. } | Error::ShutDown)) => Err(err.into()),
+            Err(err) => Err(Failure::Usage(format!("--command: {}", Failure::from(err)))),
+        }
     }
 
     /// Carries out commands until `quit`, the end of the input or an error of either stream.
@@ -90,8 +93,9 @@ impl Control {
             .collect();
         match self.changes(command, &ports) {
             Some((changes, answer)) => {
-                self.target.apply(changes)?;
-                Ok(answer)
+                let added = self.target.apply(changes)?;
+                let name = |port: &ListenerInfo| format!("listening on {}", port.name);
+                Ok(added.first().map_or(answer, name))
             }
             None => self.work_on_devices(command),
         }
@@ -173,7 +177,7 @@ impl Control {
             }
             Command::Listen { address } => one(
                 Change::AddListener(ListenerConfig::tcp(*address)),
-                format!("listening on {address} for I/O and discovery"),
+                format!("listening on {address}"),
             ),
             Command::Unlisten { address } => {
                 let listener = address.to_string();

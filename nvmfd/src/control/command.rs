@@ -6,25 +6,50 @@ use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 
-/// What the commands do, as `--help` shows it.
-pub(crate) const HELP: &str = "\
-  add NSID DEVICE                a new namespace
-  remove NSID                    no longer a namespace; its device is closed
-  resize NSID                    look at the size of a file or device again
-  read-only NSID on|off          refuse writes, or no longer
-  visible NSID all|none|HOST...  which hosts see the namespace
-  group NSID ANAGRPID            move the namespace to an ANA group
-  ana ADDR:PORT|all ANAGRPID STATE
-                                 state of an ANA group at an I/O port: optimized, non-optimized,
-                                 inaccessible, persistent-loss or change
-  allow any|HOST                 let any host connect, or this one
-  forbid any|HOST                let only those connect that were allowed, or this one no longer;
-                                 whoever is connected and may not be is disconnected
-  listen ADDR:PORT               a new port for I/O and discovery
-  unlisten ADDR:PORT             close a port, and the connections that came in there
-  refer ADDR:PORT                tell hosts of another discovery service
-  unrefer ADDR:PORT              no longer
-  quit                           end as by SIGTERM";
+/// The commands with their arguments, and what each does.
+const USAGE: [(&str, &str); 14] = [
+    ("add NSID DEVICE", "a new namespace"),
+    ("remove NSID", "no longer a namespace; its device is closed"),
+    ("resize NSID", "look at the size of a file or device again"),
+    ("read-only NSID on|off", "refuse writes, or no longer"),
+    (
+        "visible NSID all|none|HOST...",
+        "which hosts see the namespace",
+    ),
+    ("group NSID ANAGRPID", "move the namespace to an ANA group"),
+    (
+        "ana ADDR:PORT|all ANAGRPID STATE",
+        "state of an ANA group at an I/O port: optimized, non-optimized,\n\
+         inaccessible, persistent-loss or change",
+    ),
+    (
+        "allow any|HOST",
+        "let any host connect, or this one as well",
+    ),
+    (
+        "forbid any|HOST",
+        "let only hosts connect that are listed, or no longer list this one;\n\
+         who is connected and may not be any more is disconnected",
+    ),
+    ("listen ADDR:PORT", "a new port for I/O and discovery"),
+    (
+        "unlisten ADDR:PORT",
+        "close a port and what is connected there",
+    ),
+    ("refer ADDR:PORT", "tell hosts of another discovery service"),
+    ("unrefer ADDR:PORT", "no longer"),
+    ("quit", "end as by SIGTERM"),
+];
+
+/// The commands as `--help` shows them.
+pub(crate) fn help() -> String {
+    let mut text = String::new();
+    for (usage, what) in USAGE {
+        let what = what.replace('\n', "\n      ");
+        text += &format!("  {usage}\n      {what}\n");
+    }
+    text
+}
 
 /// A line of the control language.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +114,7 @@ impl Command {
     pub(crate) fn parse(line: &[u8]) -> Result<Self, String> {
         let (name, rest) = split_word(line);
         let Some(usage) = usage(name) else {
-            let names: Vec<&str> = HELP.lines().filter_map(first_word).collect();
+            let names = USAGE.map(|(usage, _)| name_of(usage));
             return Err(format!(
                 "{:?}: one of {} is wanted",
                 String::from_utf8_lossy(line),
@@ -261,20 +286,16 @@ fn split_word(text: &[u8]) -> (&[u8], &[u8]) {
     (word, rest.trim_ascii())
 }
 
-/// The name of the command that a line of the help begins with.
-fn first_word(line: &'static str) -> Option<&'static str> {
-    let line = line
-        .strip_prefix("  ")
-        .filter(|line| !line.starts_with(' '))?;
-    line.split(' ').next()
+/// A command and its arguments.
+fn usage(name: &[u8]) -> Option<&'static str> {
+    USAGE
+        .iter()
+        .map(|(usage, _)| *usage)
+        .find(|usage| name_of(usage).as_bytes() == name)
 }
 
-/// A command and its arguments, as the help has them.
-fn usage(name: &[u8]) -> Option<&'static str> {
-    let line = HELP
-        .lines()
-        .find(|line| first_word(line).is_some_and(|word| word.as_bytes() == name))?;
-    line.trim_start().split("  ").next()
+fn name_of(usage: &str) -> &str {
+    usage.split(' ').next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -377,11 +398,11 @@ mod tests {
             ),
             ("quit".to_owned(), Command::Quit),
         ];
-        let names: Vec<_> = HELP.lines().filter_map(first_word).collect();
-        for name in &names {
+        for (usage, _) in USAGE {
+            let name = name_of(usage);
             assert!(cases.iter().any(|(line, _)| line.trim().starts_with(name)));
+            assert!(help().contains(usage));
         }
-        assert_eq!(names.len(), 14);
         for (line, command) in cases {
             assert_eq!(parse(&line), command, "{line}");
         }

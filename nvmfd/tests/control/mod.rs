@@ -88,7 +88,10 @@ const OTHER: &str = "nqn.2014-08.org.example:host-b";
 fn hosts_are_allowed_and_forbidden() {
     let mut daemon = Daemon::start(&["--stdin-control", "--host", HOST, "ramdisk:1m"]);
     let mut first = daemon.connect(as_host(HOST, None));
-    assert_eq!(refusal(&daemon, OTHER), Some(Status::CONNECT_INVALID_HOST.dnr()));
+    assert_eq!(
+        refusal(&daemon, OTHER),
+        Some(Status::CONNECT_INVALID_HOST.dnr())
+    );
     assert_eq!(
         daemon.tell(&format!("allow {OTHER}")),
         format!("ok {OTHER} may connect")
@@ -101,7 +104,11 @@ fn hosts_are_allowed_and_forbidden() {
     );
     second.active_namespaces().unwrap_err();
     assert_eq!(first.active_namespaces().unwrap(), [1]);
-    assert!(daemon.tell(&format!("forbid {OTHER}")).starts_with("error "));
+    assert!(
+        daemon
+            .tell(&format!("forbid {OTHER}"))
+            .starts_with("error ")
+    );
     assert_eq!(daemon.tell("allow any"), "ok any host may connect");
     assert_eq!(refusal(&daemon, OTHER), None);
     assert!(daemon.tell("allow not-an-nqn").contains("not-an-nqn"));
@@ -112,7 +119,9 @@ fn refusal(daemon: &Daemon, host: &str) -> Option<Status> {
     let nqn = daemon.word("nvme connect", "-n");
     let mut options = ConnectOptions::new(daemon.address("nvme connect"), nqn).unwrap();
     as_host(host, None)(&mut options);
-    Controller::connect(&options).err().map(|err| err.status().unwrap())
+    Controller::connect(&options)
+        .err()
+        .map(|err| err.status().unwrap())
 }
 
 #[test]
@@ -170,7 +179,11 @@ fn ports_come_and_go_and_have_states_of_their_own() {
     let first = daemon.address("nvme connect");
     let second = free_address();
     assert!(daemon.tell(&format!("listen {second}")).starts_with("ok "));
-    assert!(daemon.tell(&format!("listen {second}")).starts_with("error "));
+    assert!(
+        daemon
+            .tell(&format!("listen {second}"))
+            .starts_with("error ")
+    );
     let mut one = daemon.connect(|_| {});
     let mut two = daemon.connect(as_host(HOST, Some(second)));
     let namespace = one.namespace(1).unwrap();
@@ -184,16 +197,28 @@ fn ports_come_and_go_and_have_states_of_their_own() {
     assert_eq!(err.status(), Some(Status::ANA_INACCESSIBLE));
     write_and_read_back(&mut queue_two, &namespace, 0, 1);
     // All ports or none: one of the two is not there.
-    assert!(daemon.tell("ana 127.0.0.1:1 1 change").starts_with("error "));
+    assert!(
+        daemon
+            .tell("ana 127.0.0.1:1 1 change")
+            .starts_with("error ")
+    );
     assert!(daemon.tell("group 1 2").starts_with("ok "));
     write_and_read_back(&mut queue_one, &namespace, 0, 1);
     assert!(daemon.tell("ana all 2 persistent-loss").starts_with("ok "));
     let err = queue_two.read(&namespace, 0, &mut [0; 512]).unwrap_err();
     assert_eq!(err.status(), Some(Status::ANA_PERSISTENT_LOSS));
-    assert!(daemon.tell(&format!("unlisten {second}")).starts_with("ok "));
+    assert!(
+        daemon
+            .tell(&format!("unlisten {second}"))
+            .starts_with("ok ")
+    );
     two.active_namespaces().unwrap_err();
     one.active_namespaces().unwrap();
-    assert!(daemon.tell(&format!("unlisten {second}")).starts_with("error "));
+    assert!(
+        daemon
+            .tell(&format!("unlisten {second}"))
+            .starts_with("error ")
+    );
 }
 
 fn free_address() -> SocketAddr {
@@ -217,9 +242,9 @@ fn hosts_are_referred_elsewhere() {
     let address = daemon.address("nvme discover");
     let shown = |what: &str| {
         let entries = nvmf_host::discover(address).unwrap();
-        entries
-            .iter()
-            .any(|entry| entry.traddr.starts_with(what.as_bytes()) || entry.subnqn.starts_with(what.as_bytes()))
+        entries.iter().any(|entry| {
+            entry.traddr.starts_with(what.as_bytes()) || entry.subnqn.starts_with(what.as_bytes())
+        })
     };
     assert!(shown("192.0.2.9") && shown(own));
     assert!(daemon.tell("refer 192.0.2.10:8009").starts_with("ok "));
