@@ -73,8 +73,9 @@ logs() {
   says 'afi *: 0x1' nvme fw-log "$c"
   says 'no ns changed' nvme changed-ns-list-log "$c"
   says 'Identify *\]' nvme effects-log "$c"
+  says 'state.*optimized' nvme ana-log "$c"
 }
-step "commands: get-log, smart-log, error-log, fw-log, changed-ns-list-log, effects-log" commands logs
+step "commands: get-log, smart-log, error-log, fw-log, changed-ns-list-log, effects-log, ana-log" commands logs
 
 logs_nvmet_lacks() {
   nvmet_deviates "lacks them"
@@ -87,7 +88,6 @@ step "commands: supported-log-pages, fid-support-effects-log, mi-cmd-support-eff
 logs_refused() {
   nvmet_deviates "answers Invalid Field"
   all_refused 'Invalid Log Page' <<-LIST
-	ana-log $c
 	endurance-log $c -g 1
 	predictable-lat-log $c -i 1
 	pred-lat-event-agg-log $c -e 1

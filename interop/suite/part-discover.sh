@@ -38,14 +38,15 @@ banner_shows_commands() {
 }
 step "discover: nvmfd prints the commands that reach it" banner_shows_commands
 
-# The log names 127.0.0.1, where nvmfd listens; a forwarder makes that true in the guest. Sets forwarder.
+# The log names 127.0.0.1, where nvmfd listens; a forwarder makes that true in the guest. What is in background ends with
+# the step.
 forward() { # PORT
   [ "$TARGET" = nvmfd ] || return 0
-  socat "TCP-LISTEN:$1,bind=127.0.0.1,reuseaddr,fork" "TCP:$address:$1" &
-  forwarders+=($!)
-  trap 'kill "${forwarders[@]}"' EXIT
+  socat "TCP-LISTEN:$1,bind=127.0.0.1,reuseaddr,fork" "TCP:$address:$1" 2>/dev/null &
+  background+=($!)
+  trap 'kill "${background[@]}"' EXIT
 }
-forwarders=()
+background=()
 
 connect_all() {
   detach main
@@ -71,7 +72,16 @@ discovery_controllers() {
 }
 # The kernel passes the event on to udev, whose rule would run connect-all again. 70f002h: notice, Discovery Log Page Change,
 # log page 70h.
-listen_to_events() { : >/tmp/uevents; uevent env >/tmp/uevents & listener=$!; }
+listen_to_events() { # DISCOVERY-CONTROLLER
+  : >/tmp/uevents
+  uevent env >>/tmp/uevents &
+  background+=($!)
+  wait_until hears "$1"
+}
+hears() { # provokes an event of the device itself
+  echo change >"/sys/class/nvme/$1/uevent"
+  grep -q '^ACTION=change$' /tmp/uevents
+}
 told_of_change() { grep -q '^NVME_AEN=0x70f002$' /tmp/uevents; }
 
 persistent_changes() {
@@ -87,22 +97,20 @@ persistent_changes() {
   wait_until has_disk main 1
   is "$(controllers main | wc -w)" 1 "number of controllers"
 
-  listen_to_events
+  listen_to_events "$device"
   tell main "listen 127.0.0.1:$(spare_port main)"
   wait_until told_of_change
   nvme connect-all -d "$device"
   is "$(controllers main | wc -w)" 2 "number of controllers"
-  kill "$listener"
 
-  listen_to_events
+  : >/tmp/uevents
   tell main "refer 192.0.2.9:8009"
   wait_until told_of_change
   local log
   log=$(nvme discover -d "$device")
   like "$log" 'subtype: discovery subsystem referral.*traddr: *192\.0\.2\.9'
-  kill "$listener"
 
-  listen_to_events
+  : >/tmp/uevents
   tell main "unrefer 192.0.2.9:8009"
   wait_until told_of_change
   if nvme discover -d "$device" | grep referral; then fail "still referred"; fi
@@ -115,7 +123,6 @@ persistent_changes() {
   namespace_remove main 40
   wait_until no_disk main 40
   if told_of_change; then fail "an event without a change"; fi
-  kill "$listener"
   tell main "unlisten 127.0.0.1:$(spare_port main)"
   nvme disconnect -d "$device"
   detach main
@@ -129,9 +136,10 @@ own_nqn() {
   like "$log" 'subtype: current discovery subsystem.*subnqn: *nqn.2026-01.org.example:discovery'
   like "$log" "subnqn: *$(nqn_of discovery)"
   like "$log" 'subtype: discovery subsystem referral.*traddr: *192\.0\.2\.9'
-  device=$(nvme connect -t tcp -a "$address" -s "$(discovery_port discovery)" -n nqn.2026-01.org.example:discovery -o json |
-    field device)
-  is "$(cat "/sys/class/nvme/$device/cntrltype")" discovery "controller type"
+  says "subnqn: *$(nqn_of discovery)" nvme discover -t tcp -a "$address" -s "$(discovery_port discovery)" \
+    -n nqn.2026-01.org.example:discovery --persistent
+  device=$(discovery_controllers)
+  is "$(cat "/sys/class/nvme/$device/subsysnqn")" nqn.2026-01.org.example:discovery "the subsystem's name"
   is "$(nvme id-ctrl "/dev/$device" | field subnqn)" nqn.2026-01.org.example:discovery SUBNQN
   nvme disconnect -d "$device"
 }

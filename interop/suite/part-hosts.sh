@@ -63,7 +63,7 @@ not_listed() {
   target_start listed --host="$this_nqn" ram:16 ram:16
   connect listed
   refused 'could not add new controller' nvme_connect listed "${other_host[@]}"
-  like "$(dmesg)" "subsystem $(nqn_of listed) does not allow host ${other_host[0]#*=}"
+  like "$(dmesg)" "subsystem $(nqn_of listed) is not allowed, hostnqn: ${other_host[0]#*=}"
   local log
   says "$(nqn_of listed)" nvme discover -t tcp -a "$address" -s "$(discovery_port listed)"
   log=$(nvme discover -t tcp -a "$address" -s "$(discovery_port listed)" "${other_host[@]}")
@@ -109,7 +109,7 @@ masked() {
   data_survives "$(disk main 30)"
   says '0x1e' nvme list-ns "/dev/$first"
   if nvme list-ns "/dev/$second" | grep -q 0x1e; then fail "listed for the other host"; fi
-  refused 'Invalid Namespace or Format' nvme id-ns "/dev/$second" -n 30
+  is "$(nvme id-ns "/dev/$second" -n 30 | field nsze)" 0 "NSZE for the other host"
   tell main "visible 30 none"
   wait_until no_disk main 30
   tell main "visible 30 all"
