@@ -114,7 +114,6 @@ persistent_changes() {
   tell main "unrefer 192.0.2.9:8009"
   wait_until told_of_change
   if nvme discover -d "$device" | grep referral; then fail "still referred"; fi
-  kill "$listener"
 
   # What does not concern the log says nothing.
   listen_to_events

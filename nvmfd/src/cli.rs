@@ -169,6 +169,10 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "SIZE", value_parser = power_of_two(512, 64 << 10))]
     pub(crate) block_size: Option<u32>,
 
+    /// Let hosts reset the subsystem (NVM Subsystem Reset), which ends all hosts' controllers
+    #[arg(long)]
+    pub(crate) subsystem_reset: bool,
+
     /// Folder for what hosts want to outlive the daemon (reservations); made if it is missing
     /// [default: nothing outlives it]
     #[arg(long, value_name = "DIR")]
