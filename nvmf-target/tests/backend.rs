@@ -275,6 +275,40 @@ fn a_lane_has_no_more_requests_than_its_depth() {
     rig.end();
 }
 
+/// A new depth is in force at once, for lanes that are open, too.
+#[test]
+fn a_lane_takes_a_new_depth() {
+    let mut info = plain();
+    info.depth = 1;
+    let mut rig = rig(info);
+    let tokens: Vec<_> = (0..8).map(|i| rig.write(i * 8)).collect();
+    let first = rig.step.next();
+    rig.step.change(|info| info.depth = 3);
+    let mut held = rig.step.take(2);
+    held.insert(0, first);
+    assert_eq!(rig.step.pending(), 0);
+    rig.step.change(|info| info.depth = 1);
+    // Nothing more before all but one are done.
+    let flush = rig.submit(command::flush(1), Data::None);
+    assert_eq!(rig.status(flush), Status::SUCCESS);
+    for _ in 0..2 {
+        held.remove(0).complete(Ok(()));
+        let flush = rig.submit(command::flush(1), Data::None);
+        assert_eq!(rig.status(flush), Status::SUCCESS);
+        assert_eq!(rig.step.pending(), 0);
+    }
+    held.remove(0).complete(Ok(()));
+    for slba in (24..64).step_by(8) {
+        let request = rig.step.next();
+        assert_eq!((request.lba_range().slba, rig.step.pending()), (slba, 0));
+        request.complete(Ok(()));
+    }
+    for token in tokens {
+        assert_eq!(rig.status(token), Status::SUCCESS);
+    }
+    rig.end();
+}
+
 /// What a write with FUA becomes, by what the backend has.
 #[test]
 fn fua_is_native_or_a_flush_behind_the_write() {

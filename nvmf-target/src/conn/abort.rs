@@ -162,7 +162,7 @@ impl Conn {
         };
         let mut completion = request.withdraw(Status::ABORT_REQUESTED);
         let Cx { lanes, poller, .. } = cx;
-        lanes.completed(lane, &completion, poller);
+        lanes.completed(lane, &mut completion, poller);
         cx.in_flight -= 1;
         self.on_completion(cx, &mut completion);
         cx.requests.recycle(completion);

@@ -34,6 +34,8 @@ impl NsEntry {
 
 /// What stays the same while a namespace is attached.
 pub(crate) struct NsShared {
+    /// What it is called in log lines.
+    pub(crate) name: String,
     pub(crate) namespace: Arc<dyn Namespace>,
     /// What the backend's sink calls: kept, for the backend holds a weak reference.
     pub(crate) _notify: Arc<dyn Fn() + Send + Sync>,

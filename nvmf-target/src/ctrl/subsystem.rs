@@ -265,6 +265,7 @@ impl Subsystem {
             visibility,
             write_protect: WriteProtectState::NONE,
             shared: Arc::new(NsShared {
+                name: format!("{} namespace {nsid}", self.nqn),
                 namespace,
                 _notify: notify,
                 gate,
@@ -283,6 +284,9 @@ impl Subsystem {
             match self.checked_info(nsid, &*old.shared.namespace) {
                 Ok(info) if info == old.info => {}
                 Ok(info) => {
+                    if info.depth != old.info.depth {
+                        old.shared.gate.tell_depth(uid, info.depth);
+                    }
                     let entry = NsEntry {
                         info,
                         ..NsEntry::clone(old)

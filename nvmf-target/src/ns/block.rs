@@ -225,15 +225,12 @@ fn run(dev: &dyn BlockDevice, mut request: Request) {
     let result = match result {
         Ok(result) => result.map_err(|err| {
             if let NsError::Io(err) = &err {
-                error!("{op:?} at {:?}: {err}", request.byte_range());
+                request.note(err.to_string());
             }
             err.status(op)
         }),
         Err(_) => {
-            error!(
-                "the backend panicked in {op:?} at {:?}; the command fails",
-                request.byte_range()
-            );
+            request.note("the backend panicked; the command fails".to_owned());
             Err(Status::INTERNAL_ERROR)
         }
     };

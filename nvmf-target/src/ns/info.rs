@@ -79,6 +79,15 @@ pub struct NsInfo {
     pub preferred_write: u32,
     /// Preferred size of a deallocation in bytes (NPDG, NPDA); 0: unknown.
     pub preferred_deallocate: u32,
+    /// Bytes that one write changes in such a way that no read or other write sees half of it
+    /// (NAWUN), a multiple of the block size up to 128 KiB; 0: one logical block.
+    pub atomic_write: u32,
+    /// Bytes of which a power failure leaves all or nothing written (NAWUPF), at most
+    /// `atomic_write`; 0: one logical block.
+    pub atomic_write_power_fail: u32,
+    /// Bytes whose multiples no write may cross that is to be atomic (NABSN, NABSPF), at least
+    /// `atomic_write`; 0: there is no such boundary.
+    pub atomic_boundary: u32,
     /// The most requests a lane takes at a time.
     pub depth: u32,
 }
@@ -116,6 +125,9 @@ impl NsInfo {
             dealloc_reads_zero: false,
             preferred_write: 0,
             preferred_deallocate: 0,
+            atomic_write: 0,
+            atomic_write_power_fail: 0,
+            atomic_boundary: 0,
             depth: 1024,
         }
     }
@@ -192,6 +204,7 @@ impl NsInfo {
                 "a volatile cache without Flush: caps.flush has to be Native".to_owned(),
             ));
         }
+        self.validate_atomicity()?;
         if self.depth == 0 {
             return Err(Error::config(
                 "lane depth 0: at least 1 is wanted".to_owned(),
@@ -199,6 +212,33 @@ impl NsInfo {
         }
         Ok(())
     }
+}
+
+impl NsInfo {
+    fn validate_atomicity(&self) -> Result<(), Error> {
+        let block = self.block_size();
+        let write = self.atomic_write.max(block);
+        let (fail, boundary) = (self.atomic_write_power_fail, self.atomic_boundary);
+        let whole = [self.atomic_write, fail, boundary]
+            .iter()
+            .all(|bytes| bytes.is_multiple_of(block));
+        let boundary_fits =
+            boundary == 0 || (boundary >= write && boundary >> self.lba_shift <= 1 << 16);
+        // A write is made of pieces beyond this size, in Copy.
+        if whole && write <= Self::ATOMIC_MAX && fail <= write && boundary_fits {
+            Ok(())
+        } else {
+            Err(Error::config(format!(
+                "atomic writes of {} bytes, {fail} over a power failure, inside {boundary} bytes: multiples of the \
+                 block size are wanted, at most {} bytes, no more over a power failure, and a boundary no smaller",
+                self.atomic_write,
+                Self::ATOMIC_MAX
+            )))
+        }
+    }
+
+    /// The most that `atomic_write` can be, bytes.
+    pub(crate) const ATOMIC_MAX: u32 = 128 << 10;
 }
 
 impl Default for Caps {
@@ -229,6 +269,31 @@ mod tests {
             );
         }
         assert!(NsInfo::new(512, 0).validate().is_err());
+        let atomic = |write, fail, boundary| {
+            let mut info = NsInfo::new(4096, 1);
+            (info.atomic_write, info.atomic_write_power_fail) = (write, fail);
+            info.atomic_boundary = boundary;
+            info.validate().is_ok()
+        };
+        for (write, fail, boundary) in [
+            (0, 0, 0),
+            (4096, 4096, 4096),
+            (128 << 10, 8192, 128 << 10),
+            (0, 4096, 256 << 20),
+        ] {
+            assert!(atomic(write, fail, boundary), "{write} {fail} {boundary}");
+        }
+        for (write, fail, boundary) in [
+            (512, 0, 0),
+            (256 << 10, 0, 0),
+            (4096, 8192, 0),
+            (0, 8192, 0),
+            (8192, 0, 4096),
+            (0, 0, 512),
+            (0, 0, (256 << 20) + 4096),
+        ] {
+            assert!(!atomic(write, fail, boundary), "{write} {fail} {boundary}");
+        }
         assert!(NsInfo::new(512, 1 << 54).validate().is_err());
     }
 }

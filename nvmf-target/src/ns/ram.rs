@@ -10,13 +10,16 @@ use std::sync::{PoisonError, RwLock};
 /// written.
 const CHUNK: usize = 2 << 20;
 
+#[expect(clippy::cast_possible_truncation, reason = "2 MiB")]
+const CHUNK_U32: u32 = CHUNK as u32;
+
 type Chunk = RwLock<Option<Box<[u8]>>>;
 
 /// A sparse RAM disk: memory is taken when it is written and given back, a chunk at a time, when
 /// it is deallocated. What was never written reads as zeroes.
 ///
-/// Wrap it in [`super::Inline`]. A block is never seen half written: chunks are locked while
-/// bytes are copied.
+/// Wrap it in [`super::Inline`]. What is written inside a chunk is never seen half written: chunks
+/// are locked while bytes are copied.
 pub struct RamDisk {
     info: NsInfo,
     chunks: Box<[Chunk]>,
@@ -54,6 +57,9 @@ impl RamDisk {
         };
         let mut info = info.with_caps(caps);
         info.dealloc_reads_zero = true;
+        // Inside a chunk.
+        info.atomic_write = NsInfo::ATOMIC_MAX;
+        info.atomic_boundary = CHUNK_U32;
         Ok(Self { info, chunks })
     }
 

@@ -2,7 +2,6 @@
 
 use crate::buf::IoBuf;
 use crate::wake::Waker;
-use log::error;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
 use std::cell::RefCell;
@@ -102,6 +101,8 @@ pub(crate) struct Inner {
     expected: IoBuf,
     route: Route,
     status: Status,
+    /// What the log is to say of a failure.
+    note: Option<String>,
     port: Arc<Port>,
 }
 
@@ -176,6 +177,14 @@ impl Request {
         &self.inner().expected
     }
 
+    /// What the log is to say about the request's failure, beside its namespace, what it is and
+    /// where.
+    pub(crate) fn note(&mut self, note: String) {
+        if let Some(inner) = &mut self.0 {
+            inner.note = Some(note);
+        }
+    }
+
     /// The same request with what to compare with.
     pub(crate) fn expecting(mut self, data: IoBuf) -> Self {
         if let Some(inner) = &mut self.0 {
@@ -217,11 +226,8 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        if let Some(inner) = self.0.take() {
-            error!(
-                "a backend dropped a {:?} request; its command fails",
-                inner.op
-            );
+        if let Some(mut inner) = self.0.take() {
+            inner.note = Some("the backend dropped the request; its command fails".to_owned());
             send(inner, Err(Status::INTERNAL_ERROR));
         }
     }
@@ -266,6 +272,18 @@ impl Completion {
 
     pub(crate) fn lba_range(&self) -> LbaRange {
         self.0.range
+    }
+
+    pub(crate) fn byte_range(&self) -> Range<u64> {
+        let Inner {
+            range, lba_shift, ..
+        } = &*self.0;
+        range.slba << lba_shift..(range.slba + range.blocks) << lba_shift
+    }
+
+    /// Takes out what the log is to say.
+    pub(crate) fn take_note(&mut self) -> Option<String> {
+        self.0.note.take()
     }
 
     /// Takes the buffer out.
@@ -410,6 +428,7 @@ impl RequestPool {
             expected: IoBuf::empty(),
             route: Route::default(),
             status: Status::SUCCESS,
+            note: None,
             port: Arc::clone(&self.port),
         })
     }

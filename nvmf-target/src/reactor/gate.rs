@@ -76,6 +76,17 @@ impl Gate {
         self.run(ready);
     }
 
+    /// Tells the lanes of a namespace that they take another number of requests at a time.
+    pub(crate) fn tell_depth(&self, uid: u64, depth: u32) {
+        for entry in self.lock().lanes.iter().filter(|entry| entry.uid == uid) {
+            entry.mailbox.send(Message::Depth {
+                uid,
+                lane: entry.id,
+                depth,
+            });
+        }
+    }
+
     /// A lane joins. Says whether the gate is closed to it.
     pub(super) fn join(self: &Arc<Self>, uid: u64, mailbox: &Arc<Mailbox>) -> (Member, bool) {
         let mut state = self.lock();

@@ -2,8 +2,8 @@
 //! writes while the namespace's gate is closed.
 
 use super::gate::Member;
-use super::{Gate, Mailbox, Poller};
-use crate::ctrl::{NsEntry, QueueStats};
+use super::{Mailbox, Poller};
+use crate::ctrl::{NsEntry, NsShared, QueueStats};
 use crate::ns::{Completion, Lane, LaneCx, Request, RequestId};
 use log::error;
 use nvmf_proto::wire::Status;
@@ -43,7 +43,7 @@ struct OpenLane {
     waiting: VecDeque<Request>,
     /// What the namespace's SMART log counts.
     stats: Arc<QueueStats>,
-    gate: Arc<Gate>,
+    shared: Arc<NsShared>,
     member: Member,
     /// The gate is closed: what writes is parked.
     closed: bool,
@@ -112,17 +112,14 @@ impl Lanes {
             reactor: self.reactor,
         };
         let lane = entry.shared.namespace.open_lane(&cx).map_err(|err| {
-            error!("namespace {}: no lane: {err}", entry.nsid);
+            error!("{}: no lane: {err}", entry.shared.name);
             Status::NAMESPACE_NOT_READY
         })?;
         let index = self.free.pop().unwrap_or(self.lanes.len());
         if let Some(fd) = lane.wake_fd()
             && let Err(err) = poller.add_level(fd, LANE_TOKEN | index as u64)
         {
-            error!(
-                "namespace {}: its lane cannot be watched: {err}",
-                entry.nsid
-            );
+            error!("{}: its lane cannot be watched: {err}", entry.shared.name);
             self.free.push(index);
             return Err(Status::NAMESPACE_NOT_READY);
         }
@@ -134,7 +131,7 @@ impl Lanes {
             outstanding: 0,
             waiting: VecDeque::new(),
             stats: entry.shared.stats.lane(),
-            gate: Arc::clone(&entry.shared.gate),
+            shared: Arc::clone(&entry.shared),
             member,
             closed,
             asked: false,
@@ -182,7 +179,7 @@ impl Lanes {
             return;
         };
         lane.outstanding += 1;
-        let marked = &lane.gate.uncorrectable;
+        let marked = &lane.shared.gate.uncorrectable;
         if marked.any() && marked.spoils(request.op(), request.lba_range()) {
             // NVM Command Set 1.1, Write Uncorrectable command.
             return request.complete(Err(Status::UNRECOVERED_READ_ERROR.dnr()));
@@ -211,14 +208,18 @@ impl Lanes {
     }
 
     /// Takes note of a completion, and submits what waited for it.
-    pub(crate) fn completed(&mut self, index: usize, done: &Completion, poller: &Poller) {
+    pub(crate) fn completed(&mut self, index: usize, done: &mut Completion, poller: &Poller) {
         let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
             return;
         };
+        if let Some(note) = done.take_note() {
+            let (name, op, bytes) = (&lane.shared.name, done.op(), done.byte_range());
+            error!("{name}: {op:?} at {bytes:?}: {note}");
+        }
         lane.outstanding -= 1;
         if done.op().writes() {
             lane.writers -= 1;
-            let marked = &lane.gate.uncorrectable;
+            let marked = &lane.shared.gate.uncorrectable;
             if marked.any() && done.status().is_success() {
                 marked.clear(done.lba_range());
             }
@@ -253,6 +254,23 @@ impl Lanes {
             for request in std::mem::take(&mut lane.parked) {
                 self.submit_exclusive(index, request);
             }
+        }
+    }
+
+    /// A lane takes another number of requests at a time from now on.
+    pub(super) fn set_depth(&mut self, uid: u64, member: u64, depth: u32) {
+        let Some(index) = self.get(uid) else { return };
+        let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
+            return;
+        };
+        if lane.member.id() != member {
+            return;
+        }
+        lane.depth = depth;
+        let room = depth.saturating_sub(lane.outstanding) as usize;
+        let ready = room.min(lane.waiting.len());
+        for request in lane.waiting.drain(..ready).collect::<Vec<_>>() {
+            self.start(index, request);
         }
     }
 

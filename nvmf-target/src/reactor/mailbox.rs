@@ -57,6 +57,8 @@ pub(crate) enum Message {
     ///
     /// [`Gate`]: super::Gate
     Gate { uid: u64, lane: u64, closed: bool },
+    /// The namespace of this lane takes another number of requests at a time.
+    Depth { uid: u64, lane: u64, depth: u32 },
     /// The write gate is closed, as a command of this connection has asked for.
     Exclusive(u64, Slot, Exclusive),
     /// Take no new commands; end when nothing is in flight any more.
@@ -78,6 +80,7 @@ impl fmt::Debug for Message {
             Self::Unlistened(_) => "Unlistened",
             Self::Detached(_) => "Detached",
             Self::Gate { .. } => "Gate",
+            Self::Depth { .. } => "Depth",
             Self::Exclusive(..) => "Exclusive",
             Self::Drain => "Drain",
             Self::Quit => "Quit",

@@ -427,6 +427,7 @@ impl Reactor {
                     }
                 }
                 Message::Gate { uid, lane, closed } => self.cx.lanes.set_gate(uid, lane, closed),
+                Message::Depth { uid, lane, depth } => self.cx.lanes.set_depth(uid, lane, depth),
                 Message::Exclusive(id, slot, exclusive) => match self.conns.get(id) {
                     Some(conn) => {
                         conn.on_exclusive(&mut self.cx, slot, exclusive);
@@ -507,7 +508,7 @@ impl Reactor {
             for mut completion in batch.drain(..) {
                 let Route { conn: id, lane, .. } = completion.route();
                 let Cx { lanes, poller, .. } = &mut self.cx;
-                lanes.completed(lane, &completion, poller);
+                lanes.completed(lane, &mut completion, poller);
                 self.cx.in_flight -= 1;
                 self.flushed &= id == NO_CONN;
                 match self.conns.get(id) {

@@ -13,7 +13,7 @@ pub(crate) use steps::{DMRL, DMRSL, STRIDE};
 use super::{Conn, Queue};
 use crate::buf::IoBuf;
 use crate::ctrl::{Fault, Seen};
-use crate::ns::{LbaRange, Op, Request, Route, Support};
+use crate::ns::{LbaRange, NsInfo, Op, Request, Route, Support};
 use crate::reactor::Cx;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::tcp::target::Done;
@@ -21,8 +21,9 @@ use nvmf_proto::wire::{NvmOpcode, Sqe, Status};
 use plan::NsRef;
 use std::sync::Arc;
 
-/// Bytes that emulated commands read or write at a time.
-const PIECE: u64 = 128 << 10;
+/// Bytes that emulated commands read or write at a time; no fewer than one write may be promised to
+/// be atomic for.
+const PIECE: u64 = NsInfo::ATOMIC_MAX as u64;
 
 /// The range of requests that have none.
 pub(super) const NOWHERE: LbaRange = LbaRange { slba: 0, blocks: 0 };

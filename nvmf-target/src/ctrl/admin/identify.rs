@@ -343,11 +343,27 @@ fn namespace(cx: &AdminCx<'_>, entry: &NsEntry) -> IdentifyNamespace {
     if matches!(state, AnaState::Inaccessible | AnaState::PersistentLoss) {
         (id.nuse, id.nvmcap) = (0, 0);
     }
+    set_atomicity(&mut id, info, cx.core.config.max_transfer);
     if nsfeat.contains(NsFeatures::OPTIMAL_IO) {
         (id.npwg, id.npwa, id.nows) = (write, write, write);
         (id.npdg, id.npda) = (deallocate, deallocate);
     }
     id
+}
+
+/// What is more than one logical block: that much AWUN, AWUPF and ACWU promise of any namespace.
+fn set_atomicity(id: &mut IdentifyNamespace, info: &NsInfo, max_transfer: u32) {
+    let blocks = |bytes: u32| u16::try_from((bytes >> info.lba_shift).max(1) - 1).unwrap_or(0);
+    // Copy writes no more at a time.
+    id.nawun = blocks(info.atomic_write.min(max_transfer));
+    id.nawupf = blocks(info.atomic_write_power_fail.min(max_transfer));
+    if info.caps.compare_and_write != Support::None {
+        // Nothing but reads gets in between, and for these it is a write.
+        id.nacwu = id.nawun;
+    }
+    (id.nabsn, id.nabspf) = (blocks(info.atomic_boundary), blocks(info.atomic_boundary));
+    let any = id.nawun | id.nawupf | id.nabsn != 0;
+    id.nsfeat.set(NsFeatures::ATOMIC_FIELDS, any);
 }
 
 fn dlfeat(info: &NsInfo) -> Dlfeat {

@@ -314,6 +314,36 @@ fn preferred_sizes() {
 }
 
 #[test]
+fn atomic_writes_and_copies() {
+    let rig = Rig::nvm();
+    let max = rig.core.config.max_transfer;
+    let most = |block: u32| u16::try_from(max.min(128 << 10) / block - 1).unwrap();
+    let table = [
+        // Block; bytes of a write, over a power failure, of a boundary; NAWUN, NAWUPF, NABSN; NSABP.
+        (512, 0, 0, 0, 0, 0, 0, false),
+        (4096, 4096, 4096, 0, 0, 0, 0, false),
+        (512, 4096, 1024, 0, 7, 1, 0, true),
+        (4096, 0, 0, 16384, 0, 0, 3, true),
+        (512, 128 << 10, 0, 2 << 20, most(512), 0, 4095, true),
+    ];
+    for (nsid, row) in (10..).zip(table) {
+        let (block, write, fail, boundary, nawun, nawupf, nabsn, valid) = row;
+        let mut info = NsInfo::new(block, 100);
+        (info.atomic_write, info.atomic_write_power_fail) = (write, fail);
+        info.atomic_boundary = boundary;
+        rig.attach(nsid, info);
+        let id = IdentifyNamespace::decode(&data(&rig, Cns::NAMESPACE, nsid));
+        assert_eq!((id.nawun, id.nawupf, id.nacwu), (nawun, nawupf, nawun));
+        assert_eq!((id.nabsn, id.nabspf, id.nabo), (nabsn, nabsn, 0));
+        assert_eq!(id.nsfeat.contains(NsFeatures::ATOMIC_FIELDS), valid);
+        // A Copy of up to 64 MiB from up to 128 ranges.
+        let mcl = (64 << 20) / block;
+        let mssrl = u16::try_from(mcl).unwrap_or(u16::MAX);
+        assert_eq!((id.mssrl, id.mcl, id.msrc), (mssrl, mcl, 127));
+    }
+}
+
+#[test]
 fn deallocated_blocks() {
     use Support::{Emulate, Native, None};
     let rig = Rig::nvm();
