@@ -55,7 +55,8 @@ pub trait Namespace: Send + Sync + 'static {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LaneCx {
-    /// The most requests that will ever be outstanding on the lane: [`NsInfo::depth`].
+    /// The most requests that will be outstanding on the lane: [`NsInfo::depth`]. Another number
+    /// only after the backend has said so ([`NsSink::changed`]), and then in a moment.
     pub depth: u32,
     /// Number of the reactor, from 0.
     pub reactor: usize,
