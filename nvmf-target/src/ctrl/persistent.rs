@@ -4,13 +4,14 @@
 //! exceeds [`PersistentLog::MAX`] bytes.
 
 use super::controller::Clock;
-use super::{NsEntry, Subsystem, lock};
+use super::{NsEntry, Subsystem, Visibility, lock};
 use nvmf_proto::wire::feature::Timestamp;
 use nvmf_proto::wire::identify::Nmic;
 use nvmf_proto::wire::log::{
     Lid, NamespaceChange, PersistentEventHeader, PersistentEventLogHeader, PersistentEventType,
     ReportingContext, ResetInformation, SmartLog, TimestampChange,
 };
+use nvmf_proto::wire::nqn::Nqn;
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -27,14 +28,22 @@ pub(crate) struct PersistentLog {
 
 #[derive(Debug, Default)]
 struct Log {
-    /// Headers and data, the newest event in front.
-    events: VecDeque<Box<[u8]>>,
+    /// The newest in front.
+    events: VecDeque<Event>,
     /// Bytes of all events.
     size: usize,
     /// One clock for all events, so that they stand in order: the latest that a host has set.
     clock: Clock,
     /// Of the reporting context made last.
     generation: u16,
+}
+
+#[derive(Debug)]
+struct Event {
+    /// Which hosts may know of it.
+    visibility: Visibility,
+    /// Header and data.
+    bytes: Box<[u8]>,
 }
 
 /// What is the same for all reports of a subsystem.
@@ -59,7 +68,8 @@ impl PersistentLog {
             started: Instant::now(),
             log: Mutex::default(),
         };
-        log.record(
+        log.record_for(
+            Visibility::All,
             NO_CONTROLLER,
             PersistentEventType::POWER_ON_OR_RESET,
             &firmware,
@@ -105,11 +115,12 @@ impl PersistentLog {
         self.record(cntlid, PersistentEventType::TIMESTAMP_CHANGE, &data);
     }
 
-    /// A namespace was attached or detached.
-    pub(crate) fn namespace_changed(&self, change: &NamespaceChange) {
+    /// A namespace was attached or detached, which concerns those that it is there for.
+    pub(crate) fn namespace_changed(&self, visibility: Visibility, change: &NamespaceChange) {
         let mut data = [0; NamespaceChange::SIZE];
         change.encode(&mut data);
-        self.record(NO_CONTROLLER, PersistentEventType::CHANGE_NAMESPACE, &data);
+        let event = PersistentEventType::CHANGE_NAMESPACE;
+        self.record_for(visibility, NO_CONTROLLER, event, &data);
     }
 
     /// What a controller has counted, before it is gone.
@@ -120,6 +131,16 @@ impl PersistentLog {
     }
 
     fn record(&self, cntlid: u16, event: PersistentEventType, data: &[u8]) {
+        self.record_for(Visibility::All, cntlid, event, data);
+    }
+
+    fn record_for(
+        &self,
+        visibility: Visibility,
+        cntlid: u16,
+        event: PersistentEventType,
+        data: &[u8],
+    ) {
         let mut log = lock(&self.log);
         let mut header = [0; PersistentEventHeader::SIZE];
         PersistentEventHeader {
@@ -135,28 +156,40 @@ impl PersistentLog {
         .encode(&mut header);
         let bytes: Box<[u8]> = [&header, data].concat().into();
         log.size += bytes.len();
-        log.events.push_front(bytes);
+        log.events.push_front(Event { visibility, bytes });
         while log.size > Self::MAX - PersistentEventLogHeader::SIZE
             && let Some(oldest) = log.events.pop_back()
         {
-            log.size -= oldest.len();
+            log.size -= oldest.bytes.len();
         }
     }
 
     /// The length of a report that is made now.
-    pub(crate) fn length(&self) -> usize {
-        PersistentEventLogHeader::SIZE + lock(&self.log).size
+    pub(crate) fn length(&self, host: &Nqn) -> usize {
+        let log = lock(&self.log);
+        let events: usize = log.seen_by(host).map(<[u8]>::len).sum();
+        PersistentEventLogHeader::SIZE + events
     }
 
-    /// A report: the whole log page as it is now.
-    pub(crate) fn report(&self, identity: &Identity, context: ReportingContext) -> Vec<u8> {
+    /// A report for a host: the whole log page as it is now.
+    pub(crate) fn report(
+        &self,
+        host: &Nqn,
+        identity: &Identity,
+        context: ReportingContext,
+    ) -> Vec<u8> {
         let mut log = lock(&self.log);
         log.generation = log.generation.wrapping_add(1);
-        let length = PersistentEventLogHeader::SIZE + log.size;
+        let mut page = vec![0; PersistentEventLogHeader::SIZE];
+        let mut count = 0;
+        for event in log.seen_by(host) {
+            page.extend_from_slice(event);
+            count += 1;
+        }
         let mut header = PersistentEventLogHeader {
             lid: Lid::PERSISTENT_EVENT,
-            tnev: u32::try_from(log.events.len()).unwrap_or(u32::MAX),
-            tll: length as u64,
+            tnev: count,
+            tll: page.len() as u64,
             revision: PersistentEventLogHeader::REVISION,
             header_length: PersistentEventLogHeader::LENGTH,
             timestamp: log.clock.now(),
@@ -179,22 +212,25 @@ impl PersistentLog {
         ] {
             header.support(event);
         }
-        let mut page = Vec::with_capacity(length);
-        page.resize(PersistentEventLogHeader::SIZE, 0);
         if let Some(out) = page.first_chunk_mut() {
             header.encode(out);
         }
-        for event in &log.events {
-            page.extend_from_slice(event);
-        }
         page
+    }
+}
+
+impl Log {
+    /// The events that a host may know of, the newest first.
+    fn seen_by<'a>(&'a self, host: &'a Nqn) -> impl Iterator<Item = &'a [u8]> {
+        let visible = self.events.iter().filter(|e| e.visibility.includes(host));
+        visible.map(|event| &*event.bytes)
     }
 }
 
 impl Subsystem {
     /// A namespace comes or goes: SEL of the Namespace Management command that it would have been.
     pub(super) fn log_namespace(&self, entry: &NsEntry, management: u32) {
-        self.persistent.namespace_changed(&NamespaceChange {
+        let change = NamespaceChange {
             management,
             nsze: entry.info.blocks,
             ncap: entry.info.blocks,
@@ -202,7 +238,9 @@ impl Subsystem {
             anagrpid: entry.anagrpid,
             nsid: entry.nsid,
             ..NamespaceChange::default()
-        });
+        };
+        let visibility = entry.visibility.clone();
+        self.persistent.namespace_changed(visibility, &change);
     }
 }
 
@@ -214,6 +252,7 @@ fn milliseconds_since(moment: Instant) -> u64 {
 mod tests {
     use super::*;
     use nvmf_proto::wire::log::persistent_events;
+    use std::sync::Arc;
 
     const FIRMWARE: [u8; 8] = *b"1.0     ";
 
@@ -228,9 +267,19 @@ mod tests {
     }
 
     fn report(log: &PersistentLog) -> (PersistentEventLogHeader, Vec<u8>) {
-        let page = log.report(&identity(), ReportingContext::default());
+        report_for(log, "a")
+    }
+
+    fn host(name: &str) -> Nqn {
+        Nqn::new(&format!("nqn.2014-08.org.example:{name}")).unwrap()
+    }
+
+    fn report_for(log: &PersistentLog, name: &str) -> (PersistentEventLogHeader, Vec<u8>) {
+        let host = host(name);
+        let page = log.report(&host, &identity(), ReportingContext::default());
         let header = PersistentEventLogHeader::decode(page.first_chunk().unwrap());
-        assert_eq!((header.tll, log.length()), (page.len() as u64, page.len()));
+        let length = log.length(&host);
+        assert_eq!((header.tll, length), (page.len() as u64, page.len()));
         (header, page[512..].to_vec())
     }
 
@@ -244,7 +293,7 @@ mod tests {
             nsze: 100,
             ..NamespaceChange::default()
         };
-        log.namespace_changed(&change);
+        log.namespace_changed(Visibility::All, &change);
         let smart = SmartLog {
             data_units_read: 9,
             ..SmartLog::default()
@@ -284,10 +333,11 @@ mod tests {
     fn the_oldest_events_make_room() {
         let log = PersistentLog::new(FIRMWARE);
         for nsid in 1..=10_000 {
-            log.namespace_changed(&NamespaceChange {
+            let change = NamespaceChange {
                 nsid,
                 ..NamespaceChange::default()
-            });
+            };
+            log.namespace_changed(Visibility::All, &change);
         }
         let (header, events) = report(&log);
         assert_eq!(header.tnev as usize, (65_536 - 512) / 72);
@@ -299,5 +349,14 @@ mod tests {
         assert!(persistent_events(&events).all(|(header, _)| header.event.0 == 6));
         let (again, _) = report(&log);
         assert_eq!(again.generation, header.generation + 1);
+    }
+
+    #[test]
+    fn hosts_learn_nothing_of_namespaces_that_are_not_there_for_them() {
+        let log = PersistentLog::new(FIRMWARE);
+        let only = Visibility::Hosts(Arc::new([host("a")].into()));
+        log.namespace_changed(only, &NamespaceChange::default());
+        assert_eq!(report_for(&log, "a").0.tnev, 2);
+        assert_eq!(report_for(&log, "b").0.tnev, 1);
     }
 }

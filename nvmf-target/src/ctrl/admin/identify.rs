@@ -254,10 +254,12 @@ fn io_controller(cx: &AdminCx<'_>) -> IdentifyController {
         pels: PersistentLog::PELS,
         wctemp: WCTEMP,
         cctemp: CCTEMP,
-        tnvmcap: subsystem
-            .table()
+        // As far as the host knows: of what is masked it learns not even that.
+        tnvmcap: cx
+            .controller
+            .view()
             .iter()
-            .map(|e| u128::from(e.info.bytes()))
+            .map(|seen| u128::from(seen.entry.info.bytes()))
             .sum(),
         sqes: 0x66,
         cqes: 0x44,

@@ -45,7 +45,7 @@ fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(GetLogPage, Transfer), Fault> {
     if get.lid == Lid::PERSISTENT_EVENT {
         let first = GetLogPage { lpo: 0, ..get };
         match persistent::asked(cx, &get)? {
-            Window::Nothing => return Ok((first, Transfer::None)),
+            Window::Nothing => return Ok((first, nothing(cx, &get, sqe))),
             Window::Header => return Ok((first, Transfer::ToHost(512))),
             Window::Of(bytes) => size = bytes,
         }
@@ -62,6 +62,17 @@ fn asked(cx: &AdminCx<'_>, sqe: &Sqe) -> Result<(GetLogPage, Transfer), Fault> {
     Ok((get, Transfer::ToHost(length)))
 }
 
+/// A page without contents: zeroes, if the host has room for them. One that offers room for data may
+/// not take it well if none comes.
+fn nothing(cx: &AdminCx<'_>, get: &GetLogPage, sqe: &Sqe) -> Transfer {
+    let asked = u32::try_from(get.length()).unwrap_or(u32::MAX);
+    let most = asked.min(cx.controller.limits.max_transfer);
+    match most.min(sqe.sgl().length) {
+        0 => Transfer::None,
+        length => Transfer::ToHost(length),
+    }
+}
+
 /// The size of a log page in bytes, if the controller has it.
 fn size(cx: &AdminCx<'_>, lid: Lid) -> Option<u64> {
     let size = match (cx.kind(), lid) {
@@ -72,7 +83,7 @@ fn size(cx: &AdminCx<'_>, lid: Lid) -> Option<u64> {
         (Kind::Nvm, Lid::CHANGED_NAMESPACES) => IDENTIFY_SIZE,
         (Kind::Nvm, Lid::ANA) => return u64::try_from(ana::log(cx, false).len()).ok(),
         (Kind::Nvm, Lid::COMMAND_EFFECTS) => CommandEffectsLog::SIZE,
-        (Kind::Nvm, Lid::PERSISTENT_EVENT) => cx.subsystem().persistent.length(),
+        (Kind::Nvm, Lid::PERSISTENT_EVENT) => persistent::length(cx),
         (Kind::Nvm, Lid::FEATURE_EFFECTS) => FEATURE_EFFECTS_SIZE,
         (Kind::Nvm, Lid::RESERVATION_NOTIFICATION) => ReservationNotificationLog::SIZE,
         (Kind::Nvm, Lid::NVME_MI_EFFECTS) => NVME_MI_EFFECTS_SIZE,

@@ -28,8 +28,13 @@ pub(super) fn asked(cx: &AdminCx<'_>, get: &GetLogPage) -> Result<Window, Fault>
         (PersistentEventAction::READ, Some(page)) => Ok(Window::Of(page.len() as u64)),
         (PersistentEventAction::READ, None) | (_, Some(_)) => sequence_error,
         (PersistentEventAction::ESTABLISH_HEADER, None) => Ok(Window::Header),
-        (_, None) => Ok(Window::Of(cx.subsystem().persistent.length() as u64)),
+        (_, None) => Ok(Window::Of(length(cx) as u64)),
     }
+}
+
+/// The length of a page that is made now.
+pub(super) fn length(cx: &AdminCx<'_>) -> usize {
+    cx.subsystem().persistent.length(&cx.controller.hostnqn)
 }
 
 /// Carries out the action and returns the page to read from.
@@ -58,7 +63,9 @@ fn establish(cx: &AdminCx<'_>) -> Vec<u8> {
         subnqn: subsystem.nqn.to_field(),
     };
     let context = ReportingContext::default();
-    let page = subsystem.persistent.report(&identity, context);
+    let page = subsystem
+        .persistent
+        .report(&cx.controller.hostnqn, &identity, context);
     let mut kept = page.clone();
     // Whoever reads it later finds that there is a context, and by which port it came about.
     if let Some(bytes) = kept.first_chunk_mut() {

@@ -114,7 +114,6 @@ type Condition = (&'static str, fn(&mut GetLogPage, &mut u32), Option<Fault>);
 /// What can be wrong with the command whatever the log page, and where.
 #[test]
 fn fields_that_are_refused() {
-    let rig = Rig::nvm();
     // 64 KiB is the longest transfer here.
     let (ok, numd) = (None, Some(Fault::cdw(10, 16)));
     let (lpo, ot) = (Some(Fault::cdw(12, 0)), Some(Fault::cdw(14, 23)));
@@ -140,7 +139,12 @@ fn fields_that_are_refused() {
         ("NSID of nothing", |_, nsid| *nsid = 2, nsid),
         ("NSID above NN", |_, nsid| *nsid = NN + 1, nsid),
     ];
-    for lid in [0, 1, 2, 3, 4, 5, 0x12, 0x13].map(Lid) {
+    let (nvm, discovery) = (Rig::nvm(), Rig::discovery());
+    // Of the persistent events there has to be a context.
+    events(&nvm, PersistentEventAction::ESTABLISH, 0, 512).unwrap();
+    let pages = [0, 1, 2, 3, 4, 5, 0x0c, 0x0d, 0x12, 0x13, 0x80].map(|lid| (&nvm, Lid(lid)));
+    let of_discovery = [0, 1, 0x70].map(|lid| (&discovery, Lid(lid)));
+    for (rig, lid) in pages.into_iter().chain(of_discovery) {
         for (name, change, expected) in conditions {
             let (mut get, mut nsid) = (peek(lid, 64), 0xffff_ffff);
             change(&mut get, &mut nsid);
