@@ -148,7 +148,9 @@ fn a_log_that_changes_while_it_is_read_is_read_again() {
     };
     let (old, new) = (nqns("old"), nqns("new"));
     let replace = |target: &Target, from: &[String], to: &[String]| {
-        let remove = from.iter().map(|nqn| Change::RemoveSubsystem { nqn: nqn.clone() });
+        let remove = from
+            .iter()
+            .map(|nqn| Change::RemoveSubsystem { nqn: nqn.clone() });
         let add = to
             .iter()
             .map(|nqn| Change::AddSubsystem(SubsystemConfig::new(nqn.clone())));

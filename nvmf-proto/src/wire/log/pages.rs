@@ -36,6 +36,8 @@ bitflags! {
         /// Of the Persistent Event log page: a context can be established by a command that reads
         /// the 512 bytes of the header.
         const ESTABLISH_HEADER = 1 << 16;
+        /// PLEOS: of the Discovery log page, the entries of one port can be asked for.
+        const PORT_LOCAL_ENTRIES = 1 << 17;
     }
 
     /// One entry of the Commands Supported and Effects log page. Bits 18:16 (CSE) and 31:20 (CSP)

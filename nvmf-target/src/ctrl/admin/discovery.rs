@@ -5,11 +5,12 @@ use crate::ctrl::Listener;
 use crate::ctrl::connect::ADMIN_ENTRIES_MAX;
 use crate::transport::TransportAddress;
 use nvmf_proto::wire::discovery::{
-    DiscoveryLogEntry, DiscoveryLogHeader, EntryFlags, SubsystemType, Treq,
+    DiscoveryLogEntry, DiscoveryLogHeader, DiscoveryLsp, EntryFlags, SubsystemType, Treq,
 };
 use nvmf_proto::wire::fabrics::CNTLID_DYNAMIC;
 use nvmf_proto::wire::nqn::Nqn;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Header and records have the same size: the page is a sequence of blocks of it.
 const BLOCK: usize = DiscoveryLogEntry::SIZE;
@@ -33,7 +34,9 @@ struct Record {
 }
 
 impl DiscoveryLog {
-    pub(super) fn new(cx: &AdminCx<'_>) -> Self {
+    /// Extended entries and those of all hosts are not supported; who asks for them gets the same
+    /// as everybody.
+    pub(super) fn new(cx: &AdminCx<'_>, lsp: DiscoveryLsp) -> Self {
         let (host, reach) = (&cx.controller.hostnqn, cx.controller.reach());
         let local_ip = cx.controller.local_ip;
         let topology = cx.core.topology();
@@ -46,13 +49,16 @@ impl DiscoveryLog {
         };
         // The way to the discovery subsystem itself that the host has taken. With a Keep Alive
         // Timeout the connection may stay, for notices of changes.
-        let own = &cx.controller.listener;
-        let own = reach.shows(&own.address).then(|| Record {
+        let port = &cx.controller.listener;
+        let own = reach.shows(&port.address).then(|| Record {
             subtype: SubsystemType::CURRENT_DISCOVERY,
             eflags: EntryFlags::PERSISTENT,
-            ..way(cx.subsystem(), own)
+            ..way(cx.subsystem(), port)
         });
-        let ways = topology.ways(Some(host), reach);
+        let local_only = lsp.contains(DiscoveryLsp::PORT_LOCAL);
+        let ways = topology
+            .ways(Some(host), reach)
+            .filter(|(_, listener)| !local_only || Arc::ptr_eq(listener, port));
         let referrals = topology.referrals.iter().map(|referral| Record {
             subtype: SubsystemType::REFERRAL,
             subnqn: referral.subnqn(),

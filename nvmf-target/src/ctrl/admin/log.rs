@@ -4,6 +4,7 @@ use super::discovery::DiscoveryLog;
 use super::persistent::Window;
 use super::{AdminCx, Fault, Kind, Transfer, ana, feature, persistent, reservation};
 use crate::ctrl::controller::ErrorLog;
+use nvmf_proto::wire::discovery::DiscoveryLsp;
 use nvmf_proto::wire::identify::{Csi, IDENTIFY_SIZE, NSID_BROADCAST};
 use nvmf_proto::wire::log::{
     AnaLsp, CommandEffects, CommandEffectsLog, FirmwareSlotLog, GetLogPage, Lid, LidSupport,
@@ -87,7 +88,9 @@ fn size(cx: &AdminCx<'_>, lid: Lid) -> Option<u64> {
         (Kind::Nvm, Lid::FEATURE_EFFECTS) => FEATURE_EFFECTS_SIZE,
         (Kind::Nvm, Lid::RESERVATION_NOTIFICATION) => ReservationNotificationLog::SIZE,
         (Kind::Nvm, Lid::NVME_MI_EFFECTS) => NVME_MI_EFFECTS_SIZE,
-        (Kind::Discovery, Lid::DISCOVERY) => return Some(DiscoveryLog::new(cx).size()),
+        (Kind::Discovery, Lid::DISCOVERY) => {
+            return Some(DiscoveryLog::new(cx, DiscoveryLsp::empty()).size());
+        }
         _ => return None,
     };
     u64::try_from(size).ok()
@@ -101,7 +104,10 @@ pub(super) fn read(cx: &AdminCx<'_>, sqe: &Sqe, out: &mut [u8]) -> Result<(), Fa
         cx.controller.clear_event(get.lid);
     }
     match get.lid {
-        Lid::DISCOVERY => DiscoveryLog::new(cx).read(get.lpo, out),
+        Lid::DISCOVERY => {
+            let lsp = DiscoveryLsp::from_bits_retain(get.lsp);
+            DiscoveryLog::new(cx, lsp).read(get.lpo, out);
+        }
         Lid::SUPPORTED_LOG_PAGES => {
             let mut page = [0; SupportedLogPages::SIZE];
             supported(cx).encode(&mut page);
@@ -167,6 +173,10 @@ fn supported(cx: &AdminCx<'_>) -> SupportedLogPages {
     if size(cx, Lid::PERSISTENT_EVENT).is_some() {
         let support = LidSupport::SUPPORTED | LidSupport::ESTABLISH_HEADER;
         pages.set(Lid::PERSISTENT_EVENT, support);
+    }
+    if size(cx, Lid::DISCOVERY).is_some() {
+        let support = LidSupport::SUPPORTED | LidSupport::PORT_LOCAL_ENTRIES;
+        pages.set(Lid::DISCOVERY, support);
     }
     pages
 }
