@@ -64,7 +64,7 @@ fn a_host_is_told_of_what_concerns_it() {
         controller.submit_event_request().unwrap();
     }
     let open = (SubsystemType::NVM, NQN.to_owned(), port.clone());
-    assert_eq!(entries(&mut a), [open.clone()]);
+    assert_eq!(entries(&mut a), std::slice::from_ref(&open));
     let before = header(&mut b).genctr;
     let mut secret = SubsystemConfig::new(SECRET);
     secret.allow_any_host = false;
