@@ -70,7 +70,7 @@ impl Worker {
     }
 
     /// Both connections are closed by the target.
-    fn is_ended(mut self) {
+    fn ends(mut self) {
         let gone = |err: &Error| matches!(err, Error::Closed | Error::Io { .. });
         eventually("the I/O queue ends", || {
             let mut block = vec![0; 512];
@@ -92,14 +92,14 @@ fn a_removed_host_loses_its_controllers_and_nobody_else_does() {
     let mut stranger = Worker::new(&options(address));
     stranger.works();
     target.allow_any_host(NQN, false).unwrap();
-    stranger.is_ended();
+    stranger.ends();
     let invalid_host = (Status::CONNECT_INVALID_HOST.dnr(), 0);
     assert_eq!(refusal(&options(address)), invalid_host);
     let [mut a, mut b] = ["a", "b"].map(|name| Worker::new(&options_of(name, address, NQN)));
     a.works();
     b.works();
     target.remove_host(NQN, &host("a")).unwrap();
-    a.is_ended();
+    a.ends();
     for _ in 0..8 {
         b.works();
     }
@@ -124,10 +124,10 @@ fn a_removed_listener_gives_its_address_back() {
     // At once: nobody else needs to wait for it.
     let again = TcpListener::bind(second).unwrap();
     drop(again);
-    goes.is_ended();
+    goes.ends();
     let mut before_connect = before_connect;
     before_connect.expect_end();
-    assert!(TcpStream::connect(second).is_err());
+    TcpStream::connect(second).unwrap_err();
     stays.works();
     assert_eq!(target.listeners().len(), 1);
     // And it can be had again.
@@ -148,7 +148,7 @@ fn a_removed_subsystem_takes_its_controllers_along() {
     let mut goes = Worker::new(&options_of("a", address, OTHER));
     goes.works();
     target.remove_subsystem(OTHER).unwrap();
-    goes.is_ended();
+    goes.ends();
     let subnqn = InvalidParameter::Data(ConnectData::SUBNQN).dw0();
     assert_eq!(
         refusal(&options_of("a", address, OTHER)),
@@ -178,7 +178,7 @@ fn a_listener_serves_its_subsystems_only() {
     target.serve("front", NQN).unwrap();
     Worker::new(&options(address)).works();
     target.stop_serving("front", OTHER).unwrap();
-    worker.is_ended();
+    worker.ends();
     Worker::new(&options(address)).works();
     assert_eq!(target.listeners()[1].subsystems, Some(vec![NQN.to_owned()]));
     assert_idle(&target);
@@ -254,7 +254,7 @@ fn limits_of_a_subsystem_are_advertised_and_kept() {
     (config.cntlid_min, config.cntlid_max) = (100, 101);
     target.add_subsystem(config).unwrap();
     target.add_namespace(OTHER, 1, disk()).unwrap();
-    assert!(target.add_namespace(OTHER, 4, disk()).is_err());
+    target.add_namespace(OTHER, 4, disk()).unwrap_err();
     let options = options_of("a", address, OTHER);
     let mut controller = Controller::connect(&options).unwrap();
     let id = controller.identify_controller().unwrap();
