@@ -16,9 +16,8 @@ pub use pages::{
     ParameterLocation, SmartLog, SupportedLogPages,
 };
 pub use persistent::{
-    NamespaceChange, PERSISTENT_EVENT_DATA_MAX, PersistentEventAction, PersistentEventHeader,
-    PersistentEventLogHeader, PersistentEventType, ReportingContext, ResetInformation,
-    TimestampChange, persistent_events,
+    NamespaceChange, PersistentEventAction, PersistentEventHeader, PersistentEventLogHeader,
+    PersistentEventType, ReportingContext, ResetInformation, TimestampChange, persistent_events,
 };
 
 use super::Sqe;

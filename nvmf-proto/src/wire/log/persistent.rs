@@ -1,6 +1,6 @@
 //! The Persistent Event log page (LID 0Dh; NVMe Base 2.1, Persistent Event log page).
 
-use super::{Lid, SmartLog};
+use super::Lid;
 use crate::wire::feature::Timestamp;
 use crate::wire::layout::{newtype_fields, wire_struct};
 
@@ -30,7 +30,7 @@ impl PersistentEventAction {
 pub struct PersistentEventType(pub u8);
 
 impl PersistentEventType {
-    /// SMART / Health Log Snapshot; its data is a [`SmartLog`].
+    /// SMART / Health Log Snapshot; its data is a [`super::SmartLog`].
     pub const SMART_SNAPSHOT: Self = Self(0x01);
     /// Timestamp Change; its data is a [`TimestampChange`].
     pub const TIMESTAMP_CHANGE: Self = Self(0x03);
@@ -225,9 +225,6 @@ pub fn persistent_events(mut bytes: &[u8]) -> impl Iterator<Item = (PersistentEv
         Some((header, data))
     })
 }
-
-/// The largest data of the events that are known here.
-pub const PERSISTENT_EVENT_DATA_MAX: usize = SmartLog::SIZE;
 
 #[cfg(test)]
 mod tests {

@@ -56,8 +56,8 @@ pub(super) fn page(cx: &AdminCx<'_>, get: &GetLogPage) -> Vec<u8> {
 fn establish(cx: &AdminCx<'_>) -> Vec<u8> {
     let subsystem = cx.subsystem();
     let identity = Identity {
-        vid: 0,
-        ssvid: 0,
+        vid: subsystem.vendor.0,
+        ssvid: subsystem.vendor.1,
         sn: padded_ascii(&subsystem.serial),
         mn: padded_ascii(&subsystem.model),
         subnqn: subsystem.nqn.to_field(),
