@@ -25,8 +25,7 @@ const IMMEDIATE: u64 = 0;
 const NOT_IMMEDIATE: u64 = AbortCommand::NOT_PERFORMED as u64;
 
 fn abort(sqid: u16, cid: u16) -> Sqe {
-    let mut sqe = Sqe::with_opcode(AdminOpcode::ABORT.0);
-    AbortCommand { sqid, cid }.encode(&mut sqe);
+    let mut sqe = command::abort(sqid, cid);
     sqe.set_cid(ABORT);
     sqe
 }

@@ -178,6 +178,37 @@ fn one_that_waits_and_goes_leaves_nothing() {
     rig.end();
 }
 
+/// Queues that join while their controller ends leave nothing, whoever is first.
+#[test]
+fn queues_race_with_the_end_of_their_controller() {
+    let (target, address) = common::target(config());
+    let mut witness = Witness::new(&target, address);
+    for round in 0..60 {
+        let (admin, cntlid) = Raw::admin(address);
+        let data = ConnectData {
+            cntlid,
+            ..connect_data()
+        };
+        let mut joining: Vec<_> = (1..=3)
+            .map(|_| Raw::open(address, Digests::default()))
+            .collect();
+        let mut admin = Some(admin);
+        // Two want the same QID.
+        for (i, (raw, qid)) in joining.iter_mut().zip([1, 2, 1]).enumerate() {
+            raw.submit(&connect_sqe(&io_connect(qid)), &encode(&data));
+            if round % 3 == i {
+                admin = None;
+            }
+        }
+        drop(admin);
+        for mut raw in joining {
+            // An answer or the end.
+            let _ = raw.try_recv();
+        }
+    }
+    witness.is_alone();
+}
+
 /// A backend that never answers does not hold a Connect for ever, nor does the end of its
 /// controller.
 #[test]

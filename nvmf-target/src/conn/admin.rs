@@ -1,7 +1,6 @@
 //! The admin queue: Connect, properties, events, and the way to the other admin commands.
 
 use super::abort::Asked;
-use super::held::Held;
 use super::settle::Settling;
 use super::{Conn, IoQueue, Queue};
 use crate::ctrl::admin::{self, AdminCx, Answer, Transfer};
@@ -218,8 +217,7 @@ impl Conn {
         match connect::connect(&cx.core, &self.listener, command, &data, caller) {
             Ok(Outcome::Joined(association)) => self.associate(cx, slot, association),
             Ok(Outcome::Held(controller)) => {
-                let held = Held::new(slot, *command, controller);
-                self.hold_connect(cx, held, until);
+                self.hold_connect(cx, slot, command, controller, until);
             }
             Err(refusal) => {
                 info!(

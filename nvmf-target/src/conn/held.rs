@@ -24,20 +24,6 @@ pub(super) struct Held {
 }
 
 impl Held {
-    pub(super) const fn new(
-        slot: Slot,
-        command: ConnectCommand,
-        controller: Arc<Controller>,
-    ) -> Self {
-        let until = Time(0);
-        Self {
-            slot,
-            command,
-            controller,
-            until,
-        }
-    }
-
     pub(super) const fn until(&self) -> Time {
         self.until
     }
@@ -53,15 +39,26 @@ impl Conn {
     }
 
     /// Lets a Connect wait, `until` then if it has waited already.
-    pub(super) fn hold_connect(&mut self, cx: &mut Cx, mut held: Held, until: Option<Time>) {
+    pub(super) fn hold_connect(
+        &mut self,
+        cx: &mut Cx,
+        slot: Slot,
+        command: &ConnectCommand,
+        controller: Arc<Controller>,
+        until: Option<Time>,
+    ) {
         let limit = cx.core.config.connect_timeout.as_nanos() / 2;
         let limit = u64::try_from(limit).unwrap_or(u64::MAX);
-        held.until = until.unwrap_or_else(|| cx.now.after(limit));
         debug!(
             "{}: waits for queue {} of controller {} to end",
-            self.peer, held.command.qid, held.controller.cntlid
+            self.peer, command.qid, controller.cntlid
         );
-        self.held_connect = Some(held);
+        self.held_connect = Some(Held {
+            slot,
+            command: *command,
+            controller,
+            until: until.unwrap_or_else(|| cx.now.after(limit)),
+        });
         self.arm(cx);
     }
 
