@@ -11,9 +11,10 @@ use nvmf_host::nvmf_proto::wire::nqn::Nqn;
 use nvmf_host::nvmf_proto::wire::{Status, trimmed_text};
 use nvmf_host::{ConnectOptions, Controller, Data, Error, IoQueue, Namespace, command};
 use nvmf_target::ns::{Inline, RamDisk};
-use nvmf_target::{Change, ListenerConfig, NamespaceConfig, SubsystemConfig, Target};
+use nvmf_target::{AnaState, Change, ListenerConfig, NamespaceConfig, SubsystemConfig, Target};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const OTHER: &str = "nqn.2026-11.org.example:other";
 
@@ -388,4 +389,88 @@ fn a_host_sees_thousands_of_namespaces() {
         assert!(back == data);
     }
     worker.works();
+}
+
+/// Whoever connects while it is being taken off the list is gone in the end.
+#[test]
+fn a_host_does_not_slip_in_while_it_is_removed() {
+    let (target, address) = target(config());
+    target.allow_any_host(NQN, false).unwrap();
+    let options = options_of("a", address, NQN);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    // Refused or ended at any point: both are fine.
+                    drop(Controller::connect(&options));
+                }
+            });
+        }
+        for _ in 0..50 {
+            target.add_host(NQN, &host("a")).unwrap();
+            eventually("it connects", || target.stats().controllers > 0);
+            target.remove_host(NQN, &host("a")).unwrap();
+            eventually("it is gone", || target.stats().controllers == 0);
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert_idle(&target);
+}
+
+/// I/O that a port refuses is refused until the last of its connections is closed.
+#[test]
+fn a_removed_listener_does_not_open_what_was_inaccessible() {
+    let (target, _) = target(config());
+    for _ in 0..20 {
+        let address = target.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut worker = Worker::new(&options(address));
+        let name = address.to_string();
+        target
+            .set_ana_state(NQN, &name, 1, AnaState::Inaccessible)
+            .unwrap();
+        let target = &target;
+        std::thread::scope(|scope| {
+            scope.spawn(move || target.remove_listener(&name).unwrap());
+            let block = pattern(1, 512);
+            loop {
+                let err = worker.queue.write(&worker.ns, 0, &block).unwrap_err();
+                match err.status() {
+                    Some(status) => assert_eq!(status, Status::ANA_INACCESSIBLE),
+                    None => break,
+                }
+            }
+        });
+    }
+    assert_idle(&target);
+}
+
+#[test]
+fn one_disk_in_two_subsystems() {
+    let (target, address) = target(config());
+    target.add_subsystem(SubsystemConfig::new(OTHER)).unwrap();
+    let disk: Arc<dyn nvmf_target::ns::Namespace> = Arc::new(disk());
+    for (nqn, nsid) in [(NQN, 2), (OTHER, 7)] {
+        let config = NamespaceConfig::new(nsid);
+        target
+            .add_namespace_with(nqn, config, Arc::clone(&disk))
+            .unwrap();
+    }
+    let open = |nqn, nsid| {
+        let mut controller = Controller::connect(&options_of("a", address, nqn)).unwrap();
+        controller.set_queue_count(1).unwrap();
+        let ns = controller.namespace(nsid).unwrap();
+        (controller.io_queue(1).unwrap(), ns, controller)
+    };
+    let (mut writer, at, _first) = open(NQN, 2);
+    let (mut reader, from, second) = open(OTHER, 7);
+    let data = pattern(3, 4096);
+    writer.write(&at, 5, &data).unwrap();
+    let mut back = vec![0; data.len()];
+    reader.read(&from, 5, &mut back).unwrap();
+    assert!(back == data);
+    drop((reader, second));
+    target.remove_subsystem(OTHER).unwrap();
+    writer.read(&at, 5, &mut back).unwrap();
+    assert!(back == data);
 }

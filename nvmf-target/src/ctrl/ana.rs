@@ -62,10 +62,11 @@ impl fmt::Display for AnaState {
     }
 }
 
-/// The states of a subsystem's ANA groups by PORTID. What is not named is optimized.
+/// The states of a subsystem's ANA groups by the uid of the listener. What is not named is
+/// optimized.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct AnaStates {
-    ports: BTreeMap<u16, Arc<PortStates>>,
+    ports: BTreeMap<u64, Arc<PortStates>>,
 }
 
 /// The states of the ANA groups at one port, by ANAGRPID.
@@ -75,18 +76,22 @@ pub(crate) struct PortStates {
 }
 
 impl AnaStates {
-    pub(crate) fn port(&self, port_id: u16) -> Arc<PortStates> {
-        self.ports.get(&port_id).cloned().unwrap_or_default()
+    pub(crate) fn port(&self, listener: u64) -> Arc<PortStates> {
+        self.ports.get(&listener).cloned().unwrap_or_default()
     }
 
-    pub(super) fn set(&mut self, port_id: u16, anagrpid: u32, state: AnaState) {
-        let port = Arc::make_mut(self.ports.entry(port_id).or_default());
+    pub(super) fn set(&mut self, listener: u64, anagrpid: u32, state: AnaState) {
+        let port = Arc::make_mut(self.ports.entry(listener).or_default());
         port.groups.insert(anagrpid, state);
     }
 
-    /// The port is gone; another one may get its number.
-    pub(super) fn forget(&mut self, port_id: u16) {
-        self.ports.remove(&port_id);
+    /// The listeners at which there are states.
+    pub(super) fn listeners(&self) -> impl Iterator<Item = u64> {
+        self.ports.keys().copied()
+    }
+
+    pub(super) fn forget(&mut self, listener: u64) {
+        self.ports.remove(&listener);
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct Effects {
 struct Draft<'a> {
     core: &'a Core,
     topology: Topology,
+    /// Whether `topology` differs from what there is.
+    is_other: bool,
     /// Subsystems whose namespaces change.
     edited: BTreeMap<Nqn, Edited>,
     effects: Effects,
@@ -63,8 +65,8 @@ enum Edit {
     Detach(u32),
     Show(u32, Visibility),
     Move(u32, u32),
-    State(u16, u32, AnaState),
-    Forget(u16),
+    State(u64, u32, AnaState),
+    Forget(u64),
 }
 
 impl Edit {
@@ -85,10 +87,10 @@ impl Edit {
                 });
             }
             Self::Move(nsid, anagrpid) => with(snapshot, nsid, &|entry| entry.anagrpid = anagrpid),
-            Self::State(port_id, anagrpid, state) => {
-                Arc::make_mut(&mut snapshot.ana).set(port_id, anagrpid, state);
+            Self::State(listener, anagrpid, state) => {
+                Arc::make_mut(&mut snapshot.ana).set(listener, anagrpid, state);
             }
-            Self::Forget(port_id) => Arc::make_mut(&mut snapshot.ana).forget(port_id),
+            Self::Forget(listener) => Arc::make_mut(&mut snapshot.ana).forget(listener),
         }
     }
 }
@@ -99,6 +101,7 @@ impl Core {
         let mut draft = Draft {
             core: self,
             topology: Topology::clone(&self.topology()),
+            is_other: false,
             edited: BTreeMap::new(),
             effects: Effects::default(),
         };
@@ -123,6 +126,14 @@ impl Core {
 
 impl Draft<'_> {
     fn step(&mut self, change: Change) -> Result<(), Error> {
+        self.is_other |= !matches!(
+            change,
+            Change::AddNamespace { .. }
+                | Change::RemoveNamespace { .. }
+                | Change::SetNamespaceHosts { .. }
+                | Change::SetAnaGroup { .. }
+                | Change::SetAnaState { .. }
+        );
         match change {
             Change::AddSubsystem(config) => self.add_subsystem(&config),
             Change::RemoveSubsystem { nqn } => self.remove_subsystem(&nqn),
@@ -154,10 +165,10 @@ impl Draft<'_> {
                 anagrpid,
                 state,
             } => {
-                let port_id = self.listener(&listener)?.port_id;
+                let listener = self.listener(&listener)?.uid;
                 let edited = self.edit(&nqn)?;
                 check_group(&edited.subsystem, anagrpid)?;
-                edited.make(Edit::State(port_id, anagrpid, state));
+                edited.make(Edit::State(listener, anagrpid, state));
                 Ok(())
             }
             Change::AllowAnyHost { nqn, allow } => {
@@ -349,7 +360,9 @@ impl Draft<'_> {
                 Some(_) => format!("{name}#{port_id}"),
             }
         });
+        self.forget_states()?;
         let listener = Arc::new(Listener {
+            uid: self.core.new_uid(),
             name,
             port_id,
             address,
@@ -368,6 +381,30 @@ impl Draft<'_> {
         Ok(())
     }
 
+    /// Forgets ANA states of listeners that are gone. Not while there are controllers that have come
+    /// by them: what is inaccessible to these stays so until they have ended.
+    fn forget_states(&mut self) -> Result<(), Error> {
+        let ports = self.topology.ports.values();
+        let live: BTreeSet<u64> = ports.map(|port| port.listener.uid).collect();
+        let mut gone = Vec::new();
+        for (nqn, member) in &self.topology.subsystems {
+            let controllers = member.subsystem.controllers();
+            let used: BTreeSet<u64> = controllers.iter().map(|c| c.listener.uid).collect();
+            let states = member.subsystem.snapshot().ana;
+            let unused = |uid: &u64| !live.contains(uid) && !used.contains(uid);
+            gone.extend(
+                states
+                    .listeners()
+                    .filter(unused)
+                    .map(|uid| (nqn.clone(), uid)),
+            );
+        }
+        for (nqn, uid) in gone {
+            self.edit(nqn.as_str())?.make(Edit::Forget(uid));
+        }
+        Ok(())
+    }
+
     /// Subsystems that there are.
     fn listed(&mut self, names: &[String]) -> Result<BTreeSet<Nqn>, Error> {
         let nqn = |name: &String| self.member(name).map(|m| m.subsystem.nqn.clone());
@@ -377,11 +414,6 @@ impl Draft<'_> {
     fn remove_listener(&mut self, name: &str) -> Result<(), Error> {
         let listener = self.listener(name)?;
         self.topology.ports.remove(&listener.port_id);
-        let subsystems = self.topology.subsystems.keys();
-        let names: Vec<String> = subsystems.map(|nqn| nqn.as_str().to_owned()).collect();
-        for nqn in names {
-            self.edit(&nqn)?.make(Edit::Forget(listener.port_id));
-        }
         // One that the same draft has opened is not even announced.
         let opened = &mut self.effects.opened;
         let before = opened.len();
@@ -435,31 +467,22 @@ impl Draft<'_> {
         let Self {
             core,
             mut topology,
+            is_other,
             edited,
             effects,
         } = self;
         let old = core.topology();
-        topology.succeed(&old);
-        let new = Arc::new(topology);
         // A subsystem that comes has its namespaces when hosts find it. One that is there changes
         // when hosts that go have been told to.
         let (comes, is_there): (Vec<_>, Vec<_>) = edited
             .into_values()
             .partition(|edited| !old.has(&edited.subsystem));
         comes.into_iter().for_each(Edited::publish);
-        *core
-            .topology
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::clone(&new);
-        core.end_strangers(&old, &new);
-        is_there.into_iter().for_each(Edited::publish);
-        for controller in core.discovery.controllers() {
-            let generation =
-                |topology: &Topology| topology.generation(&controller.hostnqn, controller.reach());
-            if generation(&old) != generation(&new) {
-                controller.raise(AsyncEvent::DISCOVERY_LOG_CHANGED);
-            }
+        if is_other {
+            topology.succeed(&old);
+            core.replace_topology(&old, Arc::new(topology));
         }
+        is_there.into_iter().for_each(Edited::publish);
         effects
     }
 }
@@ -480,6 +503,23 @@ impl Edited {
 }
 
 impl Core {
+    fn replace_topology(&self, old: &Topology, new: Arc<Topology>) {
+        let mut current = self
+            .topology
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::clone(&new);
+        drop(current);
+        self.end_strangers(old, &new);
+        for controller in self.discovery.controllers() {
+            let generation =
+                |topology: &Topology| topology.generation(&controller.hostnqn, controller.reach());
+            if generation(old) != generation(&new) {
+                controller.raise(AsyncEvent::DISCOVERY_LOG_CHANGED);
+            }
+        }
+    }
+
     /// Ends the controllers that the new topology does not admit.
     fn end_strangers(&self, old: &Topology, new: &Topology) {
         let admitted = |controller: &Controller| match controller.subsystem.kind {

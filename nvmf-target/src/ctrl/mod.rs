@@ -42,6 +42,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 /// A listener as controllers and the discovery log see it.
 #[derive(Debug)]
 pub(crate) struct Listener {
+    /// Tells it from any other that has or had the same name or PORTID.
+    pub(crate) uid: u64,
     pub(crate) name: String,
     /// PORTID.
     pub(crate) port_id: u16,
@@ -101,7 +103,7 @@ pub(crate) struct Core {
     pub(crate) discovery: Arc<Subsystem>,
     /// The PORTID to try next: they are used again as late as possible.
     next_port: AtomicU16,
-    /// The uid of the next namespace to be attached.
+    /// The next uid of a namespace that is attached, or of a listener.
     next_uid: AtomicU64,
     /// Connections that exist, accepted but not yet gone.
     pub(crate) connections: AtomicUsize,

@@ -145,7 +145,7 @@ impl Subsystem {
     /// What a controller sees of the namespaces; see [`Controller::view`].
     pub(super) fn view_of(&self, controller: &Controller) -> View {
         let Snapshot { table, ana } = self.snapshot();
-        let ana = ana.port(controller.listener.port_id);
+        let ana = ana.port(controller.listener.uid);
         View::new(&table, &controller.hostnqn, ana, |entry| {
             let rights = entry.shared.reservations.rights(&controller.hostid);
             let unless = |right: bool| (!right).then_some(Status::RESERVATION_CONFLICT.dnr());

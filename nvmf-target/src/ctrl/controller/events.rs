@@ -89,7 +89,7 @@ impl Controller {
         new: &Snapshot,
         differing: &[u32],
     ) {
-        let port = self.listener.port_id;
+        let port = self.listener.uid;
         let (old_ana, new_ana) = (old.ana.port(port), new.ana.port(port));
         let visible = |table: &NsTable, nsid| {
             let entry = table.get(nsid)?;
