@@ -5,7 +5,9 @@ mod common;
 use common::step::Step;
 use common::{NQN, PATIENCE, assert_idle, config, connect, eventually, pattern, target};
 use nvmf_host::{Controller, Data, IoQueue, Token, command};
-use nvmf_proto::wire::feature::{AsyncEventConfig, Fid, SetFeatures};
+use nvmf_proto::wire::feature::{
+    AsyncEventConfig, Fid, GetFeatures, HostBehavior, SetFeatures, Timestamp, TimestampOrigin,
+};
 use nvmf_proto::wire::identify::Nsattr;
 use nvmf_proto::wire::log::AsyncEvent;
 use nvmf_proto::wire::{Sqe, Status};
@@ -172,4 +174,41 @@ fn a_namespace_is_protected_when_what_was_being_written_is_safe() {
     assert_eq!(rig.status(token), Status::SUCCESS);
     drop(other);
     rig.end();
+}
+
+#[test]
+fn values_that_are_data_go_both_ways() {
+    let (target, address) = target(config());
+    let mut host = connect(address);
+    let set = |host: &mut Controller, fid, data: &[u8]| {
+        let sqe = command::set_features(0, &SetFeatures::new(fid, 0));
+        let done = host.raw(sqe, Data::Write(data.to_vec())).unwrap();
+        done.status()
+    };
+    let get = |host: &mut Controller, fid, len| {
+        let sqe = command::get_features(0, &GetFeatures::new(fid));
+        let done = host.raw(sqe, Data::Read(vec![0; len])).unwrap();
+        assert_eq!(done.status(), Status::SUCCESS);
+        done.buffer
+    };
+    let year_2100 = 4_102_444_800_000u64;
+    let status = set(&mut host, Fid::TIMESTAMP, &year_2100.to_le_bytes());
+    assert_eq!(status, Status::SUCCESS);
+    let bytes = get(&mut host, Fid::TIMESTAMP, 8).try_into().unwrap();
+    let now = Timestamp(u64::from_le_bytes(bytes));
+    assert_eq!(now.origin(), TimestampOrigin::HOST);
+    assert!((year_2100..year_2100 + 3_600_000).contains(&now.milliseconds()));
+
+    let mut behavior = [0; HostBehavior::SIZE];
+    behavior[0] = 1;
+    let status = set(&mut host, Fid::HOST_BEHAVIOR, &behavior);
+    assert_eq!(status, Status::SUCCESS);
+    assert_eq!(get(&mut host, Fid::HOST_BEHAVIOR, 512), behavior);
+    // Lengths are exact.
+    for len in [0, 7, 9, 4096] {
+        let status = set(&mut host, Fid::TIMESTAMP, &vec![0; len]);
+        assert_eq!(status, Status::DATA_SGL_LENGTH_INVALID.dnr(), "{len}");
+    }
+    drop(host);
+    assert_idle(&target);
 }
