@@ -27,7 +27,7 @@ use crate::transport::Stream;
 use admin::AdminQueue;
 use fused::{Before, Half};
 use held::Held;
-use io::Step;
+use io::{Copying, Step};
 use log::{debug, info, warn};
 use nvmf_proto::tcp::target::{CloseReason, Config, Event, TcpTarget};
 use nvmf_proto::tcp::{Need, Slot, Time, TxList};
@@ -96,8 +96,8 @@ struct Command {
     /// Dword 0 of its completion.
     result: u32,
     half: Half,
-    /// What a Copy has read and not yet written.
-    gathered: IoBuf,
+    /// What is left of a Copy.
+    copying: Option<Box<Copying>>,
     /// It has closed a namespace's write gate.
     exclusive: Option<Exclusive>,
 }
@@ -511,12 +511,11 @@ impl Conn {
         }
         for index in 0..self.commands.len() {
             let command = &mut self.commands[index];
-            let (buf, gathered) = (
-                std::mem::take(&mut command.buf),
-                std::mem::take(&mut command.gathered),
-            );
+            let (buf, copying) = (std::mem::take(&mut command.buf), command.copying.take());
             self.give_buffer(cx, buf);
-            self.give_buffer(cx, gathered);
+            if let Some(copying) = copying {
+                self.give_buffer(cx, copying.gathered);
+            }
         }
     }
 

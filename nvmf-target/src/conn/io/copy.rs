@@ -2,6 +2,7 @@
 
 use super::plan::{COPY_FORMAT, NsRef, Usage, inside};
 use super::steps::{Now, Step};
+use crate::buf::IoBuf;
 use crate::conn::{Conn, Queue};
 use crate::ctrl::Fault;
 use crate::ns::{LbaRange, NsInfo, Op, Support};
@@ -40,19 +41,19 @@ impl CopyLimits {
 }
 
 /// What is left of a Copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(in crate::conn) struct Copying {
-    /// Where to.
-    pub(super) ns: NsRef,
     fua: bool,
     /// Blocks in all.
     blocks: u32,
     /// The next block to write.
     at: u64,
-    /// Blocks to be written yet, those gathered included.
+    /// Blocks to be written yet.
     left: u64,
-    /// Bytes gathered.
-    filled: u32,
+    /// What has been read and not yet written, with room for what is written with it.
+    pub(in crate::conn) gathered: IoBuf,
+    /// Bytes of it that have been read.
+    filled: usize,
     /// The source range to be read next, and how many of its blocks have been read.
     range: u16,
     read: u32,
@@ -99,16 +100,18 @@ impl Conn {
                 return Err(Status::FAST_COPY_NOT_POSSIBLE.dnr().into());
             }
         }
-        self.command(slot).next = Step::Copy(Copying {
-            ns,
+        let command = self.command(slot);
+        command.next = Step::Copy { ns };
+        command.copying = Some(Box::new(Copying {
             fua,
             blocks: total,
             at: to.slba,
             left: to.blocks,
+            gathered: IoBuf::empty(),
             filled: 0,
             range: 0,
             read: 0,
-        });
+        }));
         self.proceed(cx, slot);
         Ok(())
     }
@@ -175,14 +178,13 @@ impl Conn {
         &mut self,
         cx: &mut Cx,
         slot: Slot,
-        mut copying: Copying,
+        ns: NsRef,
         now: &Now,
     ) -> Result<(), Status> {
-        let Copying { ns, at, left, .. } = copying;
         let native = now.caps.fua == Support::Native;
         let command = self.command(slot);
-        let gathered = command.gathered.len() as u64;
-        if left == 0 {
+        let copying = command.copying.as_mut().ok_or(Status::INTERNAL_ERROR)?;
+        if copying.left == 0 {
             command.result = 0;
             if copying.fua && !native {
                 command.next = Step::Flush { ns };
@@ -193,58 +195,66 @@ impl Conn {
             self.proceed(cx, slot);
             return Ok(());
         }
-        if gathered > 0 && gathered == u64::from(copying.filled) {
-            let blocks = gathered >> ns.lba_shift;
-            let to = inside(LbaRange { slba: at, blocks }, now.blocks)?;
-            let buf = std::mem::take(&mut command.gathered);
-            (copying.at, copying.left, copying.filled) = (at + blocks, left - blocks, 0);
-            command.next = Step::Copy(copying);
+        let gathered = copying.gathered.len();
+        if gathered > 0 && gathered == copying.filled {
+            let blocks = gathered as u64 >> ns.lba_shift;
+            let slba = copying.at;
+            let to = inside(LbaRange { slba, blocks }, now.blocks)?;
+            let buf = std::mem::take(&mut copying.gathered);
+            copying.at += blocks;
+            copying.left -= blocks;
+            copying.filled = 0;
             let fua = copying.fua && native;
+            command.next = Step::Copy { ns };
             self.submit(cx, slot, ns, Op::Write { fua }, to, buf);
             return Ok(());
         }
         if gathered == 0 {
             // All before this range has been written (CQE dword 0 of a Copy that fails).
             command.result = copying.range.into();
-            let len = (left << ns.lba_shift).min(Self::piece(cx) >> ns.lba_shift << ns.lba_shift);
-            let buf = self.lend(cx, len.max(1 << ns.lba_shift))?;
-            self.command(slot).gathered = buf;
+            let blocks = (Self::piece(cx) >> ns.lba_shift).clamp(1, copying.left);
+            let buf = self.lend(cx, blocks << ns.lba_shift)?;
+            if let Some(copying) = &mut self.command(slot).copying {
+                copying.gathered = buf;
+            }
         }
-        self.read_source(cx, slot, copying)
+        self.read_source(cx, slot, ns)
     }
 
-    fn read_source(&mut self, cx: &mut Cx, slot: Slot, mut copying: Copying) -> Result<(), Status> {
-        let ns = copying.ns;
-        let range = self.copy_range(slot, copying.range)?;
+    fn read_source(&mut self, cx: &mut Cx, slot: Slot, ns: NsRef) -> Result<(), Status> {
         let command = self.command(slot);
-        let room = (command.gathered.len() - copying.filled as usize) >> ns.lba_shift;
-        let copy = CopyCommand::decode(&command.sqe);
-        let (source, from) = self.source(&copy, ns, &range)?;
-        let blocks = (from.blocks - u64::from(copying.read)).min(room as u64);
+        let sqe = CopyCommand::decode(&command.sqe);
+        let copying = command.copying.as_ref().ok_or(Status::INTERNAL_ERROR)?;
+        let (number, read) = (copying.range, u64::from(copying.read));
+        let room = (copying.gathered.len() - copying.filled) as u64 >> ns.lba_shift;
+        let range = self.copy_range(slot, number)?;
+        let (source, from) = self.source(&sqe, ns, &range)?;
         let from = LbaRange {
-            slba: from.slba + u64::from(copying.read),
-            blocks,
+            slba: from.slba + read,
+            blocks: (from.blocks - read).min(room),
         };
-        let buf = self.lend(cx, blocks << ns.lba_shift)?;
-        copying.read += u32::try_from(blocks).unwrap_or(u32::MAX);
-        if copying.read >= range.blocks {
-            (copying.range, copying.read) = (copying.range + 1, 0);
+        let buf = self.lend(cx, from.blocks << ns.lba_shift)?;
+        let command = self.command(slot);
+        command.next = Step::Copy { ns };
+        if let Some(copying) = &mut command.copying {
+            copying.read += u32::try_from(from.blocks).unwrap_or(u32::MAX);
+            if copying.read >= range.blocks {
+                (copying.range, copying.read) = (number + 1, 0);
+            }
         }
-        self.command(slot).next = Step::Copy(copying);
         self.submit(cx, slot, source, Op::Read, from, buf);
         Ok(())
     }
 
     /// Takes in what was read of a source range.
     pub(super) fn gather(&mut self, slot: Slot, read: &[u8]) {
-        let command = self.command(slot);
-        let Step::Copy(copying) = &mut command.next else {
+        let Some(copying) = &mut self.command(slot).copying else {
             return;
         };
-        let start = copying.filled as usize;
-        if let Some(to) = command.gathered.get_mut(start..start + read.len()) {
+        let end = copying.filled + read.len();
+        if let Some(to) = copying.gathered.get_mut(copying.filled..end) {
             to.copy_from_slice(read);
-            copying.filled += u32::try_from(read.len()).unwrap_or(u32::MAX);
+            copying.filled = end;
         }
     }
 }

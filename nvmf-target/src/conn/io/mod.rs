@@ -6,6 +6,7 @@ mod plan;
 mod steps;
 
 pub(crate) use copy::CopyLimits;
+pub(super) use copy::Copying;
 pub(super) use plan::IoPlan;
 pub(super) use steps::Step;
 pub(crate) use steps::{DMRL, DMRSL, STRIDE};
@@ -192,7 +193,7 @@ impl Conn {
         if op == Op::Read && failed.is_none() {
             match self.command(slot).next {
                 Step::Compare { .. } => wrong = !self.is_expected(slot, &buf),
-                Step::Copy(_) => self.gather(slot, &buf),
+                Step::Copy { .. } => self.gather(slot, &buf),
                 _ => {}
             }
         }
@@ -253,9 +254,8 @@ impl Conn {
 
     /// Ends an I/O command without data.
     fn end(&mut self, cx: &mut Cx, slot: Slot, why: impl Into<Fault>) {
-        if self.command(slot).gathered.footprint() > 0 {
-            let gathered = std::mem::take(&mut self.command(slot).gathered);
-            self.give_buffer(cx, gathered);
+        if let Some(copying) = self.command(slot).copying.take() {
+            self.give_buffer(cx, copying.gathered);
         }
         let fault = Fault {
             dw0: self.command(slot).result,

@@ -3,7 +3,6 @@
 //! Between two requests anything may have changed: each step looks at the namespace and at what
 //! the host may do with it anew.
 
-use super::copy::Copying;
 use super::plan::{NsRef, Usage, inside};
 use super::{NOWHERE, PIECE};
 use crate::buf::IoBuf;
@@ -50,8 +49,8 @@ pub(in crate::conn) enum Step {
     Uncorrectable { ns: NsRef, range: LbaRange },
     /// The Copy command's ranges are to be checked.
     CheckCopy { ns: NsRef, fua: bool },
-    /// The rest of a Copy.
-    Copy(Copying),
+    /// The rest of a Copy, which its command keeps: steps are to be small.
+    Copy { ns: NsRef },
     /// The Dataset Management command's ranges are to be checked.
     Dsm { ns: NsRef },
     /// The rest of its deallocations: from block `done` of range `next` on.
@@ -89,7 +88,7 @@ impl Step {
             Self::Zeroes(Zeroes { ns, .. })
             | Self::Uncorrectable { ns, .. }
             | Self::CheckCopy { ns, .. }
-            | Self::Copy(Copying { ns, .. })
+            | Self::Copy { ns }
             | Self::Dsm { ns }
             | Self::Deallocate { ns, .. } => (ns, Usage::Write),
         })
@@ -199,7 +198,7 @@ impl Conn {
             Step::Compare { ns, done } => self.compare(cx, slot, ns, done, now)?,
             Step::Uncorrectable { ns, range } => self.mark(cx, slot, ns, range, now)?,
             Step::CheckCopy { ns, fua } => self.check_copy(cx, slot, (ns, fua), now)?,
-            Step::Copy(copying) => self.copy(cx, slot, copying, now)?,
+            Step::Copy { ns } => self.copy(cx, slot, ns, now)?,
             Step::Dsm { ns } => self.check_ranges(cx, slot, ns, now)?,
             Step::Deallocate { ns, next, done } => {
                 self.deallocate(cx, slot, (ns, next, done), now)?;
@@ -334,7 +333,8 @@ impl Conn {
         let mut outside = false;
         let ranges = std::iter::from_fn(|| {
             while next < count && budget > 0 {
-                let range = DsmRange::decode_all(&command.buf).nth(next.into())?;
+                let bytes = command.buf.get(usize::from(next) * DsmRange::SIZE..)?;
+                let range = DsmRange::decode(bytes.first_chunk()?);
                 let left = range.length.min(DMRSL) - done;
                 let blocks = u64::from(left).min(budget);
                 let slba = range.slba + u64::from(done);
