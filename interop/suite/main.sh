@@ -11,7 +11,10 @@ devices=(ram:320 file:main.img:320)
 [ -z "$LOOP" ] || devices+=(loop)
 step "target: starts" target_start main "${devices[@]}"
 
-for part in $PARTS; do . "./part-$part.sh"; done
+for part in $PARTS; do
+  . "./part-$part.sh"
+  nvme disconnect-all # what a step that failed has left
+done
 
 ends_well() {
   local name

@@ -212,6 +212,28 @@ io_nvmet_lacks() {
 }
 step "commands: compare, verify" commands io_nvmet_lacks
 
+# Two ranges, of two blocks and one, to block 100 and on.
+copies() {
+  nvmet_deviates "lacks it"
+  write_disk "$d" 0 </tmp/data
+  says Success nvme copy "$d" -d 100 -s 0,6 -b 1,0
+  read_disk "$d" 51200 1536 | cmp - <(head -c 1024 /tmp/data; tail -c +3073 /tmp/data | head -c 512)
+}
+step "commands: copy" commands copies
+
+# Blocks that are marked cannot be read until they are written.
+write_uncorrectable() {
+  nvmet_deviates "lacks it"
+  write_disk "$d" 0 </tmp/data
+  says Success nvme write-uncor "$d" -s 2 -c 1
+  refused 'Unrecovered Read Error' nvme read "$d" -s 0 -c 3 -z 2048 -d /tmp/back
+  says Success nvme read "$d" -s 0 -c 1 -z 1024 -d /tmp/back
+  refused 'Unrecovered Read Error' nvme verify "$d" -s 3 -c 0
+  says Success nvme write-zeroes "$d" -s 2 -c 1
+  says Success nvme read "$d" -s 0 -c 3 -z 2048 -d /tmp/back
+}
+step "commands: write-uncor" commands write_uncorrectable
+
 reservations() {
   nvmet_deviates "lacks them"
   says success nvme resv-register "$d" -n 1 -k 0xabc -r 0
@@ -249,8 +271,6 @@ unsupported() {
 	nvme-mi-send $c -O 0
 	io-mgmt-recv $d --mo=1 --data-len=4096
 	io-mgmt-send $d --mo=1
-	copy $d -d 0 -s 8 -b 1
-	write-uncor $d -s 0 -c 0
 	LIST
   says 'No RPMB targets' nvme rpmb "$c" -c info
   data_survives "$d"
