@@ -119,7 +119,8 @@ has_paths() { [ "$(paths "$1" "$2" | wc -l)" = "$3" ]; }
 has_disk() { disk "$@" >/dev/null; }
 no_disk() { ! disk "$@" >/dev/null; }
 
-# A host besides that of /etc/nvme.
+# The host of /etc/nvme, for when nvme-cli would take another one's from a connection that there is; and another one.
+this_host=(--hostnqn="$(cat /etc/nvme/hostnqn)" --hostid="$(cat /etc/nvme/hostid)")
 other_host=(--hostnqn=nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000002
   --hostid=00000000-0000-4000-8000-000000000002)
 

@@ -216,7 +216,7 @@ step "commands: compare, verify" commands io_nvmet_lacks
 copies() {
   nvmet_deviates "lacks it"
   write_disk "$d" 0 </tmp/data
-  says Success nvme copy "$d" -d 100 -s 0,6 -b 1,0
+  says success nvme copy "$d" -d 100 -s 0,6 -b 1,0
   read_disk "$d" 51200 1536 | cmp - <(head -c 1024 /tmp/data; tail -c +3073 /tmp/data | head -c 512)
 }
 step "commands: copy" commands copies
@@ -285,6 +285,22 @@ resets() {
   data_survives "$d"
 }
 step "commands: reset, subsystem-reset, ns-rescan" commands resets
+
+# It ends the controllers of all hosts, which come back by themselves.
+subsystem_reset() {
+  target_start resettable --subsystem-reset ram:16
+  connect resettable --reconnect-delay=1
+  local first=$controller
+  connect resettable --reconnect-delay=1 "${other_host[@]}"
+  nvme subsystem-reset "/dev/$first"
+  wait_until both_reset "$first" "$controller"
+  wait_until is_live "$first"
+  wait_until is_live "$controller"
+  data_survives "$(disk resettable 1)"
+  detach resettable
+}
+both_reset() { [ "$(dmesg | grep -c "$1: creating")" = 2 ] && [ "$(dmesg | grep -c "$2: creating")" = 2 ]; }
+step "commands: subsystem-reset where it is allowed" subsystem_reset
 
 fabrics() {
   like "$(nvme gen-hostnqn)" '^nqn.2014-08.org.nvmexpress:uuid:[0-9a-f-]{36}$'

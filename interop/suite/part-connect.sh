@@ -1,4 +1,4 @@
-# Connect options: number of queues, digests, queue sizes, flow control, keep alive; read-only and 4 KiB namespaces
+# Connect options: number of queues, digests, queue sizes, flow control, keep alive; limits of the target; 4 KiB blocks
 
 attribute() { cat "/sys/class/nvme/$controller/$1"; }
 
@@ -72,6 +72,31 @@ churn() {
   detach main
 }
 step "connect: connect and disconnect in a row" churn
+
+# Whatever the target's limits, data goes both ways in the sizes that they leave.
+limits() { # TARGET-OPTION...
+  control stop limits >/dev/null 2>&1 || :
+  target_start limits "$@" ram:64
+  connect limits
+  fio_verify --name=sizes --filename="$(disk limits 1)" --bsrange=4k-256k --bs_unaligned=0 --size=4m --iodepth=16
+}
+in_capsule() { # BYTES
+  limits --in-capsule="$1"
+  is "$(nvme id-ctrl "/dev/$controller" | field ioccsz)" $((4 + $1 / 16)) IOCCSZ
+  detach limits
+}
+step "connect: a target that takes no data in capsules" in_capsule 0
+step "connect: a target that takes 8 KiB in capsules" in_capsule 8192
+
+small_limits() {
+  limits --mdts=8k --maxh2cdata=4096 --io-queues=1 --queue-entries=16
+  is "$(attribute queue_count)" 2 "number of queues"
+  is "$(attribute sqsize)" 15 SQSIZE
+  is "$(nvme id-ctrl "/dev/$controller" | field mdts)" 1 MDTS
+  is "$(cat "/sys/block/$(basename "$(disk limits 1)")/queue/max_hw_sectors_kb")" 8 "largest transfer"
+  detach limits
+}
+step "connect: a target with the smallest MDTS and MAXH2CDATA, one short queue" small_limits
 
 read_only() {
   target_start readonly --read-only ram:16

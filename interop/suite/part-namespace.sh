@@ -105,3 +105,27 @@ read_only_at_run_time() {
   wait_until no_disk main 15
 }
 step "namespace: read-only and writable again, the host sees it" read_only_at_run_time
+
+# By one controller (Namespace Write Protection Config, 84h); the others are told, the one that did it knows.
+write_protected() {
+  nvmet_deviates "leaves the disk as it is"
+  detach main
+  namespace_add main 16 ram:16
+  connect main
+  local first=$controller disk
+  connect main --duplicate-connect
+  wait_until has_paths main 16 2
+  disk=$(disk main 16)
+  is $(($(nvme id-ctrl "/dev/$first" | field nwpc) & 1)) 1 "NWPC"
+  nvme set-feature "/dev/$first" -f 0x84 -n 16 -V 1
+  wait_until is_read_only 16 1
+  is $(($(nvme id-ns "/dev/$first" -n 16 | field nsattr) & 1)) 1 "NSATTR"
+  refused 'Namespace is Write Protected' nvme write-zeroes "$disk" -s 0 -c 0
+  nvme set-feature "/dev/$first" -f 0x84 -n 16 -V 0
+  blockdev --setrw "$disk"
+  data_survives "$disk"
+  namespace_remove main 16
+  wait_until no_disk main 16
+  detach main
+}
+step "namespace: write protected by one controller, the other sees it" write_protected

@@ -122,7 +122,7 @@ outlives_the_controller() {
   acquire "$a" $key_a 1
   nvme disconnect -d "$(basename "$a")"
   conflicts "$b" write
-  nvme_connect shared --duplicate-connect # nvme-cli looks at the other host's connection
+  nvme_connect shared "${this_host[@]}" --duplicate-connect
   a=/dev/$controller
   wait_until is_live "$controller"
   wait_until has_paths shared 1 2
