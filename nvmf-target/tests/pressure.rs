@@ -3,6 +3,7 @@
 mod common;
 
 use common::raw::{self, Digests, Raw, read, write_by_r2t, write_in_capsule};
+use common::step::Step;
 use common::{
     NQN, Witness, assert_idle, config, connect, eventually, pattern, target, verified_io,
 };
@@ -10,8 +11,8 @@ use nvmf_host::nvmf_proto::wire::fabrics::ConnectData;
 use nvmf_host::nvmf_proto::wire::pdu::PduType;
 use nvmf_host::nvmf_proto::wire::{SglDescriptor, Status};
 use nvmf_host::{Data, command};
-use nvmf_target::TargetConfig;
 use nvmf_target::ns::{BlockDevice, Inline, NsError, NsInfo};
+use nvmf_target::{SubsystemConfig, Target, TargetConfig};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -359,5 +360,50 @@ fn a_second_half_does_not_wait_for_its_share() {
         assert_eq!((cqe.cid, cqe.status), (cid, Status::SUCCESS));
     }
     drop((admin, queues));
+    assert_idle(&target);
+}
+
+/// Commands of many steps lend a buffer for each: what one step gives back does not go to the next
+/// while others wait for it.
+#[test]
+fn emulated_commands_leave_buffers_to_others() {
+    let target = Target::new(tight()).unwrap();
+    target.add_subsystem(SubsystemConfig::new(NQN)).unwrap();
+    let step = Step::new(NsInfo::new(512, 1 << 16));
+    target.add_namespace(NQN, 1, step.clone()).unwrap();
+    let address = target.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let (admin, cntlid) = Raw::admin(address);
+    let mut busy = Raw::io(address, cntlid, 1);
+    for cid in 0..16 {
+        let sqe = command::verify(1, 0, 4096);
+        busy.submit(&raw::with_sgl(sqe, cid, SglDescriptor::transport(0)), &[]);
+    }
+    eventually("the verifications have all buffers", || {
+        step.pending() == 16
+    });
+    let mut other = Raw::io(address, cntlid, 2);
+    other.submit(&read(0, 1 << 15, 256), &[]);
+    // Answered behind the Read, which waits by now.
+    other.submit(&read(1, u64::MAX, 1), &[]);
+    assert_eq!(other.recv().cqe().status, Status::LBA_OUT_OF_RANGE.dnr());
+    let mut steps = 0;
+    loop {
+        let request = step.next();
+        if request.lba_range().slba == 1 << 15 {
+            request.complete(Ok(()));
+            break;
+        }
+        request.complete(Ok(()));
+        steps += 1;
+        assert!(steps < 64, "the Read of another host gets no buffer");
+    }
+    drop((admin, busy));
+    while target.stats().in_flight > 0 {
+        if step.pending() > 0 {
+            step.next().complete(Ok(()));
+        }
+        std::thread::yield_now();
+    }
+    drop(other);
     assert_idle(&target);
 }

@@ -5,7 +5,7 @@
 
 use super::plan::{NsRef, Usage, inside};
 use super::{NOWHERE, PIECE};
-use crate::buf::IoBuf;
+use crate::buf::{BLOCK, IoBuf};
 use crate::conn::{Conn, Queue};
 use crate::ctrl::Fault;
 use crate::ns::{Caps, LbaRange, Op, Support};
@@ -217,9 +217,12 @@ impl Conn {
         Ok(buf)
     }
 
-    /// Bytes that an emulation reads or writes at a time.
+    /// Bytes that an emulation reads or writes at a time: as little as possible while commands wait
+    /// for buffers, so that what the last piece gives back goes to them.
     pub(super) fn piece(cx: &Cx) -> u64 {
-        PIECE.min(cx.core.config.max_transfer.into())
+        let short = !(cx.starved.is_empty() && cx.blocked.is_empty());
+        let piece = if short { BLOCK as u64 } else { PIECE };
+        piece.min(cx.core.config.max_transfer.into())
     }
 
     fn zeroes(&mut self, cx: &mut Cx, slot: Slot, zeroes: Zeroes, now: &Now) -> Result<(), Status> {
