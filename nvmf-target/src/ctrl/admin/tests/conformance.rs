@@ -1,7 +1,7 @@
 //! What docs/conformance.md says there is, is there, and nothing else is: asked of controllers.
 //!
-//! Its tables start with the codes or names of what they are about. That the tests they name exist
-//! is what `nvmf-target/tests/docs.rs` sees to.
+//! Its tables start with the codes or names of what they are about and end with their tests. That
+//! those exist is what `nvmf-target/tests/docs.rs` sees to.
 
 use super::*;
 use crate::ctrl::admin::{feature, log};
@@ -120,6 +120,28 @@ fn every_command_is_listed() {
             assert!(
                 listed.iter().any(|row| row.contains(name)),
                 "{name} is not in a table"
+            );
+        }
+    }
+}
+#[test]
+fn every_row_names_a_test() {
+    for heading in [
+        "NVMe/TCP",
+        "Fabrics commands",
+        "Properties",
+        "Identify",
+        "Log pages",
+        "Features",
+        "Other admin commands",
+        "I/O commands",
+        "Discovery",
+    ] {
+        for row in rows(heading) {
+            let last = row.last().unwrap();
+            assert!(
+                last.contains("::") || last.contains("`interop ") || last.contains("]("),
+                "{heading}: {row:?}"
             );
         }
     }
