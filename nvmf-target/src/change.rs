@@ -107,10 +107,10 @@ impl fmt::Display for Change {
             Self::Serve { listener, nqn } => write!(f, "serve {nqn} at {listener}"),
             Self::StopServing { listener, nqn } => write!(f, "stop serving {nqn} at {listener}"),
             Self::AddReferral(referral) => {
-                write!(f, "add a referral to {}", referral.address.traddr)
+                write!(f, "add a referral to {}", referral.address)
             }
             Self::RemoveReferral(referral) => {
-                write!(f, "remove the referral to {}", referral.address.traddr)
+                write!(f, "remove the referral to {}", referral.address)
             }
         }
     }

@@ -211,7 +211,7 @@ pub(crate) struct Cli {
         value_name = "COMMAND",
         value_parser = OsStringValueParser::new().try_map(first_command),
     )]
-    pub(crate) commands: Vec<Command>,
+    pub(crate) commands: Vec<FirstCommand>,
 
     /// Take commands (below) on standard input, one per line. Each is answered by a line on standard
     /// output that begins with `ok` or `error`; after an error nothing has changed
@@ -329,11 +329,22 @@ impl Cli {
     }
 }
 
-/// A command that makes sense before anything is served.
-fn first_command(text: OsString) -> Result<Command, String> {
+/// A command that is carried out before anything is served.
+#[derive(Clone, Debug)]
+pub(crate) struct FirstCommand {
+    /// As it was given.
+    pub(crate) text: String,
+    /// What it says.
+    pub(crate) command: Command,
+}
+
+fn first_command(text: OsString) -> Result<FirstCommand, String> {
     match Command::parse(text.as_bytes())? {
         Command::Quit => Err("quit makes no sense before anything is served".to_owned()),
-        command => Ok(command),
+        command => Ok(FirstCommand {
+            text: text.to_string_lossy().into_owned(),
+            command,
+        }),
     }
 }
 

@@ -3,9 +3,9 @@
 
 mod command;
 
-use crate::Failure;
-use crate::cli::one_line;
+use crate::cli::{FirstCommand, one_line};
 use crate::devices::Devices;
+use crate::{Failure, listen};
 pub(crate) use command::{Command, help};
 use nvmf_target::{Change, Error, ListenerConfig, ListenerInfo, Referral, Role, Target};
 use std::io::{self, BufRead, Write};
@@ -18,33 +18,90 @@ pub(crate) struct Control {
     pub(crate) devices: Devices,
 }
 
+/// The beginning: what makes the ports, which come last.
+struct First {
+    changes: Vec<Change>,
+    /// By which command each of them came, if by one.
+    sources: Vec<Option<usize>>,
+    /// Names of the I/O listeners.
+    ports: Vec<String>,
+}
+
 impl Control {
     /// Begins to serve at `listeners`, whose names are those of their addresses, with `commands`
-    /// carried out: hosts never see anything else.
+    /// carried out in their order: hosts never see anything else.
     ///
     /// # Errors
     /// If one of the commands cannot be done, or the target's.
     pub(crate) fn start(
         &mut self,
         listeners: Vec<ListenerConfig>,
-        commands: &[Command],
+        commands: &[FirstCommand],
     ) -> Result<(), Failure> {
-        let ports: Vec<String> = listeners
-            .iter()
-            .filter(|listener| listener.role == Role::Io)
-            .filter_map(|listener| listener.name.clone())
-            .collect();
-        let mut changes: Vec<Change> = listeners.into_iter().map(Change::AddListener).collect();
-        for command in commands {
-            match self.changes(command, &ports) {
-                Some((of_target, _)) => changes.extend(of_target),
-                None => self.work_on_devices(command).map(drop)?,
-            }
+        let mut first = First {
+            ports: listeners
+                .iter()
+                .filter(|listener| listener.role == Role::Io)
+                .filter_map(|listener| listener.name.clone())
+                .collect(),
+            sources: vec![None; listeners.len()],
+            changes: listeners.into_iter().map(Change::AddListener).collect(),
+        };
+        for (index, FirstCommand { text, command }) in commands.iter().enumerate() {
+            let done = self.prepare(command, index, &mut first);
+            done.map_err(|err| err.of_command(text))?;
         }
+        let First {
+            changes, sources, ..
+        } = first;
         match self.target.apply(changes) {
             Ok(_) => Ok(()),
-            Err(err @ (Error::Io { .. } | Error::ShutDown)) => Err(err.into()),
-            Err(err) => Err(Failure::Usage(format!("--command: {}", Failure::from(err)))),
+            Err(Error::Change { index, source, .. }) => {
+                let command = sources.get(index).copied().flatten();
+                let command = command.and_then(|index| commands.get(index));
+                let err = Failure::asked_for(*source);
+                Err(match command {
+                    Some(command) => err.of_command(&command.text),
+                    None => err,
+                })
+            }
+            Err(err) => Err(Failure::asked_for(err)),
+        }
+    }
+
+    /// Carries out a command while nothing is served; what concerns listeners is left for `first`.
+    fn prepare(
+        &mut self,
+        command: &Command,
+        index: usize,
+        first: &mut First,
+    ) -> Result<(), Failure> {
+        let changes = match command {
+            Command::Listen { address } => {
+                let listener = listen::at(*address)?;
+                first.ports.extend(listener.name.clone());
+                vec![Change::AddListener(listener)]
+            }
+            Command::Unlisten { address } => {
+                let name = address.to_string();
+                first.ports.retain(|port| *port != name);
+                vec![Change::RemoveListener { listener: name }]
+            }
+            command => match self.changes(command, &first.ports) {
+                Some((changes, _)) => changes,
+                None => return self.work_on_devices(command).map(drop),
+            },
+        };
+        match command {
+            Command::Listen { .. } | Command::Unlisten { .. } | Command::Ana { .. } => {
+                first.sources.extend(changes.iter().map(|_| Some(index)));
+                first.changes.extend(changes);
+                Ok(())
+            }
+            _ => {
+                let done = self.target.apply(changes);
+                done.map(drop).map_err(Failure::asked_for)
+            }
         }
     }
 

@@ -143,7 +143,8 @@ impl Devices {
     /// The target's.
     pub(crate) fn add_to(&self, target: &Target) -> Result<(), Failure> {
         for (&nsid, open) in &self.open {
-            target.add_namespace(&self.nqn, nsid, Arc::clone(&open.namespace))?;
+            let added = target.add_namespace(&self.nqn, nsid, Arc::clone(&open.namespace));
+            added.map_err(Failure::asked_for)?;
         }
         Ok(())
     }
@@ -159,7 +160,8 @@ impl Devices {
         device: &Device,
     ) -> Result<String, Failure> {
         let open = self.open_new(nsid, device)?;
-        target.add_namespace(&self.nqn, nsid, Arc::clone(&open.namespace))?;
+        let added = target.add_namespace(&self.nqn, nsid, Arc::clone(&open.namespace));
+        added.map_err(Failure::asked_for)?;
         let text = open.describe(nsid);
         self.open.insert(nsid, open);
         Ok(text)

@@ -3,7 +3,7 @@
 use crate::Failure;
 use crate::cli::{Bind, Cli, DiscoveryPort, TransportName};
 use nvmf_target::transport::TcpTransport;
-use nvmf_target::{Error, ListenerConfig, Role};
+use nvmf_target::{Error, ListenerConfig};
 use rustix::io::Errno;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
@@ -53,27 +53,29 @@ impl Listeners {
         Ok(Self { io, discovery })
     }
 
-    /// The addresses of the I/O port and of the discovery port; none of the latter if the I/O
-    /// port is all there is.
-    pub(crate) fn addresses(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
-        let all = |of: &[TcpTransport]| of.iter().map(TcpTransport::local_addr).collect();
-        (all(&self.io), all(&self.discovery))
-    }
-
     /// For the target, each named as its address.
     pub(crate) fn configs(self) -> Vec<ListenerConfig> {
-        let config = |socket: TcpTransport, role| {
-            let name = socket.local_addr().to_string();
-            let mut config = ListenerConfig::on(Box::new(socket));
-            config.name = Some(name);
-            config.role = role;
-            config
-        };
-        let io = self.io.into_iter().map(|socket| config(socket, Role::Io));
+        let io = self.io.into_iter().map(config);
         let discovery = self.discovery.into_iter();
-        io.chain(discovery.map(|socket| config(socket, Role::Discovery)))
+        io.chain(discovery.map(|socket| config(socket).discovery_only()))
             .collect()
     }
+}
+
+/// An I/O port that is bound already.
+///
+/// # Errors
+/// If it cannot be bound.
+pub(crate) fn at(address: SocketAddr) -> Result<ListenerConfig, Error> {
+    TcpTransport::bind(address).map(config)
+}
+
+/// For the target, named as its address.
+fn config(socket: TcpTransport) -> ListenerConfig {
+    let name = socket.local_addr().to_string();
+    let mut config = ListenerConfig::on(Box::new(socket));
+    config.name = Some(name);
+    config
 }
 
 /// What is listened on if nothing is said.

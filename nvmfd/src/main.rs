@@ -13,7 +13,7 @@ use identity::Machine;
 use listen::{Listeners, reachable};
 use log::{LevelFilter, info, warn};
 use nvmf_target::ns::WorkerPool;
-use nvmf_target::{FileReservationStore, SubsystemConfig, Target};
+use nvmf_target::{FileReservationStore, Role, SubsystemConfig, Target};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::{Handle, Signals};
@@ -37,6 +37,27 @@ enum Failure {
     /// It makes sense, but cannot be had.
     #[error("{0}")]
     Environment(String),
+}
+
+impl Failure {
+    /// An error about what the command line asks for.
+    fn asked_for(err: nvmf_target::Error) -> Self {
+        match err {
+            nvmf_target::Error::Config(text) | nvmf_target::Error::NotFound(text) => {
+                Self::Usage(text)
+            }
+            err => err.into(),
+        }
+    }
+
+    /// With the `--command` that it is about.
+    fn of_command(self, command: &str) -> Self {
+        let named = |text: String| format!("--command {command:?}: {text}");
+        match self {
+            Self::Usage(text) => Self::Usage(named(text)),
+            Self::Environment(text) => Self::Environment(named(text)),
+        }
+    }
 }
 
 impl From<nvmf_target::Error> for Failure {
@@ -84,17 +105,18 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     let (stopping, signals) = catch_signals()
         .map_err(|err| Failure::Environment(format!("signals cannot be caught: {err}")))?;
 
-    let target = Target::new(cli.target_config())?;
-    target.add_subsystem(subsystem(cli, &machine, &nqn)?)?;
+    let target = Target::new(cli.target_config()).map_err(Failure::asked_for)?;
+    target
+        .add_subsystem(subsystem(cli, &machine, &nqn)?)
+        .map_err(Failure::asked_for)?;
     devices.add_to(&target)?;
     let mut control = Control {
         target: target.clone(),
         nqn,
         devices,
     };
-    let (io, discovery) = listeners.addresses();
     control.start(listeners.configs(), &cli.commands)?;
-    print(&banner(&control, &io, &discovery))?;
+    print(&banner(&control))?;
     print("nvmfd: serving\n")?;
 
     if cli.stdin_control {
@@ -166,16 +188,23 @@ fn control_by_stdin(mut control: Control, signals: Handle) -> Result<(), Failure
 }
 
 /// What is printed at the start: what is served, where, and how a host gets it.
-fn banner(control: &Control, io: &[SocketAddr], discovery: &[SocketAddr]) -> String {
+fn banner(control: &Control) -> String {
     let nqn = &control.nqn;
+    let listeners = control.target.listeners();
+    // Listeners are named as their addresses.
+    let sockets = |role| -> Vec<SocketAddr> {
+        let those = listeners.iter().filter(|listener| listener.role == role);
+        those.filter_map(|l| l.name.parse().ok()).collect()
+    };
+    let (io, discovery) = (sockets(Role::Io), sockets(Role::Discovery));
     let mut text = format!("nvmfd {}: subsystem {nqn}\n", env!("CARGO_PKG_VERSION"));
     for line in control.devices.describe_all() {
         text += &format!("{line}\n");
     }
-    for address in io {
+    for address in &io {
         text += &format!("listening on {address} for I/O and discovery\n");
     }
-    for address in discovery {
+    for address in &discovery {
         text += &format!("listening on {address} for discovery\n");
     }
     let command = |what: &str, listener| {

@@ -175,7 +175,7 @@ impl Referral {
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
         if self.address.wildcard {
-            let text = format!("referral to {}: one address is wanted", self.address.traddr);
+            let text = format!("referral to {}: one address is wanted", self.address);
             return Err(Error::config(text));
         }
         let name = self.nqn.as_ref();

@@ -14,7 +14,9 @@ use crate::config::{self, hosts};
 use crate::ns::{Namespace, NsSink};
 use crate::reactor::Gate;
 use crate::transport::Transport;
-use crate::{Error, ListenerConfig, ListenerInfo, NamespaceConfig, Referral, SubsystemConfig};
+use crate::{
+    Error, ListenerConfig, ListenerInfo, NamespaceConfig, Referral, Role, SubsystemConfig,
+};
 use log::info;
 use nvmf_proto::wire::log::AsyncEvent;
 use nvmf_proto::wire::nqn::Nqn;
@@ -165,7 +167,12 @@ impl Draft<'_> {
                 anagrpid,
                 state,
             } => {
-                let listener = self.listener(&listener)?.uid;
+                let port = self.listener(&listener)?;
+                if port.role != Role::Io {
+                    let text = format!("listener {listener:?} serves discovery only");
+                    return Err(Error::config(text));
+                }
+                let listener = port.uid;
                 let edited = self.edit(&nqn)?;
                 check_group(&edited.subsystem, anagrpid)?;
                 edited.make(Edit::State(listener, anagrpid, state));
@@ -444,7 +451,7 @@ impl Draft<'_> {
     fn add_referral(&mut self, referral: Referral) -> Result<(), Error> {
         referral.validate()?;
         if self.topology.referrals.iter().any(|r| **r == referral) {
-            let text = format!("there is a referral to {} already", referral.address.traddr);
+            let text = format!("there is a referral to {} already", referral.address);
             return Err(Error::config(text));
         }
         self.topology.referrals.push(Arc::new(referral));
@@ -456,7 +463,7 @@ impl Draft<'_> {
         let before = referrals.len();
         referrals.retain(|r| **r != *referral);
         if referrals.len() == before {
-            let text = format!("no referral to {}", referral.address.traddr);
+            let text = format!("no referral to {}", referral.address);
             return Err(Error::NotFound(text));
         }
         Ok(())

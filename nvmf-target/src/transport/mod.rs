@@ -11,6 +11,7 @@ pub use mem::{MemConnector, MemStream, MemTransport};
 pub use tcp::TcpTransport;
 
 use nvmf_proto::wire::discovery::{AddressFamily, TransportType};
+use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
@@ -46,6 +47,20 @@ impl TransportAddress {
             traddr: ip.to_string(),
             trsvcid: address.port().to_string(),
             wildcard: ip.is_unspecified(),
+        }
+    }
+}
+
+/// As `192.0.2.7:4420` or `[2001:db8::7]:4420`; TRADDR alone if there is no service.
+impl fmt::Display for TransportAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            traddr, trsvcid, ..
+        } = self;
+        match (trsvcid.as_str(), self.adrfam) {
+            ("", _) => f.write_str(traddr),
+            (_, AddressFamily::IPV6) => write!(f, "[{traddr}]:{trsvcid}"),
+            _ => write!(f, "{traddr}:{trsvcid}"),
         }
     }
 }

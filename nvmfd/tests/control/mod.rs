@@ -258,14 +258,70 @@ fn hosts_are_referred_elsewhere() {
 fn commands_at_the_start_are_all_done_or_nothing_is_served() {
     for (command, status, says) in [
         ("group 2 1", 2, "namespace 2"),
+        ("add 4097 ramdisk:1m", 2, "NSID 4097"),
+        ("add 2 /no/such", 1, "/no/such"),
         ("ana 127.0.0.1:1 1 change", 2, "127.0.0.1:1"),
+        ("unrefer 127.0.0.1:1", 2, "127.0.0.1:1"),
+        ("listen 192.0.2.77:0", 1, "192.0.2.77"),
+        ("allow disk", 2, "\"disk\""),
         ("quit", 2, "quit"),
-        ("visible", 2, "--command"),
+        ("visible", 2, "visible"),
         ("resize 1", 2, "RAM disk"),
     ] {
         let arguments = ["--command", "group 1 2", "--command", command, "ramdisk:1m"];
         let (code, text) = refused(&[&ANY_PORT[..], &arguments].concat());
         assert_eq!(code, Some(status), "{text}");
-        assert!(text.contains(says), "{text}");
+        assert!(text.contains(says) && text.contains("--command"), "{text}");
+        assert!(text.contains(command), "{text}");
     }
+}
+
+#[test]
+fn commands_at_the_start_are_done_in_their_order() {
+    // What comes before the namespace that it is about is refused, what goes after it is not.
+    let add = ["--command", "add 2 ramdisk:1m"];
+    let hide = ["--command", "visible 2 none"];
+    let (code, text) = refused(&[&ANY_PORT[..], &hide, &add, &["ramdisk:1m"]].concat());
+    assert_eq!(code, Some(2), "{text}");
+    let remove = ["--command", "remove 2"];
+    let port = free_address();
+    let listen = format!("listen {port}");
+    let last = [
+        "--command",
+        "listen 127.0.0.1:0",
+        "--command",
+        &listen,
+        "--command",
+        "ana all 1 inaccessible",
+        "--command",
+        "listen 127.0.0.1:0",
+    ];
+    let daemon = Daemon::start(&[&add[..], &hide, &remove, &last, &["ramdisk:1m"]].concat());
+    // Ports are told of however they came, and "all" are those of that moment.
+    let ports: Vec<SocketAddr> = daemon
+        .banner
+        .iter()
+        .filter(|line| line.ends_with(" for I/O and discovery"))
+        .map(|line| line.split(' ').nth(2).unwrap().parse().unwrap())
+        .collect();
+    assert_eq!(ports.len(), 4);
+    assert_eq!(ports[2], port);
+    for (index, port) in ports.iter().enumerate() {
+        let mut controller = daemon.connect(as_host(HOST, Some(*port)));
+        let disk = controller.namespace(1).unwrap();
+        let mut queue = io_queue(&mut controller);
+        let read = queue.read(&disk, 0, &mut [0; 512]);
+        assert_eq!(read.is_ok(), index == 3, "{index}: {read:?}");
+    }
+}
+
+#[test]
+fn a_port_that_is_closed_before_the_start_is_not_told_of() {
+    let port = free_address();
+    let (listen, unlisten) = (format!("listen {port}"), format!("unlisten {port}"));
+    let commands = ["--command", &listen, "--command", &unlisten];
+    let ana = ["--command", "ana all 1 inaccessible", "ramdisk:1m"];
+    let daemon = Daemon::start(&[&commands[..], &ana].concat());
+    let told = daemon.banner.iter().any(|l| l.contains(&port.to_string()));
+    assert!(!told, "{:?}", daemon.banner);
 }

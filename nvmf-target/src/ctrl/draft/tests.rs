@@ -2,7 +2,6 @@ use super::*;
 use crate::TargetConfig;
 use crate::ctrl::testing::{Described, Rig, apply, listen, nqn, nvm_subsystem, open, tcp_address};
 use crate::ns::{NsInfo, NsSink};
-use crate::{NamespaceConfig, Role};
 use nvmf_proto::wire::feature::AsyncEventConfig;
 use nvmf_proto::wire::log::AsyncEvent;
 use std::sync::Mutex;
@@ -257,6 +256,34 @@ fn one_refused_change_refuses_them_all() {
     let snapshot = rig.subsystem.snapshot();
     assert_eq!(snapshot.table.get(3).unwrap().anagrpid, 128);
     assert!(disks.ends_with("disks"));
+}
+
+#[test]
+fn a_listener_for_discovery_has_no_ana_states() {
+    let rig = Rig::nvm();
+    let mut config = ListenerConfig::tcp(([127, 0, 0, 1], 0).into()).discovery_only();
+    config.name = Some("discovery".to_owned());
+    rig.core.apply(vec![Change::AddListener(config)]).unwrap();
+    let change = Change::SetAnaState {
+        nqn: rig.nqn(),
+        listener: "discovery".to_owned(),
+        anagrpid: 1,
+        state: AnaState::Inaccessible,
+    };
+    let err = rig.core.apply(vec![change]).err().unwrap();
+    assert!(err.to_string().contains("discovery only"), "{err}");
+}
+
+#[test]
+fn referrals_are_named_with_their_ports() {
+    let rig = Rig::nvm();
+    for address in ["192.0.2.7:8009", "[2001:db8::7]:8009"] {
+        let referral = Referral::tcp(address.parse().unwrap());
+        let change = Change::RemoveReferral(referral.clone());
+        assert!(change.to_string().ends_with(address), "{change}");
+        let err = rig.core.apply(vec![change]).err().unwrap();
+        assert!(err.to_string().ends_with(address), "{err}");
+    }
 }
 
 #[test]
