@@ -67,7 +67,9 @@ impl Target {
         drop(changing);
         drop(dropped);
         for (namespace, sink) in attached {
-            namespace.subscribe(sink);
+            namespace.subscribe(sink.clone());
+            // What has changed since it was asked it could tell nobody.
+            sink.changed();
         }
         Ok(listeners)
     }
@@ -98,13 +100,13 @@ impl Target {
     ///
     /// # Errors
     /// [`Error::NotFound`] without such a subsystem, [`Error::Config`] if the NSID is taken or out
-    /// of range or the namespace's information is not acceptable.
+    /// of range, or the namespace's information is not acceptable or its UUID another namespace's.
     pub fn add_namespace(&self, nqn: &str, nsid: u32, ns: impl Namespace) -> Result<(), Error> {
         self.add_namespace_with(nqn, NamespaceConfig::new(nsid), Arc::new(ns))
     }
 
     /// Attaches a namespace to a subsystem. The same one may be attached several times, to several
-    /// subsystems too: it gets a sink each time, and fused commands are atomic across all of them.
+    /// subsystems too, but not to one under the same UUID: it gets a sink each time, and fused commands are atomic across all of them.
     /// Reservations are not shared.
     ///
     /// # Errors
@@ -304,5 +306,81 @@ impl Target {
     /// [`Error::NotFound`] if there is none like it.
     pub fn remove_referral(&self, referral: Referral) -> Result<(), Error> {
         self.change(Change::RemoveReferral(referral))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ns::{Lane, LaneCx, NsInfo};
+    use crate::transport::{Stream, TransportAddress};
+    use crate::{SubsystemConfig, TargetConfig};
+    use rustix::event::{EventfdFlags, eventfd};
+    use std::io;
+    use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::mpsc::{Sender, channel};
+
+    const NQN: &str = "nqn.2014-08.org.example:disks";
+
+    fn target() -> Target {
+        let mut config = TargetConfig::default();
+        config.reactors = 1;
+        let target = Target::new(config).unwrap();
+        target.add_subsystem(SubsystemConfig::new(NQN)).unwrap();
+        target
+    }
+
+    /// It grows whenever it is asked.
+    struct Growing(AtomicU64);
+
+    impl Namespace for Growing {
+        fn info(&self) -> NsInfo {
+            NsInfo::new(512, 1 + self.0.fetch_add(1, Ordering::Relaxed))
+        }
+
+        fn open_lane(&self, _: &LaneCx) -> Result<Box<dyn Lane>, Error> {
+            Err(Error::NotFound("no lane".to_owned()))
+        }
+    }
+
+    #[test]
+    fn a_backend_that_changes_before_it_can_tell_is_asked_again() {
+        let target = target();
+        let namespace = Growing(AtomicU64::new(0));
+        target.add_namespace(NQN, 1, namespace).unwrap();
+        let subsystems = target.0.core.subsystems();
+        let table = subsystems[0].table();
+        assert_eq!(table.get(1).unwrap().info.blocks, 2);
+    }
+
+    /// It panics when it is to accept, and says when it is gone.
+    struct Bad(OwnedFd, #[expect(dead_code, reason = "dropped")] Sender<()>);
+
+    impl Transport for Bad {
+        fn address(&self) -> TransportAddress {
+            TransportAddress::tcp(([192, 0, 2, 9], 1).into())
+        }
+
+        fn readiness(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+
+        fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>> {
+            panic!("as it should in this test");
+        }
+    }
+
+    #[test]
+    fn listeners_can_be_removed_when_their_thread_has_ended() {
+        let target = target();
+        let ready = eventfd(1, EventfdFlags::CLOEXEC).unwrap();
+        let (sender, gone) = channel();
+        target
+            .listen_on(Box::new(Bad(ready, sender)), Role::Io)
+            .unwrap();
+        gone.recv().unwrap_err();
+        target.remove_listener("192.0.2.9").unwrap();
+        assert!(target.listeners().is_empty());
     }
 }

@@ -126,5 +126,6 @@ impl Conn {
             queue.settling.retain(|settling| settling.slot != slot);
         }
         self.complete(cx, slot, status, 0);
+        self.flush_for_shutdown(cx);
     }
 }

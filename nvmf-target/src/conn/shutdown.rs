@@ -16,7 +16,9 @@ impl Conn {
         let Queue::Admin(admin) = &mut self.queue else {
             return;
         };
-        if !admin.controller.begin_flush() {
+        // The requests of a command that waits for flushes, too, could be taken for those of the
+        // shutdown, and the other way round: it ends first.
+        if !admin.settling.is_empty() || !admin.controller.begin_flush() {
             return;
         }
         let view = admin.controller.view();

@@ -289,7 +289,17 @@ impl Draft<'_> {
             gate: self.gate_of(&namespace),
         };
         let (entry, sink) = subsystem.entry(config, attached)?;
-        self.edit(nqn)?.make(Edit::Attach(entry));
+        let edited = self.edit(nqn)?;
+        let same = |other: &&Arc<NsEntry>| other.info.uuid == entry.info.uuid;
+        if let Some(other) = edited.snapshot.table.iter().find(same) {
+            // NVMe Base 2.1, UUID: what tells namespaces apart, for hosts and in the store of
+            // reservations.
+            return Err(Error::config(format!(
+                "NSID {} in {nqn} has the UUID of {}",
+                config.nsid, other.nsid
+            )));
+        }
+        edited.make(Edit::Attach(entry));
         self.effects.attached.push((namespace, sink));
         Ok(())
     }
@@ -541,13 +551,18 @@ impl Core {
         };
         let subsystems = old.subsystems.values().map(|member| &member.subsystem);
         for subsystem in subsystems.chain([&self.discovery]) {
-            let controllers = subsystem.controllers();
-            for controller in controllers.iter().filter(|c| !admitted(c)) {
+            let mut strangers = subsystem.controllers();
+            strangers.retain(|controller| !admitted(controller));
+            for controller in &strangers {
                 info!(
                     "controller {} of {}: {} may not use it any more",
                     controller.cntlid, subsystem.nqn, controller.hostnqn
                 );
                 controller.end();
+            }
+            if !strangers.is_empty() {
+                // Reactors close the connections in their time, but take no command from now on.
+                subsystem.access_changed();
             }
         }
     }

@@ -8,7 +8,7 @@ use nvmf_proto::wire::feature::WriteProtectState;
 use nvmf_proto::wire::nqn::Nqn;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// An attached namespace at one moment.
 #[derive(Clone, Debug)]
@@ -37,6 +37,8 @@ pub(crate) struct NsShared {
     /// What it is called in log lines.
     pub(crate) name: String,
     pub(crate) namespace: Arc<dyn Namespace>,
+    /// Held while the backend is asked for its information, so that what it says last counts.
+    pub(super) asking: Mutex<()>,
     /// What the backend's sink calls: kept, for the backend holds a weak reference.
     pub(crate) _notify: Arc<dyn Fn() + Send + Sync>,
     pub(crate) gate: Arc<Gate>,

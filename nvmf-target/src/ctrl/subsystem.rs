@@ -146,6 +146,10 @@ impl Subsystem {
     pub(super) fn view_of(&self, controller: &Controller) -> View {
         let Snapshot { table, ana } = self.snapshot();
         let ana = ana.port(controller.listener.uid);
+        // What comes before its connections are closed has no right to anything any more.
+        let over = controller
+            .is_ending()
+            .then_some(Status::ABORTED_SQ_DELETION);
         View::new(&table, &controller.hostnqn, ana, |entry| {
             let rights = entry.shared.reservations.rights(&controller.hostid);
             let unless = |right: bool| (!right).then_some(Status::RESERVATION_CONFLICT.dnr());
@@ -153,10 +157,10 @@ impl Subsystem {
                 .is_protected()
                 .then_some(Status::NAMESPACE_WRITE_PROTECTED.dnr());
             Access {
+                ana: over,
                 reads: unless(rights.read),
                 flush: unless(rights.write),
                 writes: unless(rights.write).or(protected),
-                ..Access::default()
             }
         })
     }
@@ -169,15 +173,21 @@ impl Subsystem {
     /// Changes the namespaces or how they are reached. Controllers to which that makes a difference
     /// are told.
     pub(super) fn update(&self, change: impl FnOnce(&mut Snapshot)) {
-        self.update_by(None, change);
+        self.update_if(None, |snapshot| {
+            change(snapshot);
+            true
+        });
     }
 
-    /// The same for a controller whose host has asked for it and need not be told.
-    fn update_by(&self, by: Option<u16>, change: impl FnOnce(&mut Snapshot)) {
+    /// The same if `change` says that it has changed anything, for a controller whose host has
+    /// asked for it and need not be told.
+    fn update_if(&self, by: Option<u16>, change: impl FnOnce(&mut Snapshot) -> bool) {
         let (old, new) = {
             let mut snapshot = lock(&self.snapshot);
             let old = snapshot.clone();
-            change(&mut snapshot);
+            if !change(&mut snapshot) {
+                return;
+            }
             self.generation.fetch_add(1, Ordering::Release);
             (old, snapshot.clone())
         };
@@ -205,7 +215,7 @@ impl Subsystem {
         state: WriteProtectState,
     ) -> Option<Vec<Arc<NsEntry>>> {
         let mut changed = Some(Vec::new());
-        self.update_by(Some(by), |snapshot| {
+        self.update_if(Some(by), |snapshot| {
             let all = nsids.iter().filter_map(|&nsid| snapshot.table.get(nsid));
             let all: Vec<_> = all.cloned().collect();
             let fixed = |e: &Arc<NsEntry>| {
@@ -213,7 +223,7 @@ impl Subsystem {
             };
             if all.iter().any(fixed) {
                 changed = None;
-                return;
+                return false;
             }
             for entry in &all {
                 let entry = NsEntry {
@@ -223,6 +233,7 @@ impl Subsystem {
                 snapshot.set(entry.nsid, Some(Arc::new(entry)));
             }
             changed = Some(all);
+            true
         });
         changed
     }
@@ -267,6 +278,7 @@ impl Subsystem {
             shared: Arc::new(NsShared {
                 name: format!("{} namespace {nsid}", self.nqn),
                 namespace,
+                asking: Mutex::default(),
                 _notify: notify,
                 gate,
                 stats: NsStats::default(),
@@ -277,28 +289,39 @@ impl Subsystem {
     }
 
     fn namespace_info_changed(&self, nsid: u32, uid: u64) {
-        self.update(|snapshot| {
-            let Some(old) = snapshot.table.get(nsid).filter(|entry| entry.uid == uid) else {
+        let attached = |table: &NsTable| {
+            let entry = table.get(nsid).filter(|entry| entry.uid == uid);
+            entry.cloned()
+        };
+        let Some(entry) = attached(&self.table()) else {
+            return;
+        };
+        let shared = &entry.shared;
+        // The backend takes its time, and may have locks of its own: no other lock is held.
+        let _alone = lock(&shared.asking);
+        let info = match self.checked_info(nsid, &*shared.namespace) {
+            Ok(info) => info,
+            Err(err) => {
+                log::error!("{}: it keeps its old geometry: {err}", shared.name);
                 return;
-            };
-            match self.checked_info(nsid, &*old.shared.namespace) {
-                Ok(info) if info == old.info => {}
-                Ok(info) => {
-                    if info.depth != old.info.depth {
-                        old.shared.gate.tell_depth(uid, info.depth);
-                    }
-                    let entry = NsEntry {
-                        info,
-                        ..NsEntry::clone(old)
-                    };
-                    snapshot.set(nsid, Some(Arc::new(entry)));
-                }
-                Err(err) => log::error!(
-                    "{}: namespace {nsid} keeps its old geometry: {err}",
-                    self.nqn
-                ),
             }
+        };
+        let mut depth = None;
+        self.update_if(None, |snapshot| {
+            let Some(old) = attached(&snapshot.table).filter(|old| old.info != info) else {
+                return false;
+            };
+            depth = Some(info.depth).filter(|&depth| depth != old.info.depth);
+            let entry = NsEntry {
+                info,
+                ..NsEntry::clone(&old)
+            };
+            snapshot.set(nsid, Some(Arc::new(entry)));
+            true
         });
+        if let Some(depth) = depth {
+            shared.gate.tell_depth(uid, depth);
+        }
     }
 
     /// The backend's information, checked, with the identifiers that it left open derived from

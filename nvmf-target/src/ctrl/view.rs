@@ -27,7 +27,8 @@ pub(crate) struct Seen {
 /// Why commands to a namespace are refused at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Access {
-    /// Any I/O command: the state of its ANA group at this controller's port.
+    /// Any I/O command: the end of the controller, or the state of its ANA group at the
+    /// controller's port.
     pub(crate) ana: Option<Status>,
     /// Commands that read: a reservation that another host holds.
     pub(crate) reads: Option<Status>,
@@ -50,10 +51,11 @@ impl View {
         for entry in table.iter().filter(|e| e.visibility.includes(hostnqn)) {
             // They come in ascending order of NSID.
             seen.resize_with(entry.nsid as usize - 1, || None);
+            let access = access(entry);
             seen.push(Some(Seen {
                 access: Access {
-                    ana: ana.get(entry.anagrpid).refusal(),
-                    ..access(entry)
+                    ana: access.ana.or(ana.get(entry.anagrpid).refusal()),
+                    ..access
                 },
                 entry: Arc::clone(entry),
             }));

@@ -27,7 +27,8 @@ enum Order {
     Close(Arc<Listener>, SyncSender<()>),
 }
 
-type Orders = Mutex<Vec<Order>>;
+/// `None` once the thread has ended: nobody carries out any more.
+type Orders = Mutex<Option<Vec<Order>>>;
 
 /// The way to the accepting thread.
 pub(crate) struct AcceptorHandle {
@@ -52,10 +53,10 @@ impl AcceptorHandle {
     }
 
     fn order(&self, order: Order) {
-        self.orders
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(order);
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(orders) = &mut *orders {
+            orders.push(order);
+        }
         self.waker.wake();
     }
 
@@ -90,7 +91,8 @@ pub(crate) fn spawn_acceptor(
     let waker = Waker::new().map_err(failed)?;
     let poller = Poller::new().map_err(failed)?;
     poller.add_level(&waker, WAKER_TOKEN).map_err(failed)?;
-    let (orders, stop) = (Arc::<Orders>::default(), Arc::new(AtomicBool::new(false)));
+    let orders = Arc::new(Orders::new(Some(Vec::new())));
+    let stop = Arc::new(AtomicBool::new(false));
     let mut acceptor = Acceptor {
         core: Arc::clone(core),
         reactors,
@@ -111,6 +113,16 @@ pub(crate) fn spawn_acceptor(
         waker,
         thread: Some(thread),
     })
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        // Also if a transport has panicked: whoever waits for an order sees that it is dropped.
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = orders.take();
+        drop(orders);
+        drop(left);
+    }
 }
 
 impl Acceptor {
@@ -145,9 +157,10 @@ impl Acceptor {
     }
 
     fn take_orders(&mut self) {
-        let orders =
-            std::mem::take(&mut *self.orders.lock().unwrap_or_else(PoisonError::into_inner));
-        for order in orders {
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let todo = orders.as_mut().map(std::mem::take).unwrap_or_default();
+        drop(orders);
+        for order in todo {
             match order {
                 Order::Open(transport, listener) => {
                     let token = self.next_token;

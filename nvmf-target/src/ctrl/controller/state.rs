@@ -239,7 +239,6 @@ impl Controller {
     }
 
     /// Whether the association is ended or ending.
-    #[cfg(test)]
     pub(in crate::ctrl) fn is_ending(&self) -> bool {
         lock(&self.state).ending
     }

@@ -2,6 +2,8 @@ use super::*;
 use crate::TargetConfig;
 use crate::ctrl::testing::{Described, Rig, apply, listen, nqn, nvm_subsystem, open, tcp_address};
 use crate::ns::{NsInfo, NsSink};
+use crate::{NamespaceConfig, Role};
+use nvmf_proto::wire::Status;
 use nvmf_proto::wire::feature::AsyncEventConfig;
 use nvmf_proto::wire::log::AsyncEvent;
 use std::sync::Mutex;
@@ -560,4 +562,121 @@ fn a_backend_may_be_attached_to_several_subsystems() {
         sinks.iter().map(NsSink::is_of_use).collect::<Vec<_>>(),
         [true, false, true]
     );
+}
+
+/// Connections are closed by their reactors, in their time. A command that comes before that finds
+/// that its controller has no rights any more.
+#[test]
+fn a_controller_that_has_to_end_takes_no_command() {
+    let rig = Rig::nvm();
+    let stays = rig.other("stays");
+    for of in ["host", "stays"] {
+        rig.apply(Change::AddHost {
+            nqn: rig.nqn(),
+            host: name(of),
+        });
+    }
+    let listener = || "192.0.2.1".to_owned();
+    let inaccessible = Change::SetAnaState {
+        nqn: rig.nqn(),
+        listener: listener(),
+        anagrpid: 2,
+        state: AnaState::Inaccessible,
+    };
+    let move_it = Change::SetAnaGroup {
+        nqn: rig.nqn(),
+        nsid: 3,
+        anagrpid: 2,
+    };
+    rig.core.apply(vec![inaccessible, move_it]).unwrap();
+    let queue = |rig: &Rig| {
+        let (mut view, mut generation) = (Arc::default(), 0);
+        rig.controller.refresh(&mut view, &mut generation);
+        (view, generation)
+    };
+    let refused = |rig: &Rig, (view, generation): &mut (_, u64)| {
+        rig.controller.refresh(view, generation);
+        [1, 3].map(|nsid| view.get(nsid).unwrap().access.ana)
+    };
+    let (mut mine, mut theirs) = (queue(&rig), queue(&stays));
+    let usual = [None, Some(Status::ANA_INACCESSIBLE)];
+    assert_eq!(refused(&rig, &mut mine), usual);
+    let deny = Change::AllowAnyHost {
+        nqn: rig.nqn(),
+        allow: false,
+    };
+    let remove = Change::RemoveHost {
+        nqn: rig.nqn(),
+        host: name("host"),
+    };
+    rig.core.apply(vec![deny, remove]).unwrap();
+    let over = [Some(Status::ABORTED_SQ_DELETION); 2];
+    assert_eq!(refused(&rig, &mut mine), over);
+    assert_eq!(refused(&stays, &mut theirs), usual);
+    // With a listener the ANA states of its port are forgotten.
+    rig.apply(Change::RemoveListener {
+        listener: listener(),
+    });
+    assert_eq!(refused(&stays, &mut theirs), over);
+}
+
+/// A backend that needs what the target needs, too, to say what it is.
+#[derive(Default)]
+struct Entangled(Mutex<Option<Arc<Subsystem>>>, Mutex<Option<NsSink>>);
+
+impl Namespace for Entangled {
+    fn info(&self) -> NsInfo {
+        let subsystem = self.0.lock().unwrap();
+        let others = subsystem.as_ref().map_or(0, |s| s.table().iter().count());
+        NsInfo::new(512, 8 + others as u64)
+    }
+
+    fn open_lane(&self, _: &crate::ns::LaneCx) -> Result<Box<dyn crate::ns::Lane>, Error> {
+        Err(Error::NotFound("no lane".to_owned()))
+    }
+
+    fn subscribe(&self, sink: NsSink) {
+        *self.1.lock().unwrap() = Some(sink);
+    }
+}
+
+#[test]
+fn a_backend_is_asked_while_no_reactor_waits_and_for_nothing_no_view_is_made() {
+    let rig = Rig::nvm();
+    let backend = Arc::new(Entangled::default());
+    let effects = rig.core.apply(vec![Change::AddNamespace {
+        nqn: rig.nqn(),
+        config: NamespaceConfig::new(9),
+        namespace: Arc::clone(&backend) as _,
+    }]);
+    for (namespace, sink) in effects.unwrap().attached {
+        namespace.subscribe(sink);
+    }
+    let sink = backend.1.lock().unwrap().clone().unwrap();
+    let generation = rig.subsystem.generation();
+    sink.changed();
+    assert_eq!(rig.subsystem.generation(), generation);
+    *backend.0.lock().unwrap() = Some(Arc::clone(&rig.subsystem));
+    sink.changed();
+    assert_eq!(rig.subsystem.table().get(9).unwrap().info.blocks, 8 + 3);
+    assert!(rig.subsystem.generation() > generation);
+    *backend.0.lock().unwrap() = None;
+}
+
+#[test]
+fn namespaces_of_a_subsystem_have_different_uuids() {
+    let rig = Rig::nvm();
+    let with_uuid = |nsid| Change::AddNamespace {
+        nqn: rig.nqn(),
+        config: NamespaceConfig::new(nsid),
+        namespace: Arc::new(Described(NsInfo::new(512, 8).with_uuid([9; 16]))),
+    };
+    let remove = |nsid| Change::RemoveNamespace {
+        nqn: rig.nqn(),
+        nsid,
+    };
+    rig.apply(with_uuid(10));
+    let error = rig.core.apply(vec![with_uuid(11)]).err().unwrap();
+    assert!(error.to_string().contains("UUID of 10"), "{error}");
+    rig.core.apply(vec![remove(10), with_uuid(11)]).unwrap();
 }

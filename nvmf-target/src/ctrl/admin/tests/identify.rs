@@ -258,7 +258,7 @@ fn identifiers_are_well_formed_and_of_one_namespace() {
     rig.attach(11, none.clone().with_uuid(uuid));
     rig.attach(12, none.clone().with_ids(nguid, [0; 8]));
     rig.attach(13, none.clone().with_ids([0; 16], eui64));
-    rig.attach(14, none.with_uuid(uuid).with_ids(nguid, eui64));
+    rig.attach(14, none.with_uuid([0x56; 16]).with_ids(nguid, eui64));
     let ids = |nsid| {
         let data = data(&rig, Cns::NS_ID_DESCRIPTORS, nsid);
         let ids = NsIdDescriptors::decode(&data).unwrap();
@@ -276,7 +276,7 @@ fn identifiers_are_well_formed_and_of_one_namespace() {
     assert_eq!(ids(11).0, uuid);
     assert_eq!((ids(12).1, ids(12).2), (nguid, [0x66; 8]));
     assert_eq!(ids(13).2, eui64);
-    assert_eq!(ids(14), (uuid, nguid, eui64));
+    assert_eq!(ids(14), ([0x56; 16], nguid, eui64));
     // They come back with the NSID, so UIDREUSE does not promise otherwise.
     let before = ids(10);
     rig.apply(Change::RemoveNamespace {

@@ -432,3 +432,17 @@ fn reporting_contexts() {
         "a reset releases it"
     );
 }
+
+#[test]
+fn the_persistent_event_log_names_who_identify_names() {
+    let rig = Rig::new(|core| {
+        let mut config = crate::SubsystemConfig::new(nqn("sold").as_str());
+        (config.vendor_id, config.subsystem_vendor_id) = (0x1234, 0x5678);
+        crate::ctrl::testing::apply(core, crate::change::Change::AddSubsystem(config));
+        Arc::clone(&core.topology().subsystems[&nqn("sold")].subsystem)
+    });
+    rig.enable();
+    let page = events(&rig, PersistentEventAction::ESTABLISH, 0, 512).unwrap();
+    let header = PersistentEventLogHeader::decode(page.first_chunk().unwrap());
+    assert_eq!((header.vid, header.ssvid), (0x1234, 0x5678));
+}
