@@ -324,9 +324,11 @@ mod tests {
     const NQN: &str = "nqn.2014-08.org.example:disks";
 
     fn target() -> Target {
-        let mut config = TargetConfig::default();
-        config.reactors = 1;
-        let target = Target::new(config).unwrap();
+        let target = Target::new(TargetConfig {
+            reactors: 1,
+            ..TargetConfig::default()
+        })
+        .unwrap();
         target.add_subsystem(SubsystemConfig::new(NQN)).unwrap();
         target
     }

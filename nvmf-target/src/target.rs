@@ -121,8 +121,8 @@ impl Target {
     /// Shuts down: closes the listeners, lets connections finish what has begun (commands in
     /// backends, and writes whose data is on its way), flushes the backends, and closes the
     /// connections when their hosts have seen the end. A host that does nothing is given up after
-    /// two seconds; what is not done `within` the time is cut off. No listener can be
-    /// added from here on.
+    /// two seconds; what is not done `within` the time is cut off. No listener can be added
+    /// from here on.
     ///
     /// True if everything was done; also if it was shut down before. If another thread is shutting
     /// down, the shorter time counts for both.

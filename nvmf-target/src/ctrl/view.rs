@@ -54,7 +54,7 @@ impl View {
             let access = access(entry);
             seen.push(Some(Seen {
                 access: Access {
-                    ana: access.ana.or(ana.get(entry.anagrpid).refusal()),
+                    ana: access.ana.or_else(|| ana.get(entry.anagrpid).refusal()),
                     ..access
                 },
                 entry: Arc::clone(entry),
