@@ -228,9 +228,8 @@ impl Control {
             }
             Command::Allow { host } | Command::Forbid { host } => {
                 let allow = matches!(command, Command::Allow { .. });
-                let (change, who) = self.host_change(host.clone(), allow);
-                let may = if allow { "may" } else { "may not" };
-                one(change, format!("{who} {may} connect"))
+                let (change, answer) = self.host_change(host.clone(), allow);
+                one(change, answer)
             }
             Command::Listen { address } => one(
                 Change::AddListener(ListenerConfig::tcp(*address)),
@@ -256,20 +255,23 @@ impl Control {
 
     fn host_change(&self, host: Option<String>, allow: bool) -> (Change, String) {
         let nqn = self.nqn.clone();
-        match host {
-            None if allow => (Change::AllowAnyHost { nqn, allow }, "any host".to_owned()),
-            None => {
-                let who = "a host that is not listed".to_owned();
-                (Change::AllowAnyHost { nqn, allow }, who)
+        match (host, allow) {
+            (None, true) => {
+                let answer = "any host may connect".to_owned();
+                (Change::AllowAnyHost { nqn, allow }, answer)
             }
-            Some(host) => {
-                let who = host.clone();
-                let change = if allow {
-                    Change::AddHost { nqn, host }
-                } else {
-                    Change::RemoveHost { nqn, host }
-                };
-                (change, who)
+            (None, false) => {
+                let answer = "a host that is not listed may not connect".to_owned();
+                (Change::AllowAnyHost { nqn, allow }, answer)
+            }
+            (Some(host), true) => {
+                let answer = format!("{host} may connect");
+                (Change::AddHost { nqn, host }, answer)
+            }
+            // It still may where any host may.
+            (Some(host), false) => {
+                let answer = format!("{host} is not listed any more");
+                (Change::RemoveHost { nqn, host }, answer)
             }
         }
     }

@@ -117,7 +117,7 @@ impl Command {
             let names = USAGE.map(|(usage, _)| name_of(usage));
             return Err(format!(
                 "{:?}: one of {} is wanted",
-                String::from_utf8_lossy(line),
+                String::from_utf8_lossy(line.trim_ascii()),
                 names.join(", ")
             ));
         };

@@ -100,7 +100,7 @@ fn hosts_are_allowed_and_forbidden() {
     assert_eq!(second.active_namespaces().unwrap(), [1]);
     assert_eq!(
         daemon.tell(&format!("forbid {OTHER}")),
-        format!("ok {OTHER} may not connect")
+        format!("ok {OTHER} is not listed any more")
     );
     second.active_namespaces().unwrap_err();
     assert_eq!(first.active_namespaces().unwrap(), [1]);
@@ -112,6 +112,8 @@ fn hosts_are_allowed_and_forbidden() {
     assert_eq!(daemon.tell("allow any"), "ok any host may connect");
     assert_eq!(refusal(&daemon, OTHER), None);
     assert!(daemon.tell("allow not-an-nqn").contains("not-an-nqn"));
+    let unknown = daemon.tell("permit all");
+    assert!(unknown.starts_with("error \"permit all\": "), "{unknown}");
 }
 
 /// The status with which a host's Connect is refused, if it is.
