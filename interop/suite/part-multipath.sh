@@ -2,6 +2,7 @@
 
 # Sets first and second: the controllers behind the two ports of target paths.
 both_paths() {
+  nvmet_deviates "is not set up with two ports here"
   detach paths
   ana all 1 optimized
   path "$(io_port paths)"

@@ -89,6 +89,7 @@ step "namespace: added and removed between connections" seen_after_connect
 is_read_only() { [ "$(blockdev --getro "$(disk main "$1")")" = "$2" ]; }
 
 read_only_at_run_time() {
+  nvmet_deviates "cannot change that"
   attach main
   namespace_add main 15 ram:16
   wait_until has_disk main 15

@@ -3,6 +3,7 @@
 # The kernel takes controllers of both hosts for paths of one disk; commands go to one of them by its own device, which
 # the kernel allows as long as there is one namespace.
 both_hosts() {
+  nvmet_deviates "has no reservations in Linux 6.12"
   detach shared
   nvme_connect shared "$@"
   a=/dev/$controller
