@@ -286,13 +286,14 @@ resets() {
 }
 step "commands: reset, subsystem-reset, ns-rescan" commands resets
 
-# It ends the controllers of all hosts, which come back by themselves.
+# It ends the controllers of all hosts, which come back by themselves. By the property, for the kernel's own way waits a
+# minute for an answer from the controller that it has just reset.
 subsystem_reset() {
   target_start resettable --subsystem-reset ram:16
   connect resettable --reconnect-delay=1
   local first=$controller
   connect resettable --reconnect-delay=1 "${other_host[@]}"
-  nvme subsystem-reset "/dev/$first"
+  nvme set-property "/dev/$first" --offset=0x20 --value=0x4e564d65
   wait_until both_reset "$first" "$controller"
   wait_until is_live "$first"
   wait_until is_live "$controller"
