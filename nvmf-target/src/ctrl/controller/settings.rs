@@ -109,9 +109,11 @@ impl Controller {
 
     /// Turns the volatile write cache on or off for commands of this controller.
     pub(in crate::ctrl) fn enable_write_cache(&self, enable: bool) {
-        self.change_settings(|s| s.write_cache = enable);
-        // Its queues look at their view.
-        self.subsystem.access_changed();
+        if self.settings().write_cache != enable {
+            self.change_settings(|s| s.write_cache = enable);
+            // Its queues look at their view.
+            self.subsystem.access_changed();
+        }
     }
 
     /// Sends events of the critical warnings that there are.
