@@ -10,6 +10,7 @@ use nvmf_target::ns::{
     FileBackend, FileId, FileOptions, Inline, Namespace, RamDisk, Threaded, WorkerPool,
 };
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -173,8 +174,11 @@ impl Devices {
     /// # Errors
     /// If there is none of that NSID.
     pub(crate) fn remove(&mut self, target: &Target, nsid: u32) -> Result<bool, Failure> {
-        let open = self.open.remove(&nsid).ok_or_else(|| none_of(nsid))?;
+        let Entry::Occupied(entry) = self.open.entry(nsid) else {
+            return Err(none_of(nsid));
+        };
         target.remove_namespace(&self.nqn, nsid)?;
+        let open = entry.remove();
         let file = open.file.as_ref().map(Arc::downgrade).unwrap_or_default();
         drop(open);
         let deadline = Instant::now() + CLOSE_WITHIN;
