@@ -36,8 +36,8 @@ reset_storm() {
   local first=$controller i
   connect main --duplicate-connect
   load --name=ram --filename="$(disk_of ram)" $(lasting_disks)
-  for i in 1 2 3 4 5 6 7 8 9 10; do nvme reset "/dev/$first"; done &
-  for i in 1 2 3 4 5 6 7 8 9 10; do nvme reset "/dev/$controller"; done
+  for i in 1 2 3 4 5 6; do nvme reset "/dev/$first"; done &
+  for i in 1 2 3 4 5 6; do nvme reset "/dev/$controller"; done
   wait $!
   wait_until is_live "$first"
   wait_until is_live "$controller"
