@@ -34,21 +34,21 @@ identify() {
   says '\[   0\]:0x1' nvme list-ns "$c"
   says 'uuid *: [0-9a-f]{8}-' nvme ns-descs "$d"
   says 'dmrl *: ' nvme nvm-id-ctrl "$c"
-  says 'elbaf  0 : qpif:0 pif:0 sts:0 *\(in use\)' nvme nvm-id-ns "$d"
-  says 'nstat *: 0x1' nvme cmdset-ind-id-ns "$d"
   says 'Combination\[0\]:1' nvme id-iocs "$c"
 }
-step "commands: id-ctrl, id-ns, list-ns, ns-descs, nvm-id-ctrl, nvm-id-ns, cmdset-ind-id-ns, id-iocs" commands identify
+step "commands: id-ctrl, id-ns, list-ns, ns-descs, nvm-id-ctrl, id-iocs" commands identify
 
 identify_nvmet_lacks() {
   nvmet_deviates "lacks them"
+  says 'elbaf  0 : qpif:0 pif:0 sts:0 *\(in use\)' nvme nvm-id-ns "$d"
+  says 'nstat *: 0x1' nvme cmdset-ind-id-ns "$d"
   says '\[   2\]:0x3' nvme list-ns "$c" -a
   local cntlid
   cntlid=$(printf 0x%x "$(cat "/sys/class/nvme/$controller/cntlid")")
   says "\[   0\]:$cntlid" nvme list-ctrl "$c"
   says "\[   0\]:$cntlid" nvme list-ctrl "$c" -n 1
 }
-step "commands: list-ns -a, list-ctrl" commands identify_nvmet_lacks
+step "commands: nvm-id-ns, cmdset-ind-id-ns, list-ns -a, list-ctrl" commands identify_nvmet_lacks
 
 identify_refused() {
   nvmet_deviates "answers some of them"
@@ -70,7 +70,7 @@ logs() {
   says 'Device:.* log-id:2 ' nvme get-log "$c" -i 2 -l 512
   says 'temperature' nvme smart-log "$c"
   says 'error_count' nvme error-log "$c"
-  says 'afi *: 0x1' nvme fw-log "$c"
+  says 'afi *: ' nvme fw-log "$c"
   says 'no ns changed' nvme changed-ns-list-log "$c"
   says 'Identify *\]' nvme effects-log "$c"
   says 'state.*optimized' nvme ana-log "$c"
@@ -180,8 +180,8 @@ properties() {
   cc=$(nvme get-property "$c" --offset=0x14 | sed 's/.*value: //')
   says 'Command Set Selected|Enable *\(EN\): Yes' nvme show-regs "$c" -H
   # It shows garbage in the upper half.
-  says 'Controller Configuration.*0x[0-9a-f]*460001' nvme set-property "$c" --offset=0x14 --value="$cc"
-  says 'value: 0x460001' nvme set-reg "$c" --cc="$cc"
+  says "Controller Configuration.*0x[0-9a-f]*${cc#0x}" nvme set-property "$c" --offset=0x14 --value="$cc"
+  says "value: $cc" nvme set-reg "$c" --cc="$cc"
   says "value: 0x[0-9a-f]+" nvme get-reg "$c" --cap
   is_live "$controller"
 }
@@ -196,7 +196,7 @@ io() {
   says success nvme dsm "$d" -d -s 0 -b 8
   read_disk "$d" 0 4096 | cmp -n 4096 - /dev/zero
   says 'Flush is Success' nvme io-passthru "$d" --opcode=0 --namespace-id=1
-  says 'Identify is Success.*6e 76 6d 66 20 74 61 72' nvme admin-passthru "$c" --opcode=6 --cdw10=1 --data-len=4096 -r
+  says 'Identify is Success' nvme admin-passthru "$c" --opcode=6 --cdw10=1 --data-len=4096 -r
 }
 step "commands: read, write, flush, write-zeroes, dsm, io-passthru, admin-passthru" commands io
 
@@ -332,6 +332,7 @@ step "commands: dim" commands dim
 elsewhere='gen-dhchap-key check-dhchap-key gen-tls-key check-tls-key tls-key connect-all version help'
 
 complete() {
+  nvmet_deviates "leaves some out"
   local left
   left=$(command nvme help 2>&1 | sed -n '/implemented sub-commands/,/^See/s/^  \([a-z-]\+\)  .*/\1/p' |
     grep -v -x -F -f <(sort -u /tmp/subcommands; tr ' ' '\n' <<<"$elsewhere") || :)
