@@ -34,21 +34,21 @@ identify() {
   says '\[   0\]:0x1' nvme list-ns "$c"
   says 'uuid *: [0-9a-f]{8}-' nvme ns-descs "$d"
   says 'dmrl *: ' nvme nvm-id-ctrl "$c"
-  says 'Combination\[0\]:1' nvme id-iocs "$c"
 }
-step "commands: id-ctrl, id-ns, list-ns, ns-descs, nvm-id-ctrl, id-iocs" commands identify
+step "commands: id-ctrl, id-ns, list-ns, ns-descs, nvm-id-ctrl" commands identify
 
 identify_nvmet_lacks() {
   nvmet_deviates "lacks them"
   says 'elbaf  0 : qpif:0 pif:0 sts:0 *\(in use\)' nvme nvm-id-ns "$d"
   says 'nstat *: 0x1' nvme cmdset-ind-id-ns "$d"
+  says 'Combination\[0\]:1' nvme id-iocs "$c"
   says '\[   2\]:0x3' nvme list-ns "$c" -a
   local cntlid
   cntlid=$(printf 0x%x "$(cat "/sys/class/nvme/$controller/cntlid")")
   says "\[   0\]:$cntlid" nvme list-ctrl "$c"
   says "\[   0\]:$cntlid" nvme list-ctrl "$c" -n 1
 }
-step "commands: nvm-id-ns, cmdset-ind-id-ns, list-ns -a, list-ctrl" commands identify_nvmet_lacks
+step "commands: nvm-id-ns, cmdset-ind-id-ns, id-iocs, list-ns -a, list-ctrl" commands identify_nvmet_lacks
 
 identify_refused() {
   nvmet_deviates "answers some of them"
