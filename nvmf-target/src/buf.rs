@@ -7,7 +7,6 @@
 
 use crate::wake::Waker;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use std::alloc::{Layout, alloc_zeroed};
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -55,18 +54,6 @@ impl Drop for Arena {
         // each holds an `Arc` of the `Home` that owns this arena.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
     }
-}
-
-/// Zeroed memory of `len` bytes (at least 1), `None` where the system refuses it: `vec![0; len]`
-/// would end the process.
-pub(crate) fn zeroed(len: usize) -> Option<Box<[u8]>> {
-    let layout = Layout::array::<u8>(len).ok().filter(|l| l.size() > 0)?;
-    // SAFETY: the layout's size is not zero.
-    let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-    let bytes = std::ptr::slice_from_raw_parts_mut(memory.as_ptr(), len);
-    // SAFETY: the memory is `len` initialised bytes, new from the global allocator, of the layout
-    // that the box gives back.
-    Some(unsafe { Box::from_raw(bytes) })
 }
 
 /// What a buffer keeps of its pool: the memory, and the way back from another thread.

@@ -9,6 +9,7 @@ mod command;
 mod drain;
 mod fused;
 mod held;
+mod in_place;
 mod io;
 mod reservation;
 mod rx;
@@ -27,6 +28,7 @@ use crate::transport::Stream;
 use admin::AdminQueue;
 use fused::{Before, Half};
 use held::Held;
+use in_place::Lent;
 use io::{Copying, Step};
 use log::{debug, info, warn};
 use nvmf_proto::tcp::target::{CloseReason, Config, Event, TcpTarget};
@@ -96,6 +98,8 @@ struct Command {
     /// Dword 0 of its completion.
     result: u32,
     half: Half,
+    /// Its data is to be lent, while it is in [`Conn::lent`].
+    lent: Option<Lent>,
     /// What is left of a Copy.
     copying: Option<Box<Copying>>,
     /// It has closed a namespace's write gate.
@@ -126,6 +130,8 @@ pub(crate) struct Conn {
     stalled: bool,
     /// In `Cx::dirty`.
     dirty: bool,
+    /// Commands of this turn that are answered with data which is still to be lent.
+    lent: Vec<Slot>,
     /// Commands that wait for a buffer of this many bytes.
     waiting: VecDeque<(Slot, u32)>,
     /// The command whose in-capsule data is next in the stream, while that waits for a buffer.
@@ -184,6 +190,7 @@ impl Conn {
             writable: true,
             stalled: false,
             dirty: false,
+            lent: Vec::new(),
             waiting: VecDeque::new(),
             blocked: None,
             held: 0,
@@ -506,6 +513,9 @@ impl Conn {
         self.waiting.clear();
         self.blocked = None;
         self.carry = Vec::new();
+        for slot in self.lent.drain(..) {
+            self.commands[slot.index()].lent = None;
+        }
         if self.list.is_some() {
             return;
         }

@@ -217,6 +217,10 @@ impl Conn {
                     if n == 0 {
                         break;
                     }
+                    if let Some(n) = self.write_in_place(cx, rest) {
+                        used += n;
+                        continue;
+                    }
                     let offset = offset as usize;
                     self.commands[slot.index()].buf[offset..offset + n].copy_from_slice(&rest[..n]);
                     used += n;

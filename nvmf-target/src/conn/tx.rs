@@ -1,12 +1,14 @@
 //! Sending: everything that is finished leaves in one gather write.
 
 use super::Conn;
+use super::in_place::Loans;
 use crate::reactor::Cx;
+use arrayvec::ArrayVec;
 use nvmf_proto::tcp::{Need, Seg, TxList};
 use std::io::{self, IoSlice};
 
 /// Runs that one system call takes.
-const IOVECS: usize = 256;
+pub(super) const RUNS: usize = 256;
 
 impl Conn {
     /// Sends what there is, until the stream takes no more.
@@ -19,22 +21,12 @@ impl Conn {
                 None if self.tcp.has_transmit() => cx.take_list(),
                 None => break,
             };
-            if list.is_empty() && self.tcp.poll_transmit(&mut list) {
-                let commands = &self.commands;
-                list.fill_digests(|d| {
-                    &commands[d.slot.index()].buf[d.offset as usize..(d.offset + d.len) as usize]
-                });
-            }
+            let fresh = list.is_empty() && self.tcp.poll_transmit(&mut list);
             if list.is_empty() {
                 cx.give_list(list);
                 break;
             }
-            let result = if self.writable {
-                self.write(&list)
-            } else {
-                Ok(0)
-            };
-            match result {
+            match self.write(cx, &mut list, fresh) {
                 Ok(0) => {
                     self.list = Some(list);
                     break;
@@ -45,6 +37,10 @@ impl Conn {
                     self.close(cx, &err.to_string());
                 }
             }
+        }
+        // Loans end with the turn.
+        if let Err(err) = self.copy_lent(cx) {
+            self.close(cx, &err.to_string());
         }
         let sent = self.list.is_none() && !self.tcp.has_transmit();
         if self.closing && self.disconnect.is_none() && sent && !self.leaving {
@@ -62,32 +58,47 @@ impl Conn {
         self.resume(cx);
     }
 
-    /// One write. `Ok(0)`: the stream takes nothing at the moment.
-    fn write(&mut self, list: &TxList) -> io::Result<usize> {
-        let Some(stream) = &mut self.stream else {
+    /// One write of a list, which is `fresh` if none of it has been tried before. `Ok(0)`: the
+    /// stream takes nothing at the moment.
+    fn write(&mut self, cx: &Cx, list: &mut TxList, fresh: bool) -> io::Result<usize> {
+        let loans = self.borrow(cx, list)?;
+        if fresh {
+            list.fill_digests(|d| {
+                &self.data(d.slot, &loans)[d.offset as usize..(d.offset + d.len) as usize]
+            });
+        }
+        let n = self.writev(list, &loans)?;
+        if !loans.is_empty() {
+            self.end_loans(list, &loans, n);
+        }
+        Ok(n)
+    }
+
+    fn writev(&mut self, list: &TxList, loans: &Loans<'_>) -> io::Result<usize> {
+        let Some(mut stream) = self.stream.take_if(|_| self.writable) else {
             return Ok(0);
         };
-        let mut iov = [IoSlice::new(&[]); IOVECS];
-        let mut count = 0;
-        for (to, seg) in iov.iter_mut().zip(list.segments()) {
-            *to = IoSlice::new(match *seg {
-                Seg::Head { start, len } => &list.heads()[start as usize..(start + len) as usize],
-                Seg::Data { slot, offset, len } => {
-                    &self.commands[slot.index()].buf[offset as usize..(offset + len) as usize]
-                }
-            });
-            count += 1;
-        }
-        loop {
-            match stream.writev(&iov[..count]) {
-                Ok(n) => return Ok(n),
-                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                    self.writable = false;
-                    return Ok(0);
-                }
-                Err(err) => return Err(err),
+        let runs = list.segments().iter().take(RUNS).map(|seg| match *seg {
+            Seg::Head { start, len } => &list.heads()[start as usize..(start + len) as usize],
+            Seg::Data { slot, offset, len } => {
+                &self.data(slot, loans)[offset as usize..(offset + len) as usize]
             }
+        });
+        let runs: ArrayVec<IoSlice<'_>, RUNS> = runs.map(IoSlice::new).collect();
+        let result = loop {
+            match stream.writev(&runs) {
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                result => break result,
+            }
+        };
+        drop(runs);
+        self.stream = Some(stream);
+        match result {
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                self.writable = false;
+                Ok(0)
+            }
+            result => result,
         }
     }
 

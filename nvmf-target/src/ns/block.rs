@@ -1,6 +1,6 @@
 //! The short way to a namespace: blocking reads and writes.
 
-use super::{Lane, LaneCx, LbaRange, Namespace, NsInfo, NsSink, Op, Request, RequestId};
+use super::{Lane, LaneCx, LbaRange, Loan, Namespace, NsInfo, NsSink, Op, Request, RequestId};
 use crate::Error;
 use log::error;
 use nvmf_proto::wire::Status;
@@ -105,6 +105,19 @@ pub trait BlockDevice: Send + Sync + 'static {
         Err(NsError::Status(Status::INVALID_OPCODE.dnr()))
     }
 
+    /// Whether [`BlockDevice::lend`] ever lends anything; always the same.
+    fn lends(&self) -> bool {
+        false
+    }
+
+    /// Lends `len` bytes from `offset` on, instead of reading them. A device that
+    /// [lends](BlockDevice::lends) may refuse while somebody writes there, but not if the caller
+    /// is `alone`: if it holds no other loan. Then it waits, for no longer than a write takes.
+    fn lend(&self, offset: u64, len: usize, alone: bool) -> Option<Loan<'_>> {
+        let _ = (offset, len, alone);
+        None
+    }
+
     /// See [`Namespace::subscribe`].
     fn subscribe(&self, sink: NsSink) {
         let _ = sink;
@@ -158,6 +171,14 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
 
     fn verify(&self, offset: u64, len: u64) -> Result<(), NsError> {
         (**self).verify(offset, len)
+    }
+
+    fn lends(&self) -> bool {
+        (**self).lends()
+    }
+
+    fn lend(&self, offset: u64, len: usize, alone: bool) -> Option<Loan<'_>> {
+        (**self).lend(offset, len, alone)
     }
 
     fn subscribe(&self, sink: NsSink) {
@@ -218,23 +239,39 @@ impl NsError {
     }
 }
 
-/// Carries out one request with a blocking device. A panic in the device fails the command.
+/// Carries out one request with a blocking device.
 fn run(dev: &dyn BlockDevice, mut request: Request) {
     let op = request.op();
-    let result = catch_unwind(AssertUnwindSafe(|| perform(dev, &mut request)));
-    let result = match result {
-        Ok(result) => result.map_err(|err| {
-            if let NsError::Io(err) = &err {
-                request.note(err.to_string());
-            }
-            err.status(op)
-        }),
-        Err(_) => {
-            request.note("the backend panicked; the command fails".to_owned());
-            Err(Status::INTERNAL_ERROR)
-        }
-    };
+    let result = contained(op, || perform(dev, &mut request));
+    let result = result.map_err(|failure| {
+        failure.note.into_iter().for_each(|note| request.note(note));
+        failure.status
+    });
     request.complete(result);
+}
+
+/// What a device's failure means to the host, and what the log is to say of it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) status: Status,
+    pub(crate) note: Option<String>,
+}
+
+/// Calls a device. A panic in it fails the command.
+pub(crate) fn contained(op: Op, call: impl FnOnce() -> Result<(), NsError>) -> Result<(), Failure> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|err| Failure {
+            status: err.status(op),
+            note: match err {
+                NsError::Status(_) => None,
+                NsError::Io(err) => Some(err.to_string()),
+            },
+        }),
+        Err(_) => Err(Failure {
+            status: Status::INTERNAL_ERROR,
+            note: Some("the backend panicked; the command fails".to_owned()),
+        }),
+    }
 }
 
 fn perform(dev: &dyn BlockDevice, request: &mut Request) -> Result<(), NsError> {
@@ -291,6 +328,10 @@ struct InlineLane<D>(Arc<D>);
 impl<D: BlockDevice> Lane for InlineLane<D> {
     fn submit(&mut self, request: Request) {
         run(&*self.0, request);
+    }
+
+    fn inline_device(&self) -> Option<&dyn BlockDevice> {
+        Some(&*self.0)
     }
 }
 

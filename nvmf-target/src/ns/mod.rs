@@ -15,6 +15,7 @@ mod ram;
 mod request;
 mod uncorrectable;
 
+pub(crate) use block::contained;
 pub use block::{BlockDevice, Inline, NsError, Threaded, WorkerPool};
 pub use file::{Direct, FileBackend, FileId, FileOptions};
 pub use info::{Caps, NsInfo, Support};
@@ -25,6 +26,7 @@ pub(crate) use uncorrectable::Uncorrectable;
 
 use crate::Error;
 use std::fmt;
+use std::ops::Deref;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Weak};
 
@@ -91,6 +93,32 @@ pub trait Lane {
     /// lane that completes in `submit` or from another thread.
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    /// The device behind a lane that does nothing but call its methods on the reactor's thread,
+    /// as [`Inline`]'s does. Where there is one the target calls it itself for plain reads and
+    /// writes, without a [`Request`]: writes take their data from where it was received, and what
+    /// the device lends ([`BlockDevice::lend`]) is sent from where it is.
+    fn inline_device(&self) -> Option<&dyn BlockDevice> {
+        None
+    }
+}
+
+/// Bytes of a device that nobody changes while this lives, for sending them to a host without
+/// copying them first. So far only a [`RamDisk`] makes any.
+pub struct Loan<'a>(ram::Lent<'a>);
+
+impl Deref for Loan<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Loan<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loan").field("len", &self.len()).finish()
     }
 }
 

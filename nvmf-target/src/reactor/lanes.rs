@@ -4,7 +4,9 @@
 use super::gate::Member;
 use super::{Mailbox, Poller};
 use crate::ctrl::{NsEntry, NsShared, QueueStats};
-use crate::ns::{Completion, Lane, LaneCx, Request, RequestId};
+use crate::ns::{
+    BlockDevice, Completion, Lane, LaneCx, LbaRange, Loan, Op, Request, RequestId, contained,
+};
 use log::error;
 use nvmf_proto::wire::Status;
 use std::collections::{HashMap, VecDeque};
@@ -37,6 +39,9 @@ impl Hasher for Identity {
 struct OpenLane {
     uid: u64,
     lane: Box<dyn Lane>,
+    /// It has an inline device, and that lends.
+    inline: bool,
+    lends: bool,
     depth: u32,
     outstanding: u32,
     /// What exceeds the depth.
@@ -126,6 +131,8 @@ impl Lanes {
         let (member, closed) = entry.shared.gate.join(entry.uid, mailbox);
         let open = OpenLane {
             uid: entry.uid,
+            inline: lane.inline_device().is_some(),
+            lends: lane.inline_device().is_some_and(BlockDevice::lends),
             lane,
             depth: entry.info.depth,
             outstanding: 0,
@@ -189,6 +196,47 @@ impl Lanes {
             self.touched.push(index);
         }
         lane.lane.submit(request);
+    }
+
+    /// Whether the data of a read may be lent instead of read into a buffer.
+    pub(crate) fn may_lend(&self, index: usize, range: LbaRange) -> bool {
+        let lane = self.lanes.get(index).and_then(Option::as_ref);
+        lane.is_some_and(|lane| {
+            let marked = &lane.shared.gate.uncorrectable;
+            lane.lends && !(marked.any() && marked.spoils(Op::Read, range))
+        })
+    }
+
+    /// A loan of a lane's device; see [`BlockDevice::lend`].
+    ///
+    /// [`BlockDevice::lend`]: crate::ns::BlockDevice::lend
+    pub(crate) fn lend(&self, index: usize, at: u64, len: usize, alone: bool) -> Option<Loan<'_>> {
+        let lane = self.lanes.get(index).and_then(Option::as_ref)?;
+        let loan = lane.lane.inline_device()?.lend(at, len, alone)?;
+        (loan.len() == len).then_some(loan)
+    }
+
+    /// Whether [`Lanes::write`] is possible now.
+    pub(crate) fn writes_inline(&self, index: usize) -> bool {
+        let lane = self.lanes.get(index).and_then(Option::as_ref);
+        lane.is_some_and(|lane| {
+            lane.inline && !lane.closed && !lane.shared.gate.uncorrectable.any()
+        })
+    }
+
+    /// Writes to a lane's device at once.
+    pub(crate) fn write(&self, index: usize, op: Op, at: u64, data: &[u8]) -> Result<(), Status> {
+        let lane = self.lanes.get(index).and_then(Option::as_ref);
+        let lane = lane.ok_or(Status::INTERNAL_ERROR)?;
+        let device = lane.lane.inline_device().ok_or(Status::INTERNAL_ERROR)?;
+        let fua = op == Op::Write { fua: true };
+        contained(op, || device.write_at(at, data, fua)).map_err(|failure| {
+            if let Some(note) = failure.note {
+                let (name, bytes) = (&lane.shared.name, at..at + data.len() as u64);
+                error!("{name}: {op:?} at {bytes:?}: {note}");
+            }
+            failure.status
+        })
     }
 
     /// Takes a request back that work has not begun on; it counts as outstanding until

@@ -520,6 +520,10 @@ impl Reactor {
             }
             self.completions = batch;
             self.cx.lanes.commit();
+            // Commands that wait for buffers come before further steps of those that have some.
+            if !self.cx.starved.is_empty() {
+                break;
+            }
         }
         self.backlog = true;
         true

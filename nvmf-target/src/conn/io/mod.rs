@@ -65,10 +65,20 @@ impl Conn {
                 range,
                 ..
             } => {
+                let lane = match self.lane(cx, ns) {
+                    Ok(lane) => lane,
+                    Err(status) => return self.end(cx, slot, status),
+                };
+                let plain = op == Op::Read && next == Step::Respond;
+                if plain && self.read_in_place(cx, slot, lane, range, ns.lba_shift) {
+                    return;
+                }
+                let route = self.route(slot, lane);
                 let command = self.command(slot);
                 command.next = next;
                 let buf = std::mem::take(&mut command.buf);
-                self.submit(cx, slot, ns, op, range, buf);
+                let request = cx.requests.make(op, ns.lba_shift, range, buf, route);
+                self.launch(cx, slot, lane, request);
             }
             IoPlan::Steps {
                 ns, flush, first, ..
@@ -90,7 +100,7 @@ impl Conn {
     }
 
     /// The lane of a namespace, opened if need be.
-    fn lane(&self, cx: &mut Cx, ns: NsRef) -> Result<usize, Status> {
+    pub(super) fn lane(&self, cx: &mut Cx, ns: NsRef) -> Result<usize, Status> {
         if let Some(lane) = cx.lanes.get(ns.uid) {
             return Ok(lane);
         }
@@ -224,7 +234,7 @@ impl Conn {
     }
 
     /// The data of a Read is here.
-    fn send_data(&mut self, cx: &mut Cx, slot: Slot) {
+    pub(super) fn send_data(&mut self, cx: &mut Cx, slot: Slot) {
         let len = self.command(slot).buf.len();
         self.count_read(cx, slot, len as u64);
         #[expect(
@@ -278,7 +288,7 @@ impl Conn {
         }
     }
 
-    fn count_written(&mut self, cx: &Cx, slot: Slot, bytes: u64) {
+    pub(super) fn count_written(&mut self, cx: &Cx, slot: Slot, bytes: u64) {
         if let Queue::Io(queue) = &self.queue {
             queue.stats.written(bytes);
         }

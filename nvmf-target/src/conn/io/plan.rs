@@ -35,7 +35,7 @@ const NLB: Fault = Fault::cdw(12, 0);
 pub(in crate::conn) struct NsRef {
     pub(super) nsid: u32,
     pub(super) uid: u64,
-    pub(super) lba_shift: u8,
+    pub(in crate::conn) lba_shift: u8,
 }
 
 impl NsRef {

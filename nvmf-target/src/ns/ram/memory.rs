@@ -1,0 +1,325 @@
+//! The memory of a RAM disk: one mapping, and a lock for each of its pages.
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use std::io;
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// What one lock stands for.
+pub(super) const PAGE: usize = 4096;
+/// What is taken and given back at a time: a huge page, where the system has them.
+pub(super) const CHUNK: usize = 2 << 20;
+
+/// Somebody writes to the page, or is about to.
+const WRITER: u8 = 0x80;
+/// The bits that count readers.
+const READERS: u8 = 0x7f;
+/// Looks at a lock before its waiter lets others run.
+const SPINS: u32 = 64;
+
+/// Sparse, zeroed memory that many read and write at a time.
+///
+/// Locks are held while bytes are copied, or handed to the kernel by one system call, and never
+/// longer. Pages are locked in ascending order, and whoever waits for a page holds no
+/// [`Shared`] got by [`Memory::try_share`]: so nobody waits for ever.
+///
+/// One mapping holds it all, and the kernel gives its pages as they are first written:
+///
+/// ```text
+/// data, from a multiple of CHUNK | a CHUNK of zeroes | a lock per page | a flag per chunk
+/// ```
+pub(super) struct Memory {
+    map: NonNull<u8>,
+    map_len: usize,
+    data: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping is plain memory without thread affinity. Its data is reached through
+// `Shared` and `Exclusive` only, which the locks keep apart, and its locks and flags are atomic.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// Memory of `len` bytes, or what the system says against it.
+    pub(super) fn new(len: usize) -> io::Result<Self> {
+        let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
+        let data_len = len.checked_next_multiple_of(CHUNK).ok_or_else(too_large)?;
+        // To align the data, and the zeroes.
+        let map_len = data_len
+            .checked_add(2 * CHUNK + data_len / PAGE + data_len / CHUNK)
+            .ok_or_else(too_large)?;
+        // SAFETY: a new anonymous private mapping at an address of the kernel's choice aliases
+        // nothing.
+        let map = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                map_len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        let map = NonNull::new(map.cast::<u8>())
+            .ok_or_else(|| io::Error::other("the kernel mapped the disk at address 0"))?;
+        // SAFETY: moves by less than CHUNK, inside the mapping.
+        let data = unsafe { map.add(map.addr().get().wrapping_neg() % CHUNK) };
+        let memory = Self {
+            map,
+            map_len,
+            data,
+            len,
+        };
+        // SAFETY: the range is the data's, nobody uses it yet, and this advice changes no contents.
+        // Where there are no huge pages it fails, and nothing is lost.
+        let _ = unsafe { madvise(data.as_ptr().cast(), data_len, Advice::LinuxHugepage) };
+        Ok(memory)
+    }
+
+    fn chunks(&self) -> usize {
+        self.len.div_ceil(CHUNK)
+    }
+
+    /// A chunk of zeroes: what was never written is read here, so that reading takes no memory.
+    fn zeroes(&self) -> NonNull<u8> {
+        // SAFETY: behind the data, inside the mapping.
+        unsafe { self.data.add(self.chunks() * CHUNK) }
+    }
+
+    fn locks(&self) -> &[AtomicU8] {
+        let pages = self.chunks() * (CHUNK / PAGE);
+        // SAFETY: behind the zeroes, inside the mapping: initialised by the kernel, and used as
+        // atomics only.
+        unsafe { std::slice::from_raw_parts(self.zeroes().add(CHUNK).as_ptr().cast(), pages) }
+    }
+
+    /// For each chunk: whether it may hold anything but zeroes. Changed by holders of a lock in
+    /// the chunk only, from 1 to 0 by one who holds all of them.
+    fn taken(&self) -> &[AtomicU8] {
+        let pages = self.chunks() * (CHUNK / PAGE);
+        // SAFETY: behind the locks, inside the mapping, and as these.
+        unsafe {
+            let start = self.zeroes().add(CHUNK + pages);
+            std::slice::from_raw_parts(start.as_ptr().cast(), self.chunks())
+        }
+    }
+
+    /// Bytes of memory taken, in whole chunks.
+    pub(super) fn taken_bytes(&self) -> usize {
+        let taken = |flag: &&AtomicU8| flag.load(Ordering::Relaxed) != 0;
+        self.taken().iter().filter(taken).count() * CHUNK
+    }
+
+    /// The pages of a range of bytes.
+    fn pages(&self, at: usize, len: usize) -> Range<usize> {
+        assert!(
+            at <= self.len && len <= self.len - at,
+            "a range outside the disk"
+        );
+        at / PAGE..(at + len).div_ceil(PAGE)
+    }
+
+    /// Locks a range against writers, waiting for those that are at it.
+    pub(super) fn share(&self, at: usize, len: usize) -> Shared<'_> {
+        let pages = self.pages(at, len);
+        for lock in &self.locks()[pages.clone()] {
+            wait_until(|| try_share(lock));
+        }
+        self.shared(pages, at, len)
+    }
+
+    /// Locks a range against writers, if nobody writes there.
+    pub(super) fn try_share(&self, at: usize, len: usize) -> Option<Shared<'_>> {
+        let pages = self.pages(at, len);
+        let locks = &self.locks()[pages.clone()];
+        if let Some(busy) = locks.iter().position(|lock| !try_share(lock)) {
+            locks[..busy].iter().for_each(unshare);
+            return None;
+        }
+        Some(self.shared(pages, at, len))
+    }
+
+    /// What is locked.
+    fn shared(&self, pages: Range<usize>, at: usize, len: usize) -> Shared<'_> {
+        let chunks = at / CHUNK..(at + len).div_ceil(CHUNK);
+        let blank = || {
+            let flags = &self.taken()[chunks];
+            flags.iter().all(|flag| flag.load(Ordering::Relaxed) == 0)
+        };
+        let start = if len <= CHUNK && blank() {
+            self.zeroes()
+        } else {
+            // SAFETY: `pages` has checked that the range lies in the data.
+            unsafe { self.data.add(at) }
+        };
+        Shared {
+            memory: self,
+            pages,
+            start,
+            len,
+        }
+    }
+
+    /// Locks a range against all others, waiting for those that are at it.
+    pub(super) fn exclude(&self, at: usize, len: usize) -> Exclusive<'_> {
+        let pages = self.pages(at, len);
+        for lock in &self.locks()[pages.clone()] {
+            wait_until(|| lock.fetch_or(WRITER, Ordering::Acquire) & WRITER == 0);
+            wait_until(|| lock.load(Ordering::Acquire) & READERS == 0);
+        }
+        Exclusive {
+            memory: self,
+            pages,
+            at,
+            len,
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: these are address and length of the mapping made in `new`, and nothing borrows
+        // from it any more.
+        let _ = unsafe { munmap(self.map.as_ptr().cast(), self.map_len) };
+    }
+}
+
+fn try_share(lock: &AtomicU8) -> bool {
+    let mut state = lock.load(Ordering::Relaxed);
+    // A writer that waits keeps new readers out, so that they do not keep it out for ever.
+    while state < READERS {
+        match lock.compare_exchange_weak(state, state + 1, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => return true,
+            Err(now) => state = now,
+        }
+    }
+    false
+}
+
+fn unshare(lock: &AtomicU8) {
+    lock.fetch_sub(1, Ordering::Release);
+}
+
+fn wait_until(mut done: impl FnMut() -> bool) {
+    let mut spins = 0;
+    while !done() {
+        if spins < SPINS {
+            spins += 1;
+            std::hint::spin_loop();
+        } else {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Bytes that nobody changes while this lives.
+pub(in crate::ns) struct Shared<'a> {
+    memory: &'a Memory,
+    pages: Range<usize>,
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl Deref for Shared<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: initialised memory inside the mapping: zeroes that are never written, or data
+        // whose pages are locked against writers.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Shared<'_> {
+    fn drop(&mut self) {
+        let locks = &self.memory.locks()[self.pages.clone()];
+        locks.iter().for_each(unshare);
+    }
+}
+
+/// Bytes that nobody else sees while this lives.
+pub(super) struct Exclusive<'a> {
+    memory: &'a Memory,
+    pages: Range<usize>,
+    at: usize,
+    len: usize,
+}
+
+impl Exclusive<'_> {
+    fn chunks(&self) -> Range<usize> {
+        self.at / CHUNK..(self.at + self.len).div_ceil(CHUNK)
+    }
+
+    /// Makes it all zeroes. Memory of whole chunks is given back.
+    pub(super) fn clear(&mut self) {
+        for chunk in self.chunks() {
+            let flag = &self.memory.taken()[chunk];
+            if flag.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let start = (chunk * CHUNK).max(self.at) - self.at;
+            let end = ((chunk + 1) * CHUNK).min(self.at + self.len) - self.at;
+            // The last chunk of a disk may be shorter.
+            let whole = end - start == CHUNK.min(self.memory.len - chunk * CHUNK);
+            if whole && self.give_back(chunk) {
+                flag.store(0, Ordering::Relaxed);
+            } else {
+                self.part_mut(start..end).fill(0);
+            }
+        }
+    }
+
+    /// A part of the bytes.
+    fn part_mut(&mut self, part: Range<usize>) -> &mut [u8] {
+        assert!(part.start <= part.end && part.end <= self.len);
+        // SAFETY: initialised memory inside the mapping whose pages are locked for `self` alone,
+        // and `&mut self` is the only way to it.
+        unsafe {
+            let start = self.memory.data.add(self.at + part.start);
+            std::slice::from_raw_parts_mut(start.as_ptr(), part.len())
+        }
+    }
+
+    /// Gives a chunk's memory back to the system, which makes it zeroes.
+    fn give_back(&mut self, chunk: usize) -> bool {
+        // SAFETY: the chunk lies in the mapping, whose memory is private and anonymous, so that
+        // it reads as zeroes afterwards; all of its pages that belong to the disk are locked
+        // against all others, and no reference to them exists while `self` is borrowed.
+        let done = unsafe {
+            let start = self.memory.data.add(chunk * CHUNK);
+            madvise(start.as_ptr().cast(), CHUNK, Advice::LinuxDontNeed)
+        };
+        done.is_ok()
+    }
+}
+
+impl Deref for Exclusive<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: initialised memory inside the mapping whose pages are locked for `self` alone.
+        unsafe {
+            let start = self.memory.data.add(self.at);
+            std::slice::from_raw_parts(start.as_ptr(), self.len)
+        }
+    }
+}
+
+/// Takes the memory.
+impl DerefMut for Exclusive<'_> {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        for flag in &self.memory.taken()[self.chunks()] {
+            flag.store(1, Ordering::Relaxed);
+        }
+        self.part_mut(0..self.len)
+    }
+}
+
+impl Drop for Exclusive<'_> {
+    fn drop(&mut self) {
+        for lock in &self.memory.locks()[self.pages.clone()] {
+            lock.store(0, Ordering::Release);
+        }
+    }
+}
