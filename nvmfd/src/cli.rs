@@ -13,7 +13,9 @@ use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
-pub(crate) use value::{Bind, Device, DirectName, DiscoveryPort, TransportName, one_line};
+pub(crate) use value::{
+    Bind, Device, DirectName, DiscoveryPort, EngineName, TransportName, one_line,
+};
 use value::{host_nqn, number, own_nqn, power_of_two, printable, size, size_within};
 
 fn after_help() -> String {
@@ -187,11 +189,16 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
     pub(crate) direct: DirectName,
 
+    /// How files and block devices are read and written: auto, by io_uring if the system lets the
+    /// process use it, else by threads
+    #[arg(long, value_name = "NAME", value_enum, default_value = "auto")]
+    pub(crate) io_engine: EngineName,
+
     /// Threads that serve connections, 1 to 1024 [default: one per CPU, at most 16]
     #[arg(long, value_name = "N", value_parser = number(1_u32, 1024))]
     pub(crate) threads: Option<u32>,
 
-    /// Most threads that read and write files and block devices, 1 to 1024
+    /// Most threads that read and write files and block devices where io_uring does not, 1 to 1024
     #[arg(
         long,
         value_name = "N",

@@ -7,7 +7,8 @@ use crate::cli::{Cli, Device};
 use crate::identity::Machine;
 use nvmf_target::Target;
 use nvmf_target::ns::{
-    FileBackend, FileId, FileOptions, Inline, Namespace, RamDisk, Threaded, WorkerPool,
+    FileBackend, FileEngine, FileId, FileNamespace, FileOptions, Inline, Namespace, RamDisk,
+    WorkerPool,
 };
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -29,6 +30,7 @@ pub(crate) struct Devices {
     nqn: String,
     block_size: Option<u32>,
     options: FileOptions,
+    engine: FileEngine,
     pool: Arc<WorkerPool>,
     /// RAM disks ever made: the next one's identity is its number.
     ram_disks: u32,
@@ -46,7 +48,7 @@ struct Open {
 
 impl Devices {
     /// None yet, for a subsystem `nqn` with the options of the command line. `pool` reads and
-    /// writes files.
+    /// writes files where io_uring does not.
     pub(crate) fn new(cli: &Cli, machine: Machine, nqn: &str, pool: &Arc<WorkerPool>) -> Self {
         let mut options = FileOptions::default();
         options.block_size = cli.block_size;
@@ -57,6 +59,7 @@ impl Devices {
             nqn: nqn.to_owned(),
             block_size: cli.block_size,
             options,
+            engine: cli.io_engine.into(),
             pool: Arc::clone(pool),
             ram_disks: 0,
             open: BTreeMap::new(),
@@ -130,7 +133,7 @@ impl Devices {
         let mut options = self.options.clone();
         (options.uuid, options.nguid, options.eui64) = (ids.uuid, ids.nguid, ids.eui64);
         let file = Arc::new(FileBackend::open(path, &options)?);
-        let namespace = Threaded::with_pool(Arc::clone(&file), &self.pool);
+        let namespace = FileNamespace::new(Arc::clone(&file), self.engine, &self.pool)?;
         Ok(Open {
             name,
             namespace: ReadOnlySwitch::new(Arc::new(namespace)),

@@ -243,6 +243,11 @@ impl NsError {
 fn run(dev: &dyn BlockDevice, mut request: Request) {
     let op = request.op();
     let result = contained(op, || perform(dev, &mut request));
+    finish(request, result);
+}
+
+/// Completes a request with what has become of it.
+pub(super) fn finish(mut request: Request, result: Result<(), Failure>) {
     let result = result.map_err(|failure| {
         failure.note.into_iter().for_each(|note| request.note(note));
         failure.status
@@ -257,16 +262,22 @@ pub(crate) struct Failure {
     pub(crate) note: Option<String>,
 }
 
-/// Calls a device. A panic in it fails the command.
-pub(crate) fn contained(op: Op, call: impl FnOnce() -> Result<(), NsError>) -> Result<(), Failure> {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|err| Failure {
+impl Failure {
+    pub(super) fn new(op: Op, err: NsError) -> Self {
+        Self {
             status: err.status(op),
             note: match err {
                 NsError::Status(_) => None,
                 NsError::Io(err) => Some(err.to_string()),
             },
-        }),
+        }
+    }
+}
+
+/// Calls a device. A panic in it fails the command.
+pub(crate) fn contained(op: Op, call: impl FnOnce() -> Result<(), NsError>) -> Result<(), Failure> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|err| Failure::new(op, err)),
         Err(_) => Err(Failure {
             status: Status::INTERNAL_ERROR,
             note: Some("the backend panicked; the command fails".to_owned()),

@@ -17,7 +17,8 @@ mod uncorrectable;
 
 pub(crate) use block::contained;
 pub use block::{BlockDevice, Inline, NsError, Threaded, WorkerPool};
-pub use file::{Direct, FileBackend, FileId, FileOptions};
+pub(crate) use file::ReactorRing;
+pub use file::{Direct, FileBackend, FileEngine, FileId, FileNamespace, FileOptions};
 pub use info::{Caps, NsInfo, Support};
 pub use ram::RamDisk;
 pub(crate) use request::{Completion, Port, RequestPool, Route};
@@ -62,6 +63,8 @@ pub struct LaneCx {
     pub depth: u32,
     /// Number of the reactor, from 0.
     pub reactor: usize,
+    /// The reactor's io_uring, for backends of this crate.
+    pub(crate) uring: ReactorRing,
 }
 
 /// One reactor's way into a namespace. Lives and dies on the reactor's thread.

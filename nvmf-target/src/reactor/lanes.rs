@@ -5,7 +5,8 @@ use super::gate::Member;
 use super::{Mailbox, Poller};
 use crate::ctrl::{NsEntry, NsShared, QueueStats};
 use crate::ns::{
-    BlockDevice, Completion, Lane, LaneCx, LbaRange, Loan, Op, Request, RequestId, contained,
+    BlockDevice, Completion, Lane, LaneCx, LbaRange, Loan, Op, ReactorRing, Request, RequestId,
+    contained,
 };
 use log::error;
 use nvmf_proto::wire::Status;
@@ -15,6 +16,9 @@ use std::sync::Arc;
 
 /// Poller tokens of lanes have this bit.
 pub(super) const LANE_TOKEN: u64 = 1 << 63;
+/// Poller token of the ring that lanes share: that of no lane. It only ends the wait, as `commit`
+/// looks at the ring in every turn.
+const URING_TOKEN: u64 = LANE_TOKEN | 1 << 62;
 
 /// A hash of a uid is the uid: they are handed out in sequence by the target itself.
 #[derive(Default)]
@@ -84,6 +88,7 @@ pub(crate) struct Lanes {
     free: Vec<usize>,
     touched: Vec<usize>,
     reactor: usize,
+    uring: ReactorRing,
 }
 
 impl Lanes {
@@ -115,11 +120,18 @@ impl Lanes {
         let cx = LaneCx {
             depth: entry.info.depth,
             reactor: self.reactor,
+            uring: self.uring.clone(),
         };
+        let had_ring = self.uring.is_used();
         let lane = entry.shared.namespace.open_lane(&cx).map_err(|err| {
             error!("{}: no lane: {err}", entry.shared.name);
             Status::NAMESPACE_NOT_READY
         })?;
+        if !had_ring && let Some(Err(err)) = self.uring.with_fd(|fd| poller.add(fd, URING_TOKEN)) {
+            error!("{}: its ring cannot be watched: {err}", entry.shared.name);
+            self.uring = ReactorRing::default();
+            return Err(Status::NAMESPACE_NOT_READY);
+        }
         let index = self.free.pop().unwrap_or(self.lanes.len());
         if let Some(fd) = lane.wake_fd()
             && let Err(err) = poller.add_level(fd, LANE_TOKEN | index as u64)
@@ -330,6 +342,12 @@ impl Lanes {
                 lane.lane.commit();
             }
         }
+        self.uring.turn();
+    }
+
+    /// Whether there is something to commit that could not be.
+    pub(super) fn owes(&self) -> bool {
+        self.uring.owes()
     }
 
     /// A lane's descriptor is readable.

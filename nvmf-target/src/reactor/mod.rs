@@ -331,6 +331,7 @@ impl Reactor {
         // Buffers came back after commands that wait for some had been looked at.
         let owed = !(self.cx.starved.is_empty() && self.cx.blocked.is_empty())
             && self.cx.free_bytes() != self.fed_at;
+        let owed = owed || self.cx.lanes.owes();
         let idle = self.cx.ready.is_empty() && !spinning && !owed && !self.backlog;
         let timeout = if idle && self.cx.mailbox.waker.prepare_sleep() {
             let timer = self.cx.timers.peek().map(|Reverse((at, _))| *at);

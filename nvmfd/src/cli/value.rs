@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use nvmf_proto::wire::nqn::Nqn;
-use nvmf_target::ns::Direct;
+use nvmf_target::ns::{Direct, FileEngine};
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -140,6 +140,24 @@ impl From<DirectName> for Direct {
             DirectName::Auto => Self::Auto,
             DirectName::On => Self::On,
             DirectName::Off => Self::Off,
+        }
+    }
+}
+
+/// `--io-engine`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EngineName {
+    Auto,
+    Uring,
+    Threads,
+}
+
+impl From<EngineName> for FileEngine {
+    fn from(name: EngineName) -> Self {
+        match name {
+            EngineName::Auto => Self::Auto,
+            EngineName::Uring => Self::Uring,
+            EngineName::Threads => Self::Threads,
         }
     }
 }

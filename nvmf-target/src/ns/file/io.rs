@@ -129,7 +129,8 @@ impl RawFile {
         Ok(retry_on_intr(|| fdatasync(&self.file))?)
     }
 
-    fn is_aligned(&self, buf: &[u8]) -> bool {
+    /// Whether memory suits the file, or has to be bounced.
+    pub(super) fn is_aligned(&self, buf: &[u8]) -> bool {
         buf.as_ptr().addr().is_multiple_of(self.memory_align)
     }
 
@@ -137,10 +138,7 @@ impl RawFile {
         while !buf.is_empty() {
             let n = retry_on_intr(|| pread(&self.file, &mut *buf, offset))?;
             if n == 0 {
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    format!("the file ends at byte {offset}: it has been truncated"),
-                ));
+                return Err(truncated(offset));
             }
             buf = &mut buf[n..];
             offset += n as u64;
@@ -173,6 +171,14 @@ impl RawFile {
         // Positioned reads and writes do not care for the file's position.
         Ok(seek(&self.file, SeekFrom::End(0))?)
     }
+}
+
+/// Nothing could be read at `offset`, where there should be something.
+pub(super) fn truncated(offset: u64) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        format!("the file ends at byte {offset}: it has been truncated"),
+    )
 }
 
 /// Memory for a caller whose own is not aligned; the target's buffers always are.

@@ -1,16 +1,19 @@
 //! A namespace in a file or on a block device.
 
 mod io;
+mod namespace;
 #[expect(unsafe_code, reason = "an ioctl is beyond what the compiler can check")]
 mod sys;
 #[cfg(test)]
 mod tests;
+mod uring;
 
 use self::io::RawFile;
 use self::sys::Limits;
 use super::{BlockDevice, NsError, NsInfo, NsSink, Support};
 use crate::Error;
 use log::info;
+pub use namespace::{FileEngine, FileNamespace};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock, ioctl_blksszget};
 use rustix::io::{Errno, retry_on_intr};
 use std::fs::{File, Metadata, OpenOptions};
@@ -18,6 +21,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+pub(crate) use uring::ReactorRing;
 
 /// The largest preferred size that is passed on to hosts; what exceeds it is no block size but a
 /// network file system's wish for long transfers.
@@ -120,7 +124,8 @@ impl FileId {
     }
 }
 
-/// A file or block device, by blocking calls: wrap it in [`super::Threaded`].
+/// A file or block device, by blocking calls: make it a namespace with [`FileNamespace`], which
+/// uses io_uring where it can, or wrap it in [`super::Threaded`].
 ///
 /// What is served is locked against other users as far as the system allows: a writable block
 /// device is opened exclusively (it cannot be mounted then), a file gets an advisory lock.
@@ -216,6 +221,11 @@ impl FileBackend {
     #[must_use]
     pub const fn id(&self) -> FileId {
         self.id
+    }
+
+    /// As the log calls it.
+    fn name(&self) -> std::path::Display<'_> {
+        self.path.display()
     }
 
     /// Whether data goes past the page cache.

@@ -1,0 +1,180 @@
+//! Files and block devices by io_uring: one ring per reactor, shared by its lanes.
+//!
+//! The ring does what I/O mostly consists of: Read, Write and Flush. Everything else goes to the
+//! worker threads, which have the code for it, with its ways around file systems that lack an
+//! operation; and the kernel would use a thread of its own for it anyway.
+
+#[expect(
+    unsafe_code,
+    reason = "the kernel is given pointers to memory that it fills later"
+)]
+mod ring;
+
+use super::super::block::{self, Failure};
+use super::{FileBackend, NsError, io};
+use crate::ns::{Lane, Op, Request, RequestId};
+use nvmf_proto::wire::Status;
+use ring::{OpenFile, Outcome, Ring};
+use std::cell::RefCell;
+use std::fmt;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Finds out whether there is io_uring for this process.
+///
+/// # Errors
+/// Why not.
+pub(super) fn probe() -> std::io::Result<()> {
+    Ring::new().map(drop)
+}
+
+/// The ring of a reactor, made when the first lane wants it. Stays on the reactor's thread.
+#[derive(Clone, Default)]
+pub(crate) struct ReactorRing(Rc<RefCell<State>>);
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Unwanted,
+    Made(Rc<RefCell<Ring>>),
+    /// Why it cannot be had; not tried again.
+    Refused(String),
+}
+
+impl ReactorRing {
+    /// A ring that cannot be had.
+    #[cfg(test)]
+    pub(super) fn refused(why: &str) -> Self {
+        Self(Rc::new(RefCell::new(State::Refused(why.to_owned()))))
+    }
+
+    /// Whether a lane uses it.
+    pub(crate) fn is_used(&self) -> bool {
+        matches!(*self.0.borrow(), State::Made(_))
+    }
+
+    /// Calls `f` with what becomes readable, and again without having been read, when
+    /// [`ReactorRing::turn`] has something to do; `None` without a ring.
+    pub(crate) fn with_fd<R>(&self, f: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> R) -> Option<R> {
+        match &*self.0.borrow() {
+            State::Made(ring) => Some(f(ring.borrow().as_fd())),
+            State::Unwanted | State::Refused(_) => None,
+        }
+    }
+
+    /// Submits what the lanes have taken and completes what is finished: once per turn of the
+    /// reactor, with one system call at most unless more is submitted than the queue holds.
+    pub(crate) fn turn(&self) {
+        if let State::Made(ring) = &*self.0.borrow() {
+            ring.borrow_mut().turn(settle);
+        }
+    }
+
+    /// Whether [`ReactorRing::turn`] is to be called again even if nothing happens.
+    pub(crate) fn owes(&self) -> bool {
+        match &*self.0.borrow() {
+            State::Made(ring) => ring.borrow().owes(),
+            State::Unwanted | State::Refused(_) => false,
+        }
+    }
+
+    fn get(&self) -> Result<Rc<RefCell<Ring>>, String> {
+        let state = &mut *self.0.borrow_mut();
+        if let State::Unwanted = state {
+            *state = match Ring::new() {
+                Ok(ring) => State::Made(Rc::new(RefCell::new(ring))),
+                Err(err) => State::Refused(err.to_string()),
+            };
+        }
+        match state {
+            State::Made(ring) => Ok(Rc::clone(ring)),
+            State::Refused(why) => Err(why.clone()),
+            State::Unwanted => unreachable!("it has just been tried"),
+        }
+    }
+}
+
+impl fmt::Debug for ReactorRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReactorRing")
+    }
+}
+
+/// Answers a request that the ring is done with.
+fn settle(request: Request, file: &Rc<OpenFile>, outcome: Outcome) {
+    match outcome {
+        Outcome::Done => request.complete(Ok(())),
+        Outcome::Cancelled => request.complete(Err(Status::ABORT_REQUESTED)),
+        Outcome::Failed(err) => fail(request, err),
+        Outcome::Nothing(offset) => {
+            let err = match request.op() {
+                Op::Read => io::truncated(offset),
+                _ => std::io::ErrorKind::WriteZero.into(),
+            };
+            fail(request, err);
+        }
+        Outcome::WouldBlock => {
+            let mut threads = file.threads.borrow_mut();
+            threads.submit(request);
+            threads.commit();
+        }
+    }
+}
+
+fn fail(request: Request, err: std::io::Error) {
+    let failure = Failure::new(request.op(), NsError::Io(err));
+    block::finish(request, Err(failure));
+}
+
+/// A lane that gives its requests to the reactor's ring.
+pub(super) struct UringLane {
+    ring: Rc<RefCell<Ring>>,
+    file: Rc<OpenFile>,
+}
+
+impl UringLane {
+    /// A lane for a file; `threads` does for it what the ring does not.
+    ///
+    /// # Errors
+    /// Why there is no ring.
+    pub(super) fn new(
+        ring: &ReactorRing,
+        backend: &Arc<FileBackend>,
+        threads: Box<dyn Lane>,
+    ) -> Result<Self, String> {
+        let ring = ring.get()?;
+        let file = OpenFile {
+            backend: Arc::clone(backend),
+            threads: RefCell::new(threads),
+        };
+        Ok(Self {
+            ring,
+            file: Rc::new(file),
+        })
+    }
+}
+
+impl Lane for UringLane {
+    fn submit(&mut self, request: Request) {
+        let by_ring = match request.op() {
+            Op::Read | Op::Write { .. } => self.file.backend.raw.is_aligned(request.data()),
+            Op::Flush => true,
+            _ => false,
+        };
+        if by_ring {
+            self.ring.borrow_mut().start(request, &self.file);
+        } else {
+            self.file.threads.borrow_mut().submit(request);
+        }
+    }
+
+    fn commit(&mut self) {
+        self.file.threads.borrow_mut().commit();
+    }
+
+    fn abort(&mut self, id: RequestId) -> Option<Request> {
+        let in_ring = self.ring.borrow_mut().abort(id, &self.file);
+        in_ring.or_else(|| self.file.threads.borrow_mut().abort(id))
+    }
+}
