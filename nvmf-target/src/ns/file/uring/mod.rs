@@ -43,12 +43,6 @@ enum State {
 }
 
 impl ReactorRing {
-    /// A ring that cannot be had.
-    #[cfg(test)]
-    pub(super) fn refused(why: &str) -> Self {
-        Self(Rc::new(RefCell::new(State::Refused(why.to_owned()))))
-    }
-
     /// Whether a lane uses it.
     pub(crate) fn is_used(&self) -> bool {
         matches!(*self.0.borrow(), State::Made(_))
