@@ -8,11 +8,13 @@ use nvmf_host::nvmf_proto::wire::Status;
 use nvmf_host::nvmf_proto::wire::identify::NsIdDescriptors;
 use nvmf_host::nvmf_proto::wire::nqn::Nqn;
 use nvmf_host::{ConnectOptions, Controller};
+use nvmf_target::ns::{FileBackend, FileEngine, FileNamespace, FileOptions, WorkerPool};
 use rustix::process::Signal;
 use std::fs::File;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 #[test]
@@ -51,6 +53,30 @@ fn it_serves_ram_disks_and_files_as_it_says() {
     let mut head = [0; 1024];
     File::open(&file).unwrap().read_exact(&mut head).unwrap();
     assert_eq!((head[511], head[513]), (0, 1));
+}
+
+#[test]
+fn files_are_read_and_written_by_the_engine_that_is_named() {
+    let dir = TempDir::new().unwrap();
+    let file = file_of(&dir, "disk", 8 * MIB);
+    // A sandbox may forbid io_uring; what the daemon says then is that it is not to be had.
+    let backend = FileBackend::open(&file, &FileOptions::default()).unwrap();
+    let pool = Arc::new(WorkerPool::new(1));
+    let uring = FileNamespace::new(backend, FileEngine::Uring, &pool).is_ok();
+    for engine in ["auto", "uring", "threads"] {
+        let arguments = ["--io-engine", engine, "-n", NQN, &file];
+        if engine == "uring" && !uring {
+            let (code, text) = refused(&arguments);
+            assert!(code == Some(1) && text.contains("no io_uring"), "{text}");
+            continue;
+        }
+        let daemon = Daemon::start(&arguments);
+        let mut controller = daemon.connect(|_| {});
+        let namespace = controller.namespace(1).unwrap();
+        let mut queue = io_queue(&mut controller);
+        write_and_read_back(&mut queue, &namespace, 5, 700);
+        queue.flush(&namespace).unwrap();
+    }
 }
 
 #[test]

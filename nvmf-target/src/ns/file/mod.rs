@@ -2,6 +2,8 @@
 
 mod io;
 mod namespace;
+#[cfg(test)]
+mod rig;
 #[expect(unsafe_code, reason = "an ioctl is beyond what the compiler can check")]
 mod sys;
 #[cfg(test)]
@@ -221,6 +223,15 @@ impl FileBackend {
     #[must_use]
     pub const fn id(&self) -> FileId {
         self.id
+    }
+
+    /// The same with another file behind it.
+    #[cfg(test)]
+    fn reading(self, file: File) -> Self {
+        Self {
+            raw: RawFile::buffered(file),
+            ..self
+        }
     }
 
     /// As the log calls it.

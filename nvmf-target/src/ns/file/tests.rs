@@ -1,5 +1,8 @@
+use super::rig::Rig;
 use super::*;
+use crate::ns::Op;
 use nvmf_proto::wire::Status;
+use std::cell::RefCell;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
@@ -25,6 +28,10 @@ fn open(path: impl AsRef<Path>) -> FileBackend {
     FileBackend::open(path, &FileOptions::default()).unwrap()
 }
 
+fn shared(path: impl AsRef<Path>, options: &FileOptions) -> Arc<FileBackend> {
+    Arc::new(FileBackend::open(path, options).unwrap())
+}
+
 /// The one line that says why it cannot be opened.
 fn refusal(path: impl AsRef<Path>, options: &FileOptions) -> String {
     let path = path.as_ref();
@@ -40,52 +47,84 @@ fn pattern(len: usize, seed: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Reads, writes, zeroes and discards in all sizes and alignments; a `Vec` is the reference.
-fn behaves(dev: &FileBackend) {
+/// A device, called or through a lane.
+trait Storage {
+    fn run(&self, op: Op, offset: u64, data: &mut [u8]) -> Result<(), Status>;
+}
+
+impl Storage for FileBackend {
+    fn run(&self, op: Op, offset: u64, data: &mut [u8]) -> Result<(), Status> {
+        let len = data.len() as u64;
+        let done = match op {
+            Op::Read => self.read_at(offset, data),
+            Op::Write { fua } => self.write_at(offset, data, fua),
+            Op::WriteZeroes { deallocate, fua } => self.write_zeroes(offset, len, deallocate, fua),
+            Op::Deallocate => BlockDevice::deallocate(self, offset, len),
+            _ => self.flush(),
+        };
+        done.map_err(|err| err.status(op))
+    }
+}
+
+impl Storage for RefCell<Rig> {
+    fn run(&self, op: Op, offset: u64, data: &mut [u8]) -> Result<(), Status> {
+        self.borrow_mut().run(op, offset, data)
+    }
+}
+
+/// Reads, writes, zeroes and discards in all sizes and alignments, called and by each engine; a
+/// `Vec` is the reference.
+fn behaves(dev: &Arc<FileBackend>) {
+    behaves_as(&**dev, dev);
+    for (engine, ring) in [
+        (FileEngine::Threads, ReactorRing::default()),
+        (FileEngine::Uring, ReactorRing::default()),
+        (FileEngine::Uring, ReactorRing::plain()),
+    ] {
+        behaves_as(&RefCell::new(Rig::of(dev, engine, ring)), dev);
+    }
+    dev.raw.write_zero_bytes(0, 64 << 10).unwrap();
+    let mut got = vec![0xee; 64 << 10];
+    dev.read_at(0, &mut got).unwrap();
+    assert!(got.iter().all(|&byte| byte == 0));
+    // Memory that direct I/O does not take.
+    let block = usize::try_from(dev.info().block_size()).unwrap();
+    let mut odd = vec![0; 3 * block + 1];
+    let data = pattern(3 * block, 5);
+    dev.write_at(0, &data, true).unwrap();
+    dev.read_at(0, &mut odd[1..]).unwrap();
+    assert_eq!(odd[1..], data);
+}
+
+fn behaves_as(storage: &dyn Storage, dev: &FileBackend) {
     let bytes = dev.info().bytes();
     let block = usize::try_from(dev.info().block_size()).unwrap();
     let mut want = pattern(usize::try_from(bytes).unwrap(), 0);
-    dev.write_at(0, &want, false).unwrap();
-    let mut put = |blocks: std::ops::Range<usize>, seed: usize, how: &dyn Fn(u64, &[u8])| {
+    let plain = Op::Write { fua: false };
+    storage.run(plain, 0, &mut want).unwrap();
+    let mut put = |blocks: std::ops::Range<usize>, seed: usize, op: Op| {
         let part = &mut want[blocks.start * block..blocks.end * block];
         if seed == 0 {
             part.fill(0);
         } else {
             part.copy_from_slice(&pattern(part.len(), seed));
         }
-        how((blocks.start * block) as u64, part);
+        let offset = (blocks.start * block) as u64;
+        storage.run(op, offset, part).unwrap();
         let mut got = vec![0xee; usize::try_from(bytes).unwrap()];
-        dev.read_at(0, &mut got).unwrap();
+        storage.run(Op::Read, 0, &mut got).unwrap();
         assert!(got == want, "{blocks:?} {seed}");
     };
-    put(1..2, 1, &|at, data| dev.write_at(at, data, false).unwrap());
-    put(3..20, 2, &|at, data| dev.write_at(at, data, true).unwrap());
-    put(5..7, 0, &|at, data| {
-        dev.write_zeroes(at, data.len() as u64, false, false)
-            .unwrap()
-    });
-    put(16..40, 0, &|at, data| {
-        dev.write_zeroes(at, data.len() as u64, true, true).unwrap()
-    });
-    put(41..42, 0, &|at, data| {
-        dev.write_zeroes(at, data.len() as u64, true, false)
-            .unwrap()
-    });
-    put(50..90, 0, &|at, data| {
-        dev.raw.write_zero_bytes(at, data.len() as u64).unwrap()
-    });
+    let zeroes = |deallocate, fua| Op::WriteZeroes { deallocate, fua };
+    put(1..2, 1, plain);
+    put(3..20, 2, Op::Write { fua: true });
+    put(5..7, 0, zeroes(false, false));
+    put(16..40, 0, zeroes(true, true));
+    put(41..42, 0, zeroes(true, false));
     if dev.info().dealloc_reads_zero {
-        put(90..120, 0, &|at, data| {
-            dev.deallocate(at, data.len() as u64).unwrap()
-        });
+        put(90..120, 0, Op::Deallocate);
     }
-    dev.flush().unwrap();
-    // Memory that direct I/O does not take.
-    let mut odd = vec![0; 3 * block + 1];
-    let data = pattern(3 * block, 5);
-    dev.write_at(0, &data, true).unwrap();
-    dev.read_at(0, &mut odd[1..]).unwrap();
-    assert_eq!(odd[1..], data);
+    storage.run(Op::Flush, 0, &mut []).unwrap();
 }
 
 #[test]
@@ -98,7 +137,7 @@ fn a_file_behaves_directly_and_through_the_page_cache() {
     ] {
         let file = file_of(8 * MIB);
         let options = options(|o| (o.direct, o.block_size) = (direct, Some(block)));
-        let dev = FileBackend::open(file.path(), &options).unwrap();
+        let dev = shared(file.path(), &options);
         assert_eq!(dev.info().block_size(), block);
         assert!(direct == Direct::Auto || !dev.is_direct());
         behaves(&dev);
@@ -111,13 +150,13 @@ fn a_file_in_memory_behaves() {
         return;
     };
     file.as_file().set_len(2 * MIB).unwrap();
-    behaves(&open(file.path()));
+    behaves(&Arc::new(open(file.path())));
 }
 
 #[test]
 fn what_the_file_system_cannot_is_remembered_and_done_by_writing() {
     let file = file_of(MIB);
-    let dev = open(file.path());
+    let dev = Arc::new(open(file.path()));
     dev.punches.store(false, Ordering::Relaxed);
     dev.zeroes.store(false, Ordering::Relaxed);
     behaves(&dev);
@@ -169,17 +208,22 @@ fn a_hole_gives_memory_back() {
 fn reading_past_a_truncated_end_fails_and_gives_no_garbage() {
     for direct in [Direct::Auto, Direct::Off] {
         let file = file_of(MIB);
-        let dev = FileBackend::open(file.path(), &options(|o| o.direct = direct)).unwrap();
+        let dev = shared(file.path(), &options(|o| o.direct = direct));
         file.as_file().set_len(MIB / 2 + 4096).unwrap();
         let mut buf = vec![0; 8192];
         dev.read_at(MIB / 2 - 4096, &mut buf).unwrap();
         let err = dev.read_at(MIB / 2, &mut buf).unwrap_err();
         assert!(err.to_string().contains("truncated"), "{err}");
-        assert_eq!(
-            err.status(super::super::Op::Read),
-            Status::UNRECOVERED_READ_ERROR
-        );
+        assert_eq!(err.status(Op::Read), Status::UNRECOVERED_READ_ERROR);
         dev.read_at(MIB - 512, &mut buf[..512]).unwrap_err();
+        for engine in [FileEngine::Threads, FileEngine::Uring] {
+            let mut rig = Rig::of(&dev, engine, ReactorRing::default());
+            rig.run(Op::Read, MIB / 2 - 4096, &mut buf).unwrap();
+            for at in [MIB / 2, MIB - 8192] {
+                let err = rig.run(Op::Read, at, &mut buf).unwrap_err();
+                assert_eq!(err, Status::UNRECOVERED_READ_ERROR);
+            }
+        }
     }
 }
 
@@ -293,10 +337,17 @@ fn a_file_without_write_permission_is_served_read_only_or_not_at_all() {
     assert_eq!(&buf[..4], b"kept");
     let err = dev.write_at(0, &buf, false).unwrap_err();
     assert_eq!(
-        err.status(super::super::Op::Write { fua: false }),
+        err.status(Op::Write { fua: false }),
         Status::NAMESPACE_WRITE_PROTECTED.dnr()
     );
     dev.flush().unwrap();
+    let dev = Arc::new(dev);
+    for engine in [FileEngine::Threads, FileEngine::Uring] {
+        let mut rig = Rig::of(&dev, engine, ReactorRing::default());
+        rig.run(Op::Read, 0, &mut buf).unwrap();
+        let err = rig.run(Op::Write { fua: true }, 0, &mut buf).unwrap_err();
+        assert_eq!(err, Status::NAMESPACE_WRITE_PROTECTED.dnr());
+    }
 }
 
 /// A loop device over a file; detached when dropped.
@@ -338,7 +389,7 @@ fn a_block_device_behaves() {
         let Some(disk) = Loop::new(8 * MIB, &[]) else {
             return;
         };
-        let dev = FileBackend::open(&disk.node, &options(|o| o.direct = direct)).unwrap();
+        let dev = shared(&disk.node, &options(|o| o.direct = direct));
         assert_eq!(dev.is_direct(), direct == Direct::Auto);
         assert_eq!(
             (dev.info().block_size(), dev.info().bytes()),
@@ -360,7 +411,7 @@ fn a_block_device_sets_the_least_block_size() {
     assert_eq!(open(&disk.node).info().block_size(), 4096);
     let small = options(|o| o.block_size = Some(512));
     assert!(refusal(&disk.node, &small).contains("a power of two from 4096 to 65536"));
-    behaves(&open(&disk.node));
+    behaves(&Arc::new(open(&disk.node)));
 }
 
 #[test]

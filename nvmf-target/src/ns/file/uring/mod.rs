@@ -9,6 +9,8 @@
     reason = "the kernel is given pointers to memory that it fills later"
 )]
 mod ring;
+#[cfg(test)]
+mod tests;
 
 use super::super::block::{self, Failure};
 use super::{FileBackend, NsError, io};

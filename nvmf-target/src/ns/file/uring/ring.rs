@@ -154,6 +154,11 @@ impl Ring {
         })
     }
 
+    #[cfg(test)]
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// Takes a Read, Write or Flush, to be submitted with the next [`Ring::turn`].
     pub(super) fn start(&mut self, request: Request, file: &Rc<OpenFile>) {
         let flight = Some(Flight {
