@@ -1,4 +1,12 @@
 //! The load generator: keeps a number of reads and writes outstanding on I/O queues of a target.
+//!
+//! It is no easier a client than a real one. `nvmf-host` checks every PDU, CID, status, length and
+//! digest as any host has to; each outstanding I/O has a buffer of its own, into which every byte
+//! of a read is received and out of which every byte of a write is sent; places are random over
+//! the whole namespace. As SPDK's `perf`, it does not compare what it reads unless told to, polls
+//! if told to, and sends once for all that it submits in a turn. What differs: several connections
+//! divide the namespace among themselves instead of sharing it, and the contents of writes do not
+//! change unless they are to be verified.
 
 mod lane;
 mod verify;
@@ -33,6 +41,10 @@ pub struct LoadOptions {
     pub depth: u32,
     /// I/O queues, each with a connection of its own.
     pub connections: u32,
+    /// I/O queues more that are connected and never used.
+    pub idle: u32,
+    /// Namespaces, all of one size, with consecutive NSIDs from the first on; I/Os go to all.
+    pub namespaces: u32,
     /// Threads; each has its share of the connections.
     pub threads: usize,
     /// Processors for the threads, in their order; those without one run anywhere.
@@ -69,6 +81,8 @@ impl LoadOptions {
             size: 4096,
             depth: 32,
             connections: 1,
+            idle: 0,
+            namespaces: 1,
             threads: 1,
             cpus: Vec::new(),
             sequential: false,
@@ -91,6 +105,7 @@ pub struct Load {
     controllers: Vec<Controller>,
     namespace: Namespace,
     lanes: Vec<Lane>,
+    idle: Vec<Queue>,
 }
 
 impl fmt::Debug for Load {
@@ -110,7 +125,8 @@ impl Load {
     ///
     /// What the target or the system says, or that the options make no sense with this target.
     pub fn connect(options: LoadOptions) -> Result<Self, Error> {
-        let (mut controllers, queues) = connect(&options)?;
+        let (mut controllers, mut queues) = connect(&options)?;
+        let idle = queues.split_off(options.connections as usize);
         let controller = &mut controllers[0];
         let nsid = match options.nsid {
             Some(nsid) => nsid,
@@ -132,7 +148,9 @@ impl Load {
         {
             return Err(format!("I/O of {} bytes, but at most {most} (MDTS)", options.size).into());
         }
-        let bytes = namespace.blocks.saturating_mul(namespace.block_size.into());
+        // What does not fill an I/O at the end of a namespace is left alone.
+        let each = namespace.blocks / u64::from(options.size / namespace.block_size);
+        let bytes = (each * u64::from(options.namespaces)).saturating_mul(options.size.into());
         let bytes = options.region.unwrap_or(bytes).min(bytes);
         // Each connection has a part of the region to itself, so that what it reads depends on
         // nothing but what it has written.
@@ -141,7 +159,7 @@ impl Load {
             return Err("fewer blocks than outstanding I/Os".into());
         }
         let lanes = (0..).zip(queues).map(|(number, queue): (u64, Queue)| {
-            Lane::new(queue, namespace, &options, number * share, share)
+            Lane::new(queue, namespace, &options, number * share, share, each)
         });
         let mut lanes: Vec<Lane> = lanes.collect();
         if options.fill {
@@ -154,7 +172,14 @@ impl Load {
             controllers,
             namespace,
             lanes,
+            idle,
         })
+    }
+
+    /// I/Os that each connection had counted in all runs so far.
+    #[must_use]
+    pub fn ios_per_connection(&self) -> Vec<u64> {
+        self.lanes.iter().map(Lane::ios).collect()
     }
 
     /// Runs for the time of the window.
@@ -187,6 +212,7 @@ impl Load {
     /// What the target or the system says.
     pub fn disconnect(self) -> Result<(), Error> {
         drop(self.lanes);
+        drop(self.idle);
         for controller in self.controllers {
             controller.disconnect()?;
         }
@@ -206,9 +232,10 @@ fn connect(options: &LoadOptions) -> Result<(Vec<Controller>, Vec<Queue>), Error
     connect.data_digest = options.data_digest;
     connect.disable_sq_flow_control = !options.sq_flow_control;
     let (mut controllers, mut queues) = (Vec::new(), Vec::new());
-    while queues.len() < options.connections as usize {
+    let wanted = options.connections as usize + options.idle as usize;
+    while queues.len() < wanted {
         let mut controller = Controller::connect(&connect)?;
-        let left = options.connections as usize - queues.len();
+        let left = wanted - queues.len();
         let granted = controller.set_queue_count(u16::try_from(left).unwrap_or(u16::MAX - 1))?;
         for qid in (1..).take(left.min(granted as usize)) {
             let queue = controller.io_queue(qid)?.into_queue();

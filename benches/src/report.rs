@@ -55,12 +55,14 @@ impl Tally {
     }
 
     /// An I/O of so many bytes, submitted at `started`, is complete; what does not complete within
-    /// the measured time does not count.
-    pub fn record(&mut self, started: u64, now: u64, bytes: u32) {
-        if (self.begin..self.end).contains(&now) {
+    /// the measured time does not count. Whether it did.
+    pub fn record(&mut self, started: u64, now: u64, bytes: u32) -> bool {
+        let counts = (self.begin..self.end).contains(&now);
+        if counts {
             self.latency.record(now - started);
             self.bytes += u64::from(bytes);
         }
+        counts
     }
 }
 

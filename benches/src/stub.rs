@@ -7,6 +7,10 @@
 //! target. One thread, level-triggered epoll, one receive and one gather write per turn.
 //!
 //! A large write is the bytes of command, R2T, H2CData and response, without waiting for the R2T.
+//!
+//! Data of writes stays where it is received: one after the other, through a landing area larger
+//! than any cache. With [`Shape::place`] each is copied to a random block of that area instead,
+//! which is the least that a target with a RAM disk has to do.
 
 use crate::poll::Poller;
 use crate::report::{self, Report, Tally, Window};
@@ -18,8 +22,6 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 const IN_CAPSULE: u32 = 16 << 10;
 /// Bytes received at once.
 const RECEIVE: usize = 256 << 10;
-/// The most memory that writes land in: more than any cache holds.
-const LANDING: usize = 256 << 20;
 /// Runs per gather write; Linux takes no more than 1024.
 const GATHER: usize = 1024;
 /// Bytes that say what a connection is used for.
@@ -41,6 +43,8 @@ pub struct Shape {
     pub digests: bool,
     /// Reads without CapsuleResp.
     pub success: bool,
+    /// The data of writes is copied to random blocks.
+    pub place: bool,
 }
 
 /// The bytes of one message: header bytes, data, header bytes.
@@ -106,9 +110,10 @@ impl Shape {
         let mut hello = [0; HELLO];
         hello[..4].copy_from_slice(&MAGIC.to_le_bytes());
         hello[4..8].copy_from_slice(&self.size.to_le_bytes());
-        for (byte, flag) in hello[8..]
-            .iter_mut()
-            .zip([self.write, self.digests, self.success])
+        for (byte, flag) in
+            hello[8..]
+                .iter_mut()
+                .zip([self.write, self.digests, self.success, self.place])
         {
             *byte = u8::from(flag);
         }
@@ -116,13 +121,14 @@ impl Shape {
     }
 
     fn decode(hello: [u8; HELLO]) -> Option<Self> {
-        let [a, b, c, d, e, f, g, h, write, digests, success, ..] = hello;
+        let [a, b, c, d, e, f, g, h, write, digests, success, place, ..] = hello;
         let size = u32::from_le_bytes([e, f, g, h]);
         (u32::from_le_bytes([a, b, c, d]) == MAGIC && size > 0).then_some(Self {
             write: write != 0,
             size,
             digests: digests != 0,
             success: success != 0,
+            place: place != 0,
         })
     }
 }
@@ -136,13 +142,47 @@ struct Region<'a> {
 
 impl<'a> Region<'a> {
     fn block(&self, n: u64, size: usize) -> &'a [u8] {
-        let blocks = (self.bytes.len() / size).max(1) as u64;
-        let mut mixed = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        mixed ^= mixed >> 32;
-        // The upper half of a 32 by 32 bit product is a number below `blocks`.
-        let index = ((mixed & 0xffff_ffff) * blocks) >> 32;
-        let start = usize::try_from(index).unwrap_or(0) * size;
+        let start = block_start(self.bytes.len(), n, size);
         &self.bytes[start..start + size]
+    }
+}
+
+/// Where the block of message `n` begins in a region of so many bytes.
+fn block_start(bytes: usize, n: u64, size: usize) -> usize {
+    let blocks = (bytes / size).max(1) as u64;
+    let mut mixed = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^= mixed >> 32;
+    // The upper half of a 32 by 32 bit product is a number below `blocks`.
+    let index = ((mixed & 0xffff_ffff) * blocks) >> 32;
+    usize::try_from(index).unwrap_or(0) * size
+}
+
+/// Copies the data of a stream of messages to the blocks of a region: `bytes` stand at `start` in
+/// the stream, and may begin and end within a message.
+fn place(layout: Layout, start: u64, mut bytes: &[u8], region: &mut [u8]) {
+    let Layout { head, data, .. } = layout;
+    let len = layout.len();
+    let mut n = start / len;
+    let mut at = usize::try_from(start % len).unwrap_or(0);
+    while !bytes.is_empty() {
+        if at < head {
+            let skipped = (head - at).min(bytes.len());
+            bytes = &bytes[skipped..];
+            at += skipped;
+        } else if at < head + data {
+            let taken = (head + data - at).min(bytes.len());
+            let block = block_start(region.len(), n, data) + at - head;
+            region[block..block + taken].copy_from_slice(&bytes[..taken]);
+            bytes = &bytes[taken..];
+            at += taken;
+        } else {
+            let skipped = (head + data + layout.tail - at).min(bytes.len());
+            bytes = &bytes[skipped..];
+            at += skipped;
+        }
+        if at as u64 == len {
+            (n, at) = (n + 1, 0);
+        }
     }
 }
 
@@ -200,7 +240,7 @@ impl Outgoing {
 /// How the server runs.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerOptions {
-    /// Bytes of RAM that reads are answered from; writes land in as many more, 256 MiB at most.
+    /// Bytes of RAM that reads are answered from; writes land in as many more.
     pub region: u64,
     /// Poll for events instead of sleeping, as long as there are connections.
     pub spin: bool,
@@ -237,7 +277,7 @@ impl Server {
             // Filled, or every page would be the one page of zeros and never leave the cache; and
             // taking memory is not what is measured.
             region: vec![0x5a; bytes.max(RECEIVE)],
-            landing: vec![0x5a; bytes.clamp(RECEIVE, LANDING)],
+            landing: vec![0x5a; bytes.max(RECEIVE)],
         })
     }
 
@@ -253,7 +293,8 @@ impl Server {
             mut landing,
         } = self;
         let region = Region { bytes: &region };
-        let mut place = 0;
+        let mut scratch = vec![0; RECEIVE];
+        let mut position = 0;
         let mut gather = Vec::with_capacity(GATHER);
         let mut connections: Vec<Option<Connection>> = Vec::new();
         let mut open = 0;
@@ -279,13 +320,19 @@ impl Server {
                 };
                 let Some(connection) = entry else { continue };
                 // Data that writes bring lands all over the region, as it would with a disk.
-                if !connection.shape.write || place + RECEIVE > landing.len() {
-                    place = 0;
+                let moves_on = connection.shape.write && !connection.shape.place;
+                if !moves_on || position + RECEIVE > landing.len() {
+                    position = 0;
                 }
-                let space = &mut landing[place..place + RECEIVE];
-                match connection.turn(space, region, &mut gather) {
+                let turn = if moves_on {
+                    let space = &mut landing[position..position + RECEIVE];
+                    connection.turn(space, None, region, &mut gather)
+                } else {
+                    connection.turn(&mut scratch, Some(&mut landing), region, &mut gather)
+                };
+                match turn {
                     Ok(received) => {
-                        place += received;
+                        position += received;
                         let left = !connection.is_done();
                         if left != connection.blocked {
                             connection.blocked = left;
@@ -335,10 +382,12 @@ impl Connection {
         self.answers.sent == self.requests() * self.answers.layout.len()
     }
 
-    /// Receives once and answers. An error is the end of the connection.
+    /// Receives once, copies data that has to be placed into `landing`, and answers. An error is
+    /// the end of the connection.
     fn turn<'a>(
         &mut self,
         space: &mut [u8],
+        landing: Option<&mut [u8]>,
         region: Region<'a>,
         gather: &mut Vec<IoSlice<'a>>,
     ) -> io::Result<usize> {
@@ -348,6 +397,16 @@ impl Connection {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
             Err(e) => return Err(e),
         };
+        if let Some(landing) = landing
+            && self.shape.place
+        {
+            place(
+                self.shape.request(),
+                self.received,
+                &space[..received],
+                landing,
+            );
+        }
         self.received += received as u64;
         self.answers
             .send(self.requests(), region, gather, &mut self.stream)?;
@@ -504,6 +563,7 @@ mod tests {
         size: 4096,
         digests: false,
         success: true,
+        place: false,
     };
 
     #[test]
@@ -539,6 +599,11 @@ mod tests {
             (96 + (128 << 10), 48)
         );
         assert_eq!(Shape::decode(digests.encode()), Some(digests));
+        let placed = Shape {
+            place: true,
+            ..write
+        };
+        assert_eq!(Shape::decode(placed.encode()), Some(placed));
         assert_eq!(Shape::decode([0; HELLO]), None);
     }
 
@@ -567,6 +632,30 @@ mod tests {
     }
 
     #[test]
+    fn data_cut_anywhere_gets_to_its_block() {
+        let layout = Layout {
+            head: 3,
+            data: 8,
+            tail: 2,
+        };
+        let stream: Vec<u8> = (0..4 * 13).collect();
+        let mut whole = vec![0xff; 64];
+        place(layout, 0, &stream, &mut whole);
+        for n in 0..4 {
+            let from = n * 13 + 3;
+            let block = block_start(64, n as u64, 8);
+            let last = (n + 1..4).all(|later| block_start(64, later as u64, 8) != block);
+            assert!(!last || whole[block..block + 8] == stream[from..from + 8]);
+        }
+        for cut in 0..stream.len() {
+            let mut parts = vec![0xff; 64];
+            place(layout, 0, &stream[..cut], &mut parts);
+            place(layout, cut as u64, &stream[cut..], &mut parts);
+            assert_eq!(parts, whole, "{cut}");
+        }
+    }
+
+    #[test]
     fn server_and_client_agree() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -581,14 +670,17 @@ mod tests {
             measured: Duration::from_millis(50),
             pid: None,
         };
-        for (write, size) in [
-            (false, 4096),
-            (true, 4096),
-            (false, 128 << 10),
-            (true, 128 << 10),
+        for (write, place, size) in [
+            (false, false, 4096),
+            (true, false, 4096),
+            (true, true, 4096),
+            (false, false, 128 << 10),
+            (true, false, 128 << 10),
+            (true, true, 128 << 10),
         ] {
             let shape = Shape {
                 write,
+                place,
                 size,
                 ..READ
             };

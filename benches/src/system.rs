@@ -1,5 +1,6 @@
 //! What the system knows about threads and processes, and sizes on command lines.
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::io;
 use std::ops::Sub;
@@ -81,11 +82,61 @@ fn busy_time(pid: u32) -> io::Result<Duration> {
 ///
 /// There is no such process.
 pub fn resident_bytes(pid: u32) -> io::Result<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+/// The most memory that was resident in a process since [`reset_peak`], or since it began.
+///
+/// # Errors
+///
+/// There is no such process.
+pub fn peak_bytes(pid: u32) -> io::Result<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+/// Begins [`peak_bytes`] anew.
+///
+/// # Errors
+///
+/// There is no such process, or it is somebody else's.
+pub fn reset_peak(pid: u32) -> io::Result<()> {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5")
+}
+
+fn status_bytes(pid: u32, name: &str) -> io::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     kib.map(|kib| kib << 10)
-        .ok_or_else(|| io::Error::other("no VmRSS"))
+        .ok_or_else(|| io::Error::other(format!("no {name}")))
+}
+
+/// Numbers of the threads of a process whose names begin with `name`, in order.
+///
+/// # Errors
+///
+/// There is no such process.
+pub fn threads_named(pid: u32, name: &str) -> io::Result<Vec<i32>> {
+    let mut threads = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?;
+        // It may have ended meanwhile.
+        let comm = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        if comm.starts_with(name) {
+            threads.extend(task.file_name().to_string_lossy().parse::<i32>());
+        }
+    }
+    threads.sort_unstable();
+    Ok(threads)
+}
+
+/// Raises the number of descriptors that this process, and those that it starts, may have, as far
+/// as it is allowed to.
+pub fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // If it is refused, whatever needs more descriptors says so.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// Keeps the calling thread on one processor.
@@ -170,6 +221,8 @@ mod tests {
     fn this_process() {
         let pid = std::process::id();
         assert!(resident_bytes(pid).unwrap() > 0);
+        assert!(peak_bytes(pid).unwrap() > 0);
+        assert_eq!(threads_named(pid, "no such thread").unwrap(), []);
         let before = CpuTime::of(pid).unwrap();
         let after = CpuTime::of(pid).unwrap();
         assert!(after.user >= before.user && after.busy > Duration::ZERO);

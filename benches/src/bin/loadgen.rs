@@ -40,6 +40,12 @@ struct Cli {
     /// Connections (I/O queues).
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
     connections: u32,
+    /// Connections more that are never used.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    idle: u32,
+    /// Namespaces of one size, with consecutive NSIDs; I/Os go to all of them.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    namespaces: u32,
     /// Threads; each has its share of the connections.
     #[arg(long, default_value_t = 1)]
     threads: usize,
@@ -100,6 +106,8 @@ fn run(cli: Cli) -> Result<(), Error> {
         size: cli.size,
         depth: cli.depth,
         connections: cli.connections,
+        idle: cli.idle,
+        namespaces: cli.namespaces,
         threads: cli.threads,
         cpus: cli.cpu,
         sequential: cli.sequential,

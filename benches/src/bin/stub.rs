@@ -65,6 +65,9 @@ struct Load {
     /// Reads are answered with C2HData and CapsuleResp, as with SQ flow control.
     #[arg(long)]
     sq_flow_control: bool,
+    /// The server copies what is written to random blocks of its memory.
+    #[arg(long)]
+    place: bool,
     /// Outstanding I/Os per connection.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65_535))]
     depth: u32,
@@ -113,6 +116,7 @@ fn load(args: &Load) -> io::Result<()> {
             size: args.size,
             digests: args.digests,
             success: !args.sq_flow_control,
+            place: args.place,
         },
         depth: args.depth,
         connections: args.connections,

@@ -23,13 +23,17 @@ pub(super) struct Lane {
     /// In units of I/Os: where this connection's part begins, and its length.
     first: u64,
     share: u64,
+    /// I/Os that fit in a namespace.
+    each: u64,
+    /// I/Os that counted.
+    ios: u64,
     read_percent: u64,
     sequential: bool,
     next: u64,
     random: u64,
     contents: Option<Contents>,
     /// Outstanding I/Os; the tag of a command is the index.
-    ios: Vec<Io>,
+    outstanding: Vec<Io>,
     buffers: Vec<Vec<u8>>,
     /// The socket was full; the poller waits for room.
     blocked: bool,
@@ -50,6 +54,7 @@ impl Lane {
         options: &LoadOptions,
         first: u64,
         share: u64,
+        each: u64,
     ) -> Self {
         let table = usize::try_from(share).unwrap_or(usize::MAX);
         // Not zeros, which a target could recognize.
@@ -61,12 +66,14 @@ impl Lane {
             size: options.size,
             first,
             share,
+            each,
+            ios: 0,
             read_percent: options.read_percent.into(),
             sequential: options.sequential,
             next: 0,
             random: first ^ 0x5851_f42d_4c95_7f2d,
             contents: options.verify.then(|| Contents::new(table)),
-            ios: vec![Io::default(); options.depth as usize],
+            outstanding: vec![Io::default(); options.depth as usize],
             buffers: vec![buffer; options.depth as usize],
             blocked: false,
         }
@@ -76,10 +83,15 @@ impl Lane {
         Ok(self.queue.fd().ok_or("a stream without descriptor")?)
     }
 
+    /// I/Os that have counted so far.
+    pub(super) const fn ios(&self) -> u64 {
+        self.ios
+    }
+
     /// Submits as many I/Os as are to be outstanding.
     pub(super) fn start(&mut self, tally: &Tally) -> Result<(), Error> {
         let now = tally.now();
-        for index in 0..self.ios.len() {
+        for index in 0..self.outstanding.len() {
             let Some(buffer) = self.buffers.pop() else {
                 break;
             };
@@ -96,7 +108,7 @@ impl Lane {
         let now = tally.now();
         while let Some(done) = self.queue.next_completion() {
             let (index, buffer) = self.finish(done)?;
-            tally.record(self.ios[index].started, now, self.size);
+            self.ios += u64::from(tally.record(self.outstanding[index].started, now, self.size));
             self.submit(index, buffer, now)?;
         }
         Ok(())
@@ -132,7 +144,7 @@ impl Lane {
     pub(super) fn fill(&mut self) -> Result<(), Error> {
         let mut block = 0;
         while block < self.share {
-            for index in 0..self.ios.len() {
+            for index in 0..self.outstanding.len() {
                 if block == self.share {
                     break;
                 }
@@ -186,21 +198,15 @@ impl Lane {
     }
 
     fn send(&mut self, index: usize, mut buffer: Vec<u8>, io: Io) -> Result<(), Error> {
-        self.ios[index] = io;
-        let lba = (self.first + io.block) * u64::from(self.blocks);
+        self.outstanding[index] = io;
+        let (nsid, lba) = self.place(io.block)?;
         let (sqe, data) = if io.write {
             if let Some(contents) = &mut self.contents {
                 contents.write(usize::try_from(io.block)?, &mut buffer);
             }
-            (
-                command::write(self.namespace.nsid, lba, self.blocks),
-                Data::Write(buffer),
-            )
+            (command::write(nsid, lba, self.blocks), Data::Write(buffer))
         } else {
-            (
-                command::read(self.namespace.nsid, lba, self.blocks),
-                Data::Read(buffer),
-            )
+            (command::read(nsid, lba, self.blocks), Data::Read(buffer))
         };
         self.queue
             .submit_tagged(sqe, data, index as u64)
@@ -208,19 +214,28 @@ impl Lane {
         Ok(())
     }
 
+    /// NSID and SLBA of an I/O on a block of this connection's part.
+    fn place(&self, block: u64) -> Result<(u32, u64), Error> {
+        let block = self.first + block;
+        let nsid = self.namespace.nsid + u32::try_from(block / self.each)?;
+        Ok((nsid, block % self.each * u64::from(self.blocks)))
+    }
+
     /// Judges a completion; the buffer comes back.
     fn finish(&mut self, done: Completion) -> Result<(usize, Vec<u8>), Error> {
         let index = usize::try_from(done.tag)?;
-        let Io { block, write, .. } = self.ios[index];
+        let Io { block, write, .. } = self.outstanding[index];
         let done = done.success(if write { "Write" } else { "Read" })?;
         if let Some(contents) = &mut self.contents {
             let table = usize::try_from(block)?;
             contents.release(table);
             if !write && let Some(at) = contents.check(table, &done.buffer) {
-                let lba = (self.first + block) * u64::from(self.blocks);
-                return Err(
-                    format!("wrong data: read at LBA {lba}, byte {at} of {}", self.size).into(),
-                );
+                let (nsid, lba) = self.place(block)?;
+                let size = self.size;
+                return Err(format!(
+                    "wrong data: read at LBA {lba} of NSID {nsid}, byte {at} of {size}"
+                )
+                .into());
             }
         }
         Ok((index, done.buffer))

@@ -1,7 +1,8 @@
 //! The processes that are measured.
 
 use crate::Setup;
-use nvmf_benches::load::Error;
+use nvmf_benches::load::{Error, LoadOptions};
+use nvmf_benches::report::Window;
 use nvmf_benches::system::pin;
 use rustix::thread::{sched_getaffinity, sched_setaffinity};
 use std::io::{BufRead, BufReader};
@@ -25,6 +26,50 @@ impl Drop for Server {
         // It may be gone already; then there is nothing left to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Where a load goes: a server of ours, or somebody else's.
+#[derive(Clone, Debug)]
+pub(crate) struct Goal {
+    pub(crate) address: SocketAddr,
+    /// By default the first subsystem that the discovery service at the address names.
+    pub(crate) nqn: Option<String>,
+    /// The process whose processor time counts.
+    pub(crate) pid: Option<u32>,
+}
+
+impl Goal {
+    /// A load of 4 KiB random reads at depth 32 by a client that spins on its own processor.
+    pub(crate) fn load(&self, setup: &Setup) -> LoadOptions {
+        LoadOptions {
+            subsystem: self.nqn.clone(),
+            region: Some(setup.ramdisk),
+            cpus: vec![setup.client_cpu],
+            spin: true,
+            ..LoadOptions::new(self.address, setup.window(self.pid))
+        }
+    }
+
+    /// Writes the whole region, so that its memory is its own.
+    pub(crate) fn fill(&self, setup: &Setup) -> Result<(), Error> {
+        let options = LoadOptions {
+            fill: true,
+            size: 128 << 10,
+            ..self.load(setup)
+        };
+        nvmf_benches::load::Load::connect(options)?.disconnect()
+    }
+}
+
+impl Setup {
+    /// How long a measurement takes.
+    pub(crate) fn window(&self, pid: Option<u32>) -> Window {
+        Window {
+            warm_up: self.measured / 5,
+            measured: self.measured,
+            pid,
+        }
     }
 }
 
@@ -53,27 +98,33 @@ pub(crate) fn build() -> Result<(PathBuf, PathBuf), Error> {
     Ok((release.join("nvmfd"), release.join("stub")))
 }
 
-/// What nvmfd is started with besides its port and device.
+/// What nvmfd is started with besides its port and devices, unless `more` says otherwise.
 pub(crate) fn nvmfd_options(setup: &Setup) -> Vec<String> {
     let options = "--threads 1 --block-size 4k".split(' ').map(str::to_owned);
     options.chain(setup.nvmfd_args.iter().cloned()).collect()
 }
 
 impl Server {
-    /// nvmfd with a RAM disk of so many bytes.
-    pub(crate) fn nvmfd(setup: &Setup, bytes: u64) -> Result<Self, Error> {
+    /// nvmfd with a RAM disk, and more options.
+    pub(crate) fn nvmfd(setup: &Setup, more: &[&str]) -> Result<Self, Error> {
+        let disk = format!("ramdisk:{}", setup.ramdisk);
+        Self::nvmfd_with(setup, &nvmfd_options(setup), more, &[disk])
+    }
+
+    /// nvmfd with devices, and options that come last.
+    pub(crate) fn nvmfd_with(
+        setup: &Setup,
+        options: &[String],
+        more: &[&str],
+        devices: &[String],
+    ) -> Result<Self, Error> {
         let mut command = Command::new(&setup.nvmfd);
         command
-            .args([
-                "--bind",
-                "127.0.0.1",
-                "--port",
-                "0",
-                "--discovery-port",
-                "none",
-            ])
-            .args(nvmfd_options(setup))
-            .arg(format!("ramdisk:{bytes}"))
+            .args(["--bind", "127.0.0.1", "--port", "0"])
+            .args(["--discovery-port", "none"])
+            .args(options)
+            .args(more)
+            .args(devices)
             .env("RUST_LOG", "warn");
         Self::start(setup, command, "nvmfd: serving")
     }
@@ -92,6 +143,14 @@ impl Server {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    pub(crate) fn goal(&self) -> Goal {
+        Goal {
+            address: self.address,
+            nqn: None,
+            pid: Some(self.pid()),
+        }
     }
 
     /// Starts a server on its processor and reads what it prints up to the line `ready`; one line

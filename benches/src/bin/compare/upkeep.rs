@@ -1,9 +1,10 @@
 //! What the daemon costs besides I/O: system calls, idle time, memory, starting.
 
 use crate::Setup;
-use crate::cases::{CASES, case_options, median};
+use crate::cases::{Case, READ_32, WRITE_32};
+use crate::page::{Page, median, mib};
 use crate::servers::Server;
-use nvmf_benches::load::{Error, Load};
+use nvmf_benches::load::{Error, Load, LoadOptions};
 use nvmf_benches::system::{CpuTime, resident_bytes};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fmt::Write;
@@ -12,25 +13,40 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-/// System calls of the server per 4 KiB read at depth 32. Counted by strace, which slows the server
-/// down but counts right.
-pub(crate) fn system_calls(setup: &Setup, target: &Server) -> Result<String, Error> {
-    const NAME: &str = "| system calls per 4 KiB read, depth 32 |";
-    let case = CASES
-        .iter()
-        .find(|case| case.name == "4 KiB random read, depth 32");
-    let case = case.ok_or("no such case")?;
-    let mut options = case_options(setup, case, target);
+/// Connections that do nothing.
+const IDLE: u32 = 1000;
+/// Entries of a queue less one, as Linux has them by default.
+const IDLE_DEPTH: u32 = 127;
+
+/// Measures all of it.
+pub(crate) fn measure(setup: &Setup, page: &mut Page) -> Result<(), Error> {
+    page.line("| upkeep of nvmfd | |\n|---|---|");
+    let server = Server::nvmfd(setup, &[])?;
+    server.goal().fill(setup)?;
+    for case in [&READ_32, &WRITE_32] {
+        page.line(system_calls(setup, case, &server)?);
+    }
+    drop(server);
+    idle(setup, page)?;
+    page.line(start(setup)?);
+    Ok(())
+}
+
+/// System calls of the server per I/O. Counted by strace, which slows the server down but counts
+/// right.
+fn system_calls(setup: &Setup, case: &Case, server: &Server) -> Result<String, Error> {
+    let name = format!("| system calls per I/O, {} |", case.name);
+    let mut options = case.load(setup, &server.goal());
     options.window.warm_up = Duration::ZERO;
     let mut load = Load::connect(options)?;
     let strace = Command::new("strace")
-        .args(["-c", "-f", "-p", &target.pid().to_string()])
+        .args(["-c", "-f", "-p", &server.pid().to_string()])
         .stderr(Stdio::piped())
         .spawn();
     let mut strace = match strace {
         Ok(strace) => strace,
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Ok(format!("{NAME} not counted: there is no strace |"));
+            return Ok(format!("{name} not counted: there is no strace |"));
         }
         Err(error) => return Err(error.into()),
     };
@@ -39,7 +55,7 @@ pub(crate) fn system_calls(setup: &Setup, target: &Server) -> Result<String, Err
     // "strace: Process 1 attached with 2 threads"
     err.read_line(&mut text)?;
     if !text.contains("attached") {
-        return Ok(format!("{NAME} not counted: {} |", text.trim()));
+        return Ok(format!("{name} not counted: {} |", text.trim()));
     }
     let report = load.run()?;
     let pid = i32::try_from(strace.id())
@@ -54,14 +70,14 @@ pub(crate) fn system_calls(setup: &Setup, target: &Server) -> Result<String, Err
 
     let ios = report.latency.count().max(1) as f64;
     let (mut total, mut by_name) = (0.0, String::new());
-    for (name, calls) in text.lines().filter_map(parse_line) {
-        if name == "total" {
+    for (call, calls) in text.lines().filter_map(parse_line) {
+        if call == "total" {
             total = calls / ios;
         } else if calls / ios > 0.001 {
-            write!(by_name, ", {name} {:.3}", calls / ios)?;
+            write!(by_name, ", {call} {:.3}", calls / ios)?;
         }
     }
-    Ok(format!("{NAME} {total:.3}{by_name} |"))
+    Ok(format!("{name} {total:.3}{by_name} |"))
 }
 
 /// A line of strace's summary: `% time, seconds, usecs/call, calls, [errors,] syscall`.
@@ -75,33 +91,78 @@ fn parse_line(line: &str) -> Option<(&str, f64)> {
 }
 
 /// Processor time and memory of a server that nobody uses.
-pub(crate) fn idle(setup: &Setup) -> Result<String, Error> {
-    let server = Server::nvmfd(setup, 1 << 30)?;
-    let alone = resident_bytes(server.pid())?;
-    let load = Load::connect(case_options(setup, &CASES[0], &server))?;
-    // What connecting takes is not idleness, nor is the spinning that follows it.
-    thread::sleep(Duration::from_millis(200));
-    let (before, watched) = (CpuTime::of(server.pid())?, Duration::from_secs(3));
-    thread::sleep(watched);
-    let used = CpuTime::of(server.pid())? - before;
-    let connected = resident_bytes(server.pid())?;
+fn idle(setup: &Setup, page: &mut Page) -> Result<(), Error> {
+    let server = Server::nvmfd(setup, &[])?;
+    let pid = server.pid();
+    let options = |connections, idle| LoadOptions {
+        connections,
+        idle,
+        depth: IDLE_DEPTH,
+        ..server.goal().load(setup)
+    };
+    let alone = resident_bytes(pid)?;
+    page.line(format!(
+        "| idle, no connection: processor | {} |",
+        idle_cpu(pid)?
+    ));
+    let load = Load::connect(options(1, 0))?;
+    page.line(format!(
+        "| idle, one host with one I/O queue: processor | {} |",
+        idle_cpu(pid)?
+    ));
+    let one = resident_bytes(pid)?;
     load.disconnect()?;
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    Ok(format!(
-        "| idle with one connected host: processor | {:.3} % |\n\
-         | resident memory, RAM disk of 1 GiB never written: alone | {:.1} MiB |\n\
-         | the same with one connected host | {:.1} MiB |",
-        used.busy.as_secs_f64() / watched.as_secs_f64() * 100.0,
+    let load = Load::connect(options(1, IDLE - 1))?;
+    page.line(format!(
+        "| idle, {IDLE} I/O queues: processor | {} |",
+        idle_cpu(pid)?
+    ));
+    let many = resident_bytes(pid)?;
+    load.disconnect()?;
+    let mut load = Load::connect(LoadOptions {
+        depth: 32,
+        ..options(IDLE, 0)
+    })?;
+    load.run()?;
+    page.line(format!(
+        "| idle, {IDLE} I/O queues that were all used: processor | {} |",
+        idle_cpu(pid)?
+    ));
+    let used = resident_bytes(pid)?;
+    load.disconnect()?;
+
+    let each = |all: u64| all.saturating_sub(one) as f64 / f64::from(IDLE - 1) / 1024.0;
+    page.line(format!(
+        "| resident memory, RAM disk of {:.0} MiB never written: alone | {:.1} MiB |\n\
+         | the same with one host | {:.1} MiB |\n\
+         | for each further I/O queue of {} entries, never used | {:.1} KiB |\n\
+         | for each further I/O queue of 33 entries, used with depth 32 and idle again | {:.1} KiB |",
+        mib(setup.ramdisk),
         mib(alone),
-        mib(connected)
-    ))
+        mib(one),
+        IDLE_DEPTH + 1,
+        each(many),
+        each(used),
+    ));
+    Ok(())
+}
+
+/// The share of a processor that a process uses while it is left alone.
+fn idle_cpu(pid: u32) -> Result<String, Error> {
+    // What connecting takes is not idleness, nor is the spinning that follows it.
+    thread::sleep(Duration::from_millis(300));
+    let (before, watched) = (CpuTime::of(pid)?, Duration::from_secs(2));
+    thread::sleep(watched);
+    let used = CpuTime::of(pid)? - before;
+    let percent = used.busy.as_secs_f64() / watched.as_secs_f64() * 100.0;
+    Ok(format!("{percent:.3} %"))
 }
 
 /// Time from starting the process to listening.
-pub(crate) fn start(setup: &Setup) -> Result<String, Error> {
+fn start(setup: &Setup) -> Result<String, Error> {
     let mut millis = Vec::new();
     for _ in 0..9 {
-        let server = Server::nvmfd(setup, 1 << 30)?;
+        let server = Server::nvmfd(setup, &[])?;
         millis.push(server.started_within.as_secs_f64() * 1e3);
     }
     Ok(format!(
