@@ -482,6 +482,7 @@ fn data_pointers_and_commands_that_are_wrong() {
         (sgl(wr, outside, 4096, 0), 4096, Status::INVALID_FIELD),
         (sgl(wr, 0x40, 4096, 0), 0, Status::SGL_TYPE_INVALID),
         (byte(good, 1, 0), 0, Status::INVALID_FIELD),
+        (byte(good, 1, 0xc0), 0, Status::INVALID_FIELD),
         (byte(good, 1, 0x41), 0, Status::INVALID_FIELD),
         (byte(good, 1, 0x43), 0, Status::INVALID_FIELD),
         (byte(good, 0, 0xff), 0, Status::INVALID_OPCODE),

@@ -91,7 +91,7 @@ impl Conn {
         // NVMe Base 2.1, Submission Queue Entry: byte 1 of a Fabrics command is reserved but for
         // what is here checked for all others. Admin commands have no fused operations.
         if sqe.opcode() != AdminOpcode::FABRICS.0
-            && (sqe.psdt() == 0 || (!io && sqe.fuse() != Fuse::None))
+            && (matches!(sqe.psdt(), 0b00 | 0b11) || (!io && sqe.fuse() != Fuse::None))
         {
             let at = ParameterLocation::byte(1);
             return Err(Fault::new(Status::INVALID_FIELD.dnr(), at));
