@@ -6,6 +6,8 @@
 //! * [`IoQueue`] is an I/O queue with blocking reads and writes.
 //! * [`Queue`] under both is one connection: non-blocking, pipelined, one gather write for
 //!   everything submitted, no allocation per command.
+//! * [`raw`] is a connection that keeps to nothing, for tests of targets; `torture` (feature
+//!   `torture`) is a catalogue of lies for it.
 //!
 //! Everything that a target sends is checked in full ([`nvmf_proto::tcp::host`]); a target that
 //! breaks NVMe/TCP is told so and left, with [`Error::Violation`]. The crate starts no threads:
@@ -56,8 +58,11 @@ mod error;
 mod io_queue;
 mod options;
 mod queue;
+pub mod raw;
 mod reservation;
 mod stream;
+#[cfg(feature = "torture")]
+pub mod torture;
 
 pub use controller::{Connector, Controller, discover};
 pub use error::Error;

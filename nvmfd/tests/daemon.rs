@@ -2,6 +2,7 @@
 
 mod common;
 mod control;
+mod torture;
 
 use common::*;
 use nvmf_host::nvmf_proto::wire::Status;

@@ -36,7 +36,14 @@ impl Daemon {
     /// Started, and serving.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let all = [&ANY_PORT, arguments].concat();
-        let mut child = command(&all).stderr(Stdio::inherit()).spawn().unwrap();
+        // Its log is for who reads a failure; RUST_LOG asks for more.
+        let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned());
+        let mut command = command(&all);
+        let mut child = command
+            .env("RUST_LOG", log)
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
         let (input, output) = (child.stdin.take(), child.stdout.take().unwrap());
         let mut daemon = Self {
             child,
