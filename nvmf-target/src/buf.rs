@@ -135,15 +135,25 @@ impl DerefMut for IoBuf {
     }
 }
 
+/// Most buffers that are dropped are empty ones: the others are given back to their pool.
 impl Drop for IoBuf {
+    #[inline]
     fn drop(&mut self) {
-        let Some(home) = self.home.take() else { return };
-        home.returned
+        if let Some(home) = self.home.take() {
+            home.take_back(self.block);
+        }
+    }
+}
+
+impl Home {
+    #[cold]
+    fn take_back(&self, block: Block) {
+        self.returned
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(self.block);
-        home.any_returned.store(true, Ordering::Release);
-        home.waker.wake();
+            .push(block);
+        self.any_returned.store(true, Ordering::Release);
+        self.waker.wake();
     }
 }
 
@@ -202,7 +212,7 @@ impl BufPool {
         })
     }
 
-    /// Bytes that no buffer holds.
+    /// Bytes that no buffer holds, and that are promised to none.
     pub(crate) const fn free_bytes(&self) -> usize {
         self.free_units << BLOCK_SHIFT
     }
@@ -218,12 +228,39 @@ impl BufPool {
             return Some(IoBuf::empty());
         }
         let units = len.div_ceil(BLOCK).next_power_of_two();
+        // The rest is promised.
+        if units > self.free_units {
+            return None;
+        }
+        let buf = self.lend(len, units)?;
+        self.free_units -= units;
+        Some(buf)
+    }
+
+    /// Sets a smallest block aside for [`BufPool::redeem`], without saying which; false if there is
+    /// none.
+    pub(crate) fn promise(&mut self) -> bool {
+        let kept = self.free_units > 0;
+        self.free_units -= usize::from(kept);
+        kept
+    }
+
+    /// Takes a promise back.
+    pub(crate) const fn release_promise(&mut self) {
+        self.free_units += 1;
+    }
+
+    /// Lends the block that was promised, for a buffer of `len` bytes, at most [`BLOCK`].
+    pub(crate) fn redeem(&mut self, len: usize) -> Option<IoBuf> {
+        self.lend(len.min(BLOCK), 1)
+    }
+
+    fn lend(&mut self, len: usize, units: usize) -> Option<IoBuf> {
         let order = units.trailing_zeros() as usize;
         let unit = match self.free.get_mut(order)?.pop() {
             Some(unit) => unit,
             None => self.split(order)?,
         };
-        self.free_units -= units;
         let home = self.spare.pop().unwrap_or_else(|| Arc::clone(&self.home));
         // SAFETY: the block lies inside the arena: units come from `new`, and splitting and
         // joining stay inside the blocks that they are given.

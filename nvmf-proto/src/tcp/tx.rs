@@ -66,6 +66,8 @@ pub struct Digest {
 pub struct TxList {
     heads: Box<[u8]>,
     used: usize,
+    /// Bytes still to be sent.
+    bytes: usize,
     segs: Vec<Seg>,
     first: usize,
     digests: Vec<Digest>,
@@ -81,6 +83,7 @@ impl TxList {
         Self {
             heads: vec![0; head_bytes.max(256)].into_boxed_slice(),
             used: 0,
+            bytes: 0,
             segs: Vec::with_capacity(segs),
             first: 0,
             digests: Vec::with_capacity(segs),
@@ -96,6 +99,7 @@ impl TxList {
     /// Makes the list empty.
     pub fn clear(&mut self) {
         self.used = 0;
+        self.bytes = 0;
         self.first = 0;
         self.segs.clear();
         self.digests.clear();
@@ -115,13 +119,17 @@ impl TxList {
 
     /// Bytes still to be sent.
     #[must_use]
-    pub fn remaining(&self) -> usize {
-        self.segments().iter().map(|s| s.len() as usize).sum()
+    pub const fn remaining(&self) -> usize {
+        self.bytes
     }
 
     /// Takes note that the next `n` bytes have been sent; more than there are is the same as all.
     /// An emptied list is ready to be filled again.
     pub fn advance(&mut self, mut n: usize) {
+        if n >= self.bytes {
+            return self.clear();
+        }
+        self.bytes -= n;
         while let Some(seg) = self.segs.get_mut(self.first) {
             let len = seg.len() as usize;
             if n < len {
@@ -132,7 +140,6 @@ impl TxList {
             n -= len;
             self.first += 1;
         }
-        self.clear();
     }
 
     /// Computes the data digests that the machine left open; `data` gives the bytes of a run of a
@@ -155,16 +162,33 @@ impl TxList {
 
     /// Appends header bytes. The caller has asked [`TxList::has_room`].
     pub(crate) fn push_head(&mut self, bytes: &[u8]) {
-        let Some(to) = self.heads.get_mut(self.used..self.used + bytes.len()) else {
-            return;
-        };
-        to.copy_from_slice(bytes);
+        if let Some(to) = self.heads.get_mut(self.used..self.used + bytes.len()) {
+            to.copy_from_slice(bytes);
+            self.extend_heads(bytes.len());
+        }
+    }
+
+    /// The same for a header whose length the compiler knows: no call of `memcpy`.
+    #[inline]
+    pub(crate) fn push_header<const N: usize>(&mut self, header: &[u8; N]) {
+        if let Some(to) = self.heads.get_mut(self.used..)
+            && let Some(to) = to.first_chunk_mut()
+        {
+            *to = *header;
+            self.extend_heads(N);
+        }
+    }
+
+    /// Counts the next `len` bytes of the arena in.
+    #[inline]
+    fn extend_heads(&mut self, len: usize) {
         #[expect(
             clippy::cast_possible_truncation,
             reason = "the arena is far below 4 GiB"
         )]
-        let (at, n) = (self.used as u32, bytes.len() as u32);
-        self.used += bytes.len();
+        let (at, n) = (self.used as u32, len as u32);
+        self.used += len;
+        self.bytes += len;
         // Headers that follow each other in the list follow each other in the arena: one run.
         if let Some(Seg::Head { start, len }) =
             self.segs.get_mut(self.first..).and_then(<[_]>::last_mut)
@@ -177,7 +201,9 @@ impl TxList {
     }
 
     /// Appends a run of a slot's buffer and, with `digest`, room for the digest of that run.
+    #[inline]
     pub(crate) fn push_data(&mut self, slot: Slot, offset: u32, len: u32, digest: bool) {
+        self.bytes += len as usize;
         self.segs.push(Seg::Data { slot, offset, len });
         if digest {
             self.digests.push(Digest {

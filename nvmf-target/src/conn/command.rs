@@ -2,6 +2,7 @@
 
 use super::admin::AdminPlan;
 use super::fused::{Before, Half};
+use super::io::IoPlan;
 use super::{Conn, Fed, Queue};
 use crate::buf::BLOCK;
 use crate::ctrl::Fault;
@@ -19,6 +20,22 @@ pub(super) const CHANGED: Status = Status::DATA_SGL_LENGTH_INVALID.dnr();
 
 /// Bytes up to which a command is small, where buffers are short.
 const SMALL: usize = 16 << 10;
+
+/// A command that has passed its checks.
+#[derive(Debug)]
+enum Plan {
+    Io(IoPlan),
+    Admin(AdminPlan),
+}
+
+impl Plan {
+    fn transfer(&self) -> Transfer {
+        match self {
+            Self::Io(plan) => plan.transfer(),
+            Self::Admin(plan) => plan.transfer(),
+        }
+    }
+}
 
 impl Conn {
     pub(super) fn on_command(
@@ -45,20 +62,26 @@ impl Conn {
             self.complete(cx, slot, Status::COMMAND_ID_CONFLICT.dnr(), 0);
             return;
         }
-        let transfer = match self.admit(cx, sqe) {
-            Ok(transfer) => transfer,
+        let plan = match self.admit(cx, sqe) {
+            Ok(plan) => plan,
             Err(fault) => return self.fail(cx, slot, fault),
         };
+        let transfer = plan.transfer();
         if let Err(fault) = check_pointer(sqe, transfer, in_capsule) {
             return self.fail(cx, slot, fault);
         }
+        if let Plan::Io(plan) = &plan
+            && self.read_promised(cx, slot, plan)
+        {
+            return;
+        }
         match transfer {
-            Transfer::None => self.execute(cx, slot),
+            Transfer::None => self.carry_out(cx, slot, &plan),
             Transfer::ToHost(len) | Transfer::FromHost(len) => {
                 let completes_pair = self.completes_pair(slot);
                 let may_take = completes_pair || self.may_take(cx, len);
                 if may_take && self.take_buffer(cx, slot, len) {
-                    self.with_buffer(cx, slot, transfer);
+                    self.with_buffer(cx, slot, &plan);
                 } else if in_capsule > 0 {
                     self.blocked = Some((slot, len));
                     cx.blocked.push_back(self.id);
@@ -85,8 +108,9 @@ impl Conn {
         }
     }
 
-    /// Whether a command may run at all, and what data it moves.
-    fn admit(&mut self, cx: &Cx, sqe: &Sqe) -> Result<Transfer, Fault> {
+    /// Whether a command may run at all, and what it does.
+    #[inline]
+    fn admit(&mut self, cx: &Cx, sqe: &Sqe) -> Result<Plan, Fault> {
         let io = matches!(self.queue, Queue::Io(_));
         // NVMe Base 2.1, Submission Queue Entry: byte 1 of a Fabrics command is reserved but for
         // what is here checked for all others. Admin commands have no fused operations.
@@ -97,13 +121,13 @@ impl Conn {
             return Err(Fault::new(Status::INVALID_FIELD.dnr(), at));
         }
         match &self.queue {
-            Queue::Io(_) => self.plan_io(sqe).map(|plan| plan.transfer()),
-            Queue::Admin(_) | Queue::None => self.plan_admin(cx, sqe).map(|plan| plan.transfer()),
+            Queue::Io(_) => self.plan_io(sqe).map(Plan::Io),
+            Queue::Admin(_) | Queue::None => self.plan_admin(cx, sqe).map(Plan::Admin),
         }
     }
 
     /// Whether a command may have a buffer now: none of its connection waits for one before it.
-    fn may_take(&self, cx: &Cx, len: u32) -> bool {
+    pub(super) fn may_take(&self, cx: &Cx, len: u32) -> bool {
         self.waiting.is_empty() && self.has_share(cx, len)
     }
 
@@ -119,14 +143,14 @@ impl Conn {
     }
 
     /// The command has its buffer: host data comes next, or execution.
-    fn with_buffer(&mut self, cx: &mut Cx, slot: Slot, transfer: Transfer) {
-        match transfer {
+    fn with_buffer(&mut self, cx: &mut Cx, slot: Slot, plan: &Plan) {
+        match plan.transfer() {
             Transfer::FromHost(len) => {
                 self.tcp.receive(slot, len);
                 // An R2T may have been queued by that.
                 self.mark_dirty(cx);
             }
-            Transfer::ToHost(_) | Transfer::None => self.execute(cx, slot),
+            Transfer::ToHost(_) | Transfer::None => self.carry_out(cx, slot, plan),
         }
     }
 
@@ -174,8 +198,8 @@ impl Conn {
     fn enter(&mut self, cx: &mut Cx, slot: Slot) {
         let sqe = self.command(slot).sqe;
         match self.admit(cx, &sqe) {
-            Ok(transfer) if transfer.len() == self.command(slot).buf.len() => {
-                self.with_buffer(cx, slot, transfer);
+            Ok(plan) if plan.transfer().len() == self.command(slot).buf.len() => {
+                self.with_buffer(cx, slot, &plan);
             }
             Ok(_) => self.complete(cx, slot, CHANGED, 0),
             Err(fault) => self.fail(cx, slot, fault),
@@ -193,21 +217,22 @@ impl Conn {
         }
     }
 
+    /// Carries out a command whose data has come: meanwhile its namespace may have changed.
     fn execute(&mut self, cx: &mut Cx, slot: Slot) {
         let command = self.command(slot);
-        let (sqe, held, half) = (command.sqe, command.buf.len(), command.half);
-        match &self.queue {
-            // The namespace may have changed while the data was on its way.
-            Queue::Io(_) => match self.plan_io(&sqe) {
-                Ok(plan) if plan.transfer().len() != held => self.complete(cx, slot, CHANGED, 0),
-                Ok(_) if half != Half::Whole => self.half_is_ready(cx, slot),
-                Ok(plan) => self.execute_io(cx, slot, &plan),
-                Err(fault) => self.fail(cx, slot, fault),
-            },
-            Queue::Admin(_) | Queue::None => match self.plan_admin(cx, &sqe) {
-                Ok(plan) => self.execute_admin(cx, slot, &plan),
-                Err(fault) => self.fail(cx, slot, fault),
-            },
+        let (sqe, held) = (command.sqe, command.buf.len());
+        match self.admit(cx, &sqe) {
+            Ok(plan) if plan.transfer().len() == held => self.carry_out(cx, slot, &plan),
+            Ok(_) => self.complete(cx, slot, CHANGED, 0),
+            Err(fault) => self.fail(cx, slot, fault),
+        }
+    }
+
+    fn carry_out(&mut self, cx: &mut Cx, slot: Slot, plan: &Plan) {
+        match plan {
+            Plan::Io(_) if self.command(slot).half != Half::Whole => self.half_is_ready(cx, slot),
+            Plan::Io(plan) => self.execute_io(cx, slot, plan),
+            Plan::Admin(plan) => self.execute_admin(cx, slot, plan),
         }
     }
 
@@ -247,6 +272,7 @@ impl Conn {
         );
     }
 
+    #[inline]
     pub(super) fn respond(&mut self, cx: &mut Cx, slot: Slot, done: Done) {
         let command = self.command(slot);
         command.exclusive = None;
@@ -266,6 +292,7 @@ impl Conn {
         }
     }
 
+    #[inline]
     fn answer(&mut self, cx: &mut Cx, slot: Slot, done: Done) {
         // Few commands are ever waited for, and this drops the waiters.
         if !self.holds.is_empty() {

@@ -2,14 +2,15 @@
 //!
 //! The data of a Read leaves from where the device has it, in the turn that carries the command
 //! out: it is lent for the time of one system call, and what the stream does not take then is
-//! copied to the command's buffer. The data of a Write goes to the device from where it was
-//! received. Either command still has its buffer, so that nothing has to wait for memory halfway.
+//! copied to a buffer. The data of a Write goes to the device from where it was received. Memory
+//! is set aside for either as for any other command, so that nothing has to wait for it halfway.
 
 use super::Conn;
 use super::fused::Half;
 use super::io::{IoPlan, Step};
+use crate::buf::{BLOCK, BufPool};
 use crate::ns::{LbaRange, Loan, Op};
-use crate::reactor::Cx;
+use crate::reactor::{Cx, Lanes};
 use arrayvec::ArrayVec;
 use log::error;
 use nvmf_proto::tcp::target::Event;
@@ -26,12 +27,54 @@ pub(super) type Loans<'a> = ArrayVec<Loan<'a>, { super::tx::RUNS }>;
 pub(super) struct Lent {
     /// Byte offset on the device.
     at: u64,
+    len: usize,
+    /// The command has no buffer, but the pool's promise of one.
+    promised: bool,
     /// Index in the [`Loans`] of the gather write that is being made.
     loan: usize,
 }
 
+impl Lent {
+    /// It is over: what the pool has promised may go to others. Returns how many bytes that are.
+    pub(super) const fn end(self, pool: &mut BufPool) -> usize {
+        if self.promised {
+            pool.release_promise();
+            BLOCK
+        } else {
+            0
+        }
+    }
+}
+
 impl Conn {
-    /// Answers a Read with data that its lane will lend when it is sent. False: it has to be read.
+    /// Answers a small Read with data that its lane will lend when it is sent. A buffer is only
+    /// promised: as a rule it is not needed. False: it has to go the usual way.
+    pub(super) fn read_promised(&mut self, cx: &mut Cx, slot: Slot, plan: &IoPlan) -> bool {
+        let &IoPlan::Rw {
+            ns,
+            op: Op::Read,
+            next: Step::Respond,
+            range,
+            len,
+        } = plan
+        else {
+            return false;
+        };
+        if len as usize > BLOCK || !self.may_take(cx, len) {
+            return false;
+        }
+        let Some(lane) = cx.lanes.get(ns.uid) else {
+            return false;
+        };
+        if !self.may_lend(cx, lane, range) || !cx.pool.promise() {
+            return false;
+        }
+        self.held += BLOCK;
+        self.answer_lent(cx, slot, lane, range.slba << ns.lba_shift, len, true);
+        true
+    }
+
+    /// The same for a Read that has its buffer.
     pub(super) fn read_in_place(
         &mut self,
         cx: &mut Cx,
@@ -40,64 +83,97 @@ impl Conn {
         range: LbaRange,
         lba_shift: u8,
     ) -> bool {
-        // What cannot leave in this turn would be copied all the same.
-        if !self.writable || self.list.is_some() || !cx.lanes.may_lend(lane, range) {
-            return false;
+        let lends = self.may_lend(cx, lane, range);
+        if lends {
+            let len = u32::try_from(self.command(slot).buf.len()).unwrap_or(u32::MAX);
+            self.answer_lent(cx, slot, lane, range.slba << lba_shift, len, false);
         }
+        lends
+    }
+
+    #[inline]
+    fn may_lend(&self, cx: &Cx, lane: usize, range: LbaRange) -> bool {
+        // What cannot leave in this turn would be copied all the same.
+        self.writable && self.list.is_none() && cx.lanes.may_lend(lane, range)
+    }
+
+    #[inline]
+    fn answer_lent(
+        &mut self,
+        cx: &mut Cx,
+        slot: Slot,
+        lane: usize,
+        at: u64,
+        len: u32,
+        promised: bool,
+    ) {
         let command = self.command(slot);
         command.lane = lane;
         command.lent = Some(Lent {
-            at: range.slba << lba_shift,
+            at,
+            len: len as usize,
+            promised,
             loan: usize::MAX,
         });
         self.lent.push(slot);
-        self.send_data(cx, slot);
-        true
+        self.send_data(cx, slot, len);
     }
 
-    /// The loans for what a list is about to send. None where somebody is writing: then all that
-    /// was to be lent is copied.
-    pub(super) fn borrow<'a>(&mut self, cx: &'a Cx, list: &TxList) -> io::Result<Loans<'a>> {
-        let mut loans = Loans::new();
-        if self.lent.is_empty() || (self.writable && self.try_borrow(cx, list, &mut loans)) {
-            return Ok(loans);
+    /// Collects the loans for what a list is about to send. None where somebody is writing: then
+    /// all that was to be lent is copied.
+    pub(super) fn borrow<'a>(
+        &mut self,
+        lanes: &'a Lanes,
+        pool: &mut BufPool,
+        list: &TxList,
+        loans: &mut Loans<'a>,
+    ) -> io::Result<()> {
+        if self.lent.is_empty() || (self.writable && self.try_borrow(lanes, list, loans)) {
+            return Ok(());
         }
         loans.clear();
-        self.copy_lent(cx)?;
-        Ok(loans)
+        self.copy_lent(lanes, pool)
     }
 
-    fn try_borrow<'a>(&mut self, cx: &'a Cx, list: &TxList, loans: &mut Loans<'a>) -> bool {
-        list.segments().iter().all(|seg| {
+    fn try_borrow<'a>(&mut self, lanes: &'a Lanes, list: &TxList, loans: &mut Loans<'a>) -> bool {
+        for seg in list.segments() {
             let Seg::Data { slot, .. } = *seg else {
-                return true;
+                continue;
             };
             let command = &mut self.commands[slot.index()];
             let Some(lent) = &mut command.lent else {
-                return true;
+                continue;
             };
-            let len = command.buf.len();
-            let Some(loan) = cx.lanes.lend(command.lane, lent.at, len, false) else {
+            let Some(loan) = lanes.lend(command.lane, lent.at, lent.len, false) else {
                 return false;
             };
             lent.loan = loans.len();
             loans.push(loan);
-            true
-        })
+        }
+        true
     }
 
-    /// Copies what is still to be lent to the buffers of its commands, one after the other.
-    pub(super) fn copy_lent(&mut self, cx: &Cx) -> io::Result<()> {
-        for slot in self.lent.drain(..) {
-            let command = &mut self.commands[slot.index()];
-            let Some(lent) = command.lent.take() else {
-                continue;
-            };
-            let len = command.buf.len();
-            let loan = cx.lanes.lend(command.lane, lent.at, len, true);
-            let loan = loan.ok_or_else(|| io::Error::other("its device refused a loan"))?;
-            command.buf.copy_from_slice(&loan);
+    /// Copies what is still to be lent to buffers of its commands, one after the other.
+    pub(super) fn copy_lent(&mut self, lanes: &Lanes, pool: &mut BufPool) -> io::Result<()> {
+        while let Some(slot) = self.lent.pop() {
+            let command = &self.commands[slot.index()];
+            if let Some(lent) = command.lent {
+                let loan = lanes.lend(command.lane, lent.at, lent.len, true);
+                let loan = loan.ok_or_else(|| io::Error::other("its device refused a loan"))?;
+                self.copy_loan(pool, slot, &loan)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Copies what is lent to a command to its buffer.
+    fn copy_loan(&mut self, pool: &mut BufPool, slot: Slot, loan: &[u8]) -> io::Result<()> {
+        let command = &mut self.commands[slot.index()];
+        if let Some(Lent { promised: true, .. }) = command.lent.take() {
+            let buf = pool.redeem(loan.len());
+            command.buf = buf.ok_or_else(|| io::Error::other("the pool broke a promise"))?;
+        }
+        command.buf.copy_from_slice(loan);
         Ok(())
     }
 
@@ -111,23 +187,28 @@ impl Conn {
     }
 
     /// `n` bytes of a list have left: copies what was lent and has not left entirely.
-    pub(super) fn end_loans(&mut self, list: &TxList, loans: &Loans<'_>, n: usize) {
+    pub(super) fn end_loans(
+        &mut self,
+        pool: &mut BufPool,
+        list: &TxList,
+        loans: &Loans<'_>,
+        n: usize,
+    ) -> io::Result<()> {
         let mut left = n;
         for seg in list.segments() {
             let len = match *seg {
                 Seg::Head { len, .. } => len as usize,
                 Seg::Data { slot, len, .. } => {
-                    let command = &mut self.commands[slot.index()];
-                    if let Some(lent) = command.lent.take()
-                        && left < len as usize
-                    {
-                        command.buf.copy_from_slice(&loans[lent.loan]);
+                    let lent = self.commands[slot.index()].lent;
+                    if let Some(lent) = lent.filter(|_| left < len as usize) {
+                        self.copy_loan(pool, slot, &loans[lent.loan])?;
                     }
                     len as usize
                 }
             };
             left = left.saturating_sub(len);
         }
+        Ok(())
     }
 
     /// Carries out a Write whose data lies in `rest`, with its digest, if its device takes it from

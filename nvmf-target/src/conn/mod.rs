@@ -514,7 +514,9 @@ impl Conn {
         self.blocked = None;
         self.carry = Vec::new();
         for slot in self.lent.drain(..) {
-            self.commands[slot.index()].lent = None;
+            if let Some(lent) = self.commands[slot.index()].lent.take() {
+                self.held -= lent.end(&mut cx.pool);
+            }
         }
         if self.list.is_some() {
             return;

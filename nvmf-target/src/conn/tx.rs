@@ -39,7 +39,7 @@ impl Conn {
             }
         }
         // Loans end with the turn.
-        if let Err(err) = self.copy_lent(cx) {
+        if let Err(err) = self.copy_lent(&cx.lanes, &mut cx.pool) {
             self.close(cx, &err.to_string());
         }
         let sent = self.list.is_none() && !self.tcp.has_transmit();
@@ -60,31 +60,39 @@ impl Conn {
 
     /// One write of a list, which is `fresh` if none of it has been tried before. `Ok(0)`: the
     /// stream takes nothing at the moment.
-    fn write(&mut self, cx: &Cx, list: &mut TxList, fresh: bool) -> io::Result<usize> {
-        let loans = self.borrow(cx, list)?;
+    fn write(&mut self, cx: &mut Cx, list: &mut TxList, fresh: bool) -> io::Result<usize> {
+        let Cx { lanes, pool, .. } = cx;
+        let mut loans = Loans::new();
+        self.borrow(lanes, pool, list, &mut loans)?;
         if fresh {
             list.fill_digests(|d| {
                 &self.data(d.slot, &loans)[d.offset as usize..(d.offset + d.len) as usize]
             });
         }
-        let n = self.writev(list, &loans)?;
-        if !loans.is_empty() {
-            self.end_loans(list, &loans, n);
+        let (n, of) = self.writev(list, &loans)?;
+        if n < of && !loans.is_empty() {
+            self.end_loans(pool, list, &loans, n)?;
         }
         Ok(n)
     }
 
-    fn writev(&mut self, list: &TxList, loans: &Loans<'_>) -> io::Result<usize> {
+    /// How many bytes have left, of how many.
+    fn writev(&mut self, list: &TxList, loans: &Loans<'_>) -> io::Result<(usize, usize)> {
         let Some(mut stream) = self.stream.take_if(|_| self.writable) else {
-            return Ok(0);
+            return Ok((0, usize::MAX));
         };
-        let runs = list.segments().iter().take(RUNS).map(|seg| match *seg {
-            Seg::Head { start, len } => &list.heads()[start as usize..(start + len) as usize],
-            Seg::Data { slot, offset, len } => {
-                &self.data(slot, loans)[offset as usize..(offset + len) as usize]
-            }
-        });
-        let runs: ArrayVec<IoSlice<'_>, RUNS> = runs.map(IoSlice::new).collect();
+        let mut runs: ArrayVec<IoSlice<'_>, RUNS> = ArrayVec::new();
+        let mut total = 0;
+        for seg in list.segments().iter().take(RUNS) {
+            let run = match *seg {
+                Seg::Head { start, len } => &list.heads()[start as usize..(start + len) as usize],
+                Seg::Data { slot, offset, len } => {
+                    &self.data(slot, loans)[offset as usize..(offset + len) as usize]
+                }
+            };
+            total += run.len();
+            runs.push(IoSlice::new(run));
+        }
         let result = loop {
             match stream.writev(&runs) {
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
@@ -96,9 +104,9 @@ impl Conn {
         match result {
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                 self.writable = false;
-                Ok(0)
+                Ok((0, total))
             }
-            result => result,
+            result => result.map(|n| (n, total)),
         }
     }
 
@@ -113,9 +121,15 @@ impl Conn {
             ..
         } = self;
         tcp.transmitted(n, |slot| {
-            let buf = std::mem::take(&mut commands[slot.index()].buf);
-            *held -= buf.footprint();
-            cx.give_buffer(buf);
+            let command = &mut commands[slot.index()];
+            if let Some(lent) = command.lent.take() {
+                *held -= lent.end(&mut cx.pool);
+            }
+            if !command.buf.is_empty() {
+                let buf = std::mem::take(&mut command.buf);
+                *held -= buf.footprint();
+                cx.give_buffer(buf);
+            }
         });
         if list.is_empty() {
             cx.give_list(list);

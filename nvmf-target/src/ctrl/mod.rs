@@ -118,7 +118,7 @@ impl Core {
             config,
             topology: RwLock::default(),
             next_port: AtomicU16::new(1),
-            next_uid: AtomicU64::new(0),
+            next_uid: AtomicU64::new(1),
             connections: AtomicUsize::new(0),
             keeper: Keeper::default(),
         })

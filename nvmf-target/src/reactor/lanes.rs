@@ -10,6 +10,7 @@ use crate::ns::{
 };
 use log::error;
 use nvmf_proto::wire::Status;
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -84,6 +85,8 @@ impl OpenLane {
 #[derive(Default)]
 pub(crate) struct Lanes {
     by_uid: HashMap<u64, usize, BuildHasherDefault<Identity>>,
+    /// The latest answer of `get`; no uid is 0.
+    last: Cell<(u64, usize)>,
     lanes: Vec<Option<OpenLane>>,
     free: Vec<usize>,
     touched: Vec<usize>,
@@ -107,7 +110,13 @@ impl Lanes {
 
     /// The lane of a namespace that is open already.
     pub(crate) fn get(&self, uid: u64) -> Option<usize> {
-        self.by_uid.get(&uid).copied()
+        let (last, index) = self.last.get();
+        if last == uid {
+            return Some(index);
+        }
+        let index = *self.by_uid.get(&uid)?;
+        self.last.set((uid, index));
+        Some(index)
     }
 
     /// Opens the lane of a namespace that has none here yet.
@@ -377,6 +386,7 @@ impl Lanes {
                 poller.remove(fd);
             }
             self.by_uid.remove(&lane.uid);
+            self.last.take();
             self.free.push(index);
             self.touched.retain(|&t| t != index);
         }

@@ -316,6 +316,7 @@ impl TcpTarget {
     /// Legal from [`Event::Command`] on. Data of the command that is still to come is discarded; a
     /// response must not overtake H2CData that an R2T has asked for, so then it waits (false). A
     /// second call and a stale slot are ignored, as is everything after the end of the connection.
+    #[inline]
     pub fn complete(&mut self, slot: Slot, done: Done) -> bool {
         if self.phase != Phase::Open {
             return false;

@@ -1,7 +1,7 @@
 //! The sending side: which PDUs are due, and what of them has left.
 
-use super::slots::{Entry, State};
-use super::{Phase, TcpTarget};
+use super::slots::State;
+use super::{Done, Phase, TcpTarget};
 use crate::tcp::{Slot, TxList, crc32c};
 use crate::wire::pdu::{
     CommonHeader, DATA_LEN, DIGEST_LEN, DataHeader, IC_LEN, InitConnection, PduFlags, PduType,
@@ -174,9 +174,9 @@ impl TcpTarget {
             }
             State::ResponseQueued => {
                 entry.state = State::Leaving;
-                let entry = *entry;
+                let (cid, done) = (entry.cid, entry.done);
                 self.slots.release_cid(slot);
-                self.send_response(slot, &entry, out);
+                self.send_response(slot, cid, done, out);
                 self.outbox
                     .leaving
                     .push_back((self.outbox.handed_over, slot));
@@ -197,8 +197,8 @@ impl TcpTarget {
         self.outbox.handed_over += u64::from(ch.plen);
     }
 
-    fn send_response(&mut self, slot: Slot, entry: &Entry, out: &mut TxList) {
-        let done = entry.done;
+    #[inline]
+    fn send_response(&mut self, slot: Slot, cid: u16, done: Done, out: &mut TxList) {
         // A queue that no Connect has created yet has no entries: SQHD 0.
         let sqhd = self.queue.map_or(0, |queue| queue.sqhd());
         let flow_control = self.queue.is_none_or(|queue| queue.flow_control);
@@ -206,7 +206,7 @@ impl TcpTarget {
             // NVMe/TCP 1.1, C2HData PDU: SUCCESS stands for a CQE whose result and status are zero
             // and that moves no SQ head.
             let success = !flow_control && done.status == Status::SUCCESS && done.result == 0;
-            self.send_data(slot, entry.cid, done.data_len, success, out);
+            self.send_data(slot, cid, done.data_len, success, out);
             if success {
                 return;
             }
@@ -214,7 +214,7 @@ impl TcpTarget {
         let cqe = Cqe {
             result: done.result,
             sqhd,
-            cid: entry.cid,
+            cid,
             status: done.status,
         };
         let ch = self.common_header(PduType::CAPSULE_RESP, RESP_LEN);
@@ -223,6 +223,7 @@ impl TcpTarget {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "PDO is 128 at the most")]
+    #[inline]
     fn send_data(&mut self, slot: Slot, cccid: u16, length: u32, success: bool, out: &mut TxList) {
         let mut ch = self.common_header(PduType::C2H_DATA, DATA_LEN);
         let end = ch.plen;
@@ -272,10 +273,11 @@ impl TcpTarget {
         }
     }
 
-    fn push_header(&self, header: &[u8], out: &mut TxList) {
-        out.push_head(header);
+    #[inline]
+    fn push_header<const N: usize>(&self, header: &[u8; N], out: &mut TxList) {
+        out.push_header(header);
         if self.terms.header_digest {
-            out.push_head(&crc32c(0, header).to_le_bytes());
+            out.push_header(&crc32c(0, header).to_le_bytes());
         }
     }
 }

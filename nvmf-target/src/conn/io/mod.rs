@@ -39,6 +39,7 @@ const fn is_write(sqe: &Sqe) -> bool {
 
 impl Conn {
     /// Checks an I/O command against the namespaces of this moment.
+    #[inline]
     pub(super) fn plan_io(&mut self, sqe: &Sqe) -> Result<IoPlan, Fault> {
         let Queue::Io(queue) = &mut self.queue else {
             return Err(Status::INTERNAL_ERROR.into());
@@ -194,8 +195,9 @@ impl Conn {
         }
         let failed = command.status;
         if op == Op::Read && failed.is_none() && command.next == Step::Respond {
+            let len = u32::try_from(buf.len()).unwrap_or(u32::MAX);
             self.command(slot).buf = buf;
-            return self.send_data(cx, slot);
+            return self.send_data(cx, slot, len);
         }
         let unfinished = command.parts > 0;
         let len = buf.len() as u64;
@@ -233,18 +235,14 @@ impl Conn {
         self.proceed(cx, slot);
     }
 
-    /// The data of a Read is here.
-    pub(super) fn send_data(&mut self, cx: &mut Cx, slot: Slot) {
-        let len = self.command(slot).buf.len();
-        self.count_read(cx, slot, len as u64);
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "at most max_transfer, a u32"
-        )]
+    /// The data of a Read, of `len` bytes, is here.
+    #[inline]
+    pub(super) fn send_data(&mut self, cx: &mut Cx, slot: Slot, len: u32) {
+        self.count_read(cx, slot, len.into());
         let done = Done {
             status: Status::SUCCESS,
             result: 0,
-            data_len: len as u32,
+            data_len: len,
         };
         self.respond(cx, slot, done);
     }

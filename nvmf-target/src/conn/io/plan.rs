@@ -34,7 +34,7 @@ const NLB: Fault = Fault::cdw(12, 0);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::conn) struct NsRef {
     pub(super) nsid: u32,
-    pub(super) uid: u64,
+    pub(in crate::conn) uid: u64,
     pub(in crate::conn) lba_shift: u8,
 }
 
@@ -163,6 +163,7 @@ impl IoPlan {
         }
     }
 
+    #[inline]
     fn rw(sqe: &Sqe, info: &NsInfo, ns: NsRef, max_transfer: u32) -> Result<Self, Fault> {
         let range = blocks_of(sqe, info.blocks)?;
         let len = transfer_length(range, info, max_transfer)?;

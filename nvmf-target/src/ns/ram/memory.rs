@@ -29,11 +29,18 @@ const SPINS: u32 = 64;
 /// ```text
 /// data, from a multiple of CHUNK | a CHUNK of zeroes | a lock per page | a flag per chunk
 /// ```
+///
+/// What was never written is read from the zeroes, so that reading takes no memory.
 pub(super) struct Memory {
     map: NonNull<u8>,
     map_len: usize,
+    /// Where its parts begin.
     data: NonNull<u8>,
+    zeroes: NonNull<u8>,
+    locks: NonNull<AtomicU8>,
+    taken: NonNull<AtomicU8>,
     len: usize,
+    chunks: usize,
 }
 
 // SAFETY: the mapping is plain memory without thread affinity. Its data is reached through
@@ -63,13 +70,24 @@ impl Memory {
         }?;
         let map = NonNull::new(map.cast::<u8>())
             .ok_or_else(|| io::Error::other("the kernel mapped the disk at address 0"))?;
-        // SAFETY: moves by less than CHUNK, inside the mapping.
-        let data = unsafe { map.add(map.addr().get().wrapping_neg() % CHUNK) };
+        let chunks = data_len / CHUNK;
+        // SAFETY: the start moves by less than CHUNK, and what follows adds up to no more than
+        // `map_len` with that.
+        let (data, zeroes, locks, taken) = unsafe {
+            let data = map.add(map.addr().get().wrapping_neg() % CHUNK);
+            let zeroes = data.add(data_len);
+            let locks = zeroes.add(CHUNK);
+            (data, zeroes, locks, locks.add(data_len / PAGE))
+        };
         let memory = Self {
             map,
             map_len,
             data,
+            zeroes,
+            locks: locks.cast(),
+            taken: taken.cast(),
             len,
+            chunks,
         };
         // SAFETY: the range is the data's, nobody uses it yet, and this advice changes no contents.
         // Where there are no huge pages it fails, and nothing is lost.
@@ -77,32 +95,16 @@ impl Memory {
         Ok(memory)
     }
 
-    fn chunks(&self) -> usize {
-        self.len.div_ceil(CHUNK)
-    }
-
-    /// A chunk of zeroes: what was never written is read here, so that reading takes no memory.
-    fn zeroes(&self) -> NonNull<u8> {
-        // SAFETY: behind the data, inside the mapping.
-        unsafe { self.data.add(self.chunks() * CHUNK) }
-    }
-
     fn locks(&self) -> &[AtomicU8] {
-        let pages = self.chunks() * (CHUNK / PAGE);
-        // SAFETY: behind the zeroes, inside the mapping: initialised by the kernel, and used as
-        // atomics only.
-        unsafe { std::slice::from_raw_parts(self.zeroes().add(CHUNK).as_ptr().cast(), pages) }
+        // SAFETY: see `new`; initialised by the kernel, and used as atomics only.
+        unsafe { std::slice::from_raw_parts(self.locks.as_ptr(), self.chunks * (CHUNK / PAGE)) }
     }
 
     /// For each chunk: whether it may hold anything but zeroes. Changed by holders of a lock in
     /// the chunk only, from 1 to 0 by one who holds all of them.
     fn taken(&self) -> &[AtomicU8] {
-        let pages = self.chunks() * (CHUNK / PAGE);
-        // SAFETY: behind the locks, inside the mapping, and as these.
-        unsafe {
-            let start = self.zeroes().add(CHUNK + pages);
-            std::slice::from_raw_parts(start.as_ptr().cast(), self.chunks())
-        }
+        // SAFETY: as in `locks`.
+        unsafe { std::slice::from_raw_parts(self.taken.as_ptr(), self.chunks) }
     }
 
     /// Bytes of memory taken, in whole chunks.
@@ -133,6 +135,9 @@ impl Memory {
     pub(super) fn try_share(&self, at: usize, len: usize) -> Option<Shared<'_>> {
         let pages = self.pages(at, len);
         let locks = &self.locks()[pages.clone()];
+        if let [lock] = locks {
+            return try_share(lock).then(|| self.shared(pages, at, len));
+        }
         if let Some(busy) = locks.iter().position(|lock| !try_share(lock)) {
             locks[..busy].iter().for_each(unshare);
             return None;
@@ -142,13 +147,13 @@ impl Memory {
 
     /// What is locked.
     fn shared(&self, pages: Range<usize>, at: usize, len: usize) -> Shared<'_> {
-        let chunks = at / CHUNK..(at + len).div_ceil(CHUNK);
-        let blank = || {
-            let flags = &self.taken()[chunks];
-            flags.iter().all(|flag| flag.load(Ordering::Relaxed) == 0)
+        let flags = &self.taken()[at / CHUNK..(at + len).div_ceil(CHUNK)];
+        let blank = || match flags {
+            [flag] => flag.load(Ordering::Relaxed) == 0,
+            flags => flags.iter().all(|flag| flag.load(Ordering::Relaxed) == 0),
         };
         let start = if len <= CHUNK && blank() {
-            self.zeroes()
+            self.zeroes
         } else {
             // SAFETY: `pages` has checked that the range lies in the data.
             unsafe { self.data.add(at) }
@@ -233,8 +238,10 @@ impl Deref for Shared<'_> {
 
 impl Drop for Shared<'_> {
     fn drop(&mut self) {
-        let locks = &self.memory.locks()[self.pages.clone()];
-        locks.iter().for_each(unshare);
+        match &self.memory.locks()[self.pages.clone()] {
+            [lock] => unshare(lock),
+            locks => locks.iter().for_each(unshare),
+        }
     }
 }
 
