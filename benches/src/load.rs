@@ -16,10 +16,12 @@ use crate::report::{self, Report, Tally, Window};
 use crate::system::pin;
 use lane::Lane;
 use nvmf_host::nvmf_proto::wire::discovery::SubsystemType;
-use nvmf_host::{ConnectOptions, Controller, Namespace, Queue, discover};
+use nvmf_host::{ConnectOptions, Connector, Controller, Namespace, Queue, connect_tcp, discover};
+use socket2::SockRef;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Mutex;
+use std::time::Duration;
 
 /// Whatever ends a run: an [`nvmf_host::Error`], one of the system, or a sentence.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -63,6 +65,8 @@ pub struct LoadOptions {
     pub header_digest: bool,
     /// Ask for data digests.
     pub data_digest: bool,
+    /// SO_SNDBUF of the sockets, in bytes; by default what the system gives.
+    pub send_buffer: Option<u32>,
     /// Keep SQ flow control; without it a successful read takes no response PDU.
     pub sq_flow_control: bool,
     /// How long.
@@ -92,6 +96,7 @@ impl LoadOptions {
             spin: false,
             header_digest: false,
             data_digest: false,
+            send_buffer: None,
             sq_flow_control: false,
             window,
         }
@@ -234,7 +239,8 @@ fn connect(options: &LoadOptions) -> Result<(Vec<Controller>, Vec<Queue>), Error
     let (mut controllers, mut queues) = (Vec::new(), Vec::new());
     let wanted = options.connections as usize + options.idle as usize;
     while queues.len() < wanted {
-        let mut controller = Controller::connect(&connect)?;
+        let mut controller =
+            Controller::connect_over(connector(options, connect.timeout), &connect)?;
         let left = wanted - queues.len();
         let granted = controller.set_queue_count(u16::try_from(left).unwrap_or(u16::MAX - 1))?;
         for qid in (1..).take(left.min(granted as usize)) {
@@ -249,6 +255,18 @@ fn connect(options: &LoadOptions) -> Result<(Vec<Controller>, Vec<Queue>), Error
         controllers.push(controller);
     }
     Ok((controllers, queues))
+}
+
+/// What makes the connections of a controller.
+fn connector(options: &LoadOptions, timeout: Duration) -> Connector {
+    let (address, send_buffer) = (options.address, options.send_buffer);
+    Box::new(move || {
+        let stream = connect_tcp(address, timeout)?;
+        if let Some(bytes) = send_buffer {
+            SockRef::from(&stream).set_send_buffer_size(bytes as usize)?;
+        }
+        Ok(Box::new(stream))
+    })
 }
 
 fn discover_one(address: SocketAddr) -> Result<String, Error> {

@@ -74,6 +74,9 @@ struct Cli {
     /// Ask for data digests.
     #[arg(long)]
     data_digest: bool,
+    /// SO_SNDBUF of the sockets [default: what the system gives].
+    #[arg(long, value_parser = parse_block_size)]
+    send_buffer: Option<u32>,
     /// SQ flow control. With `off` a successful read takes no response PDU.
     #[arg(long, value_enum, default_value = "off")]
     sq_flow_control: Switch,
@@ -117,6 +120,7 @@ fn run(cli: Cli) -> Result<(), Error> {
         spin: cli.spin,
         header_digest: cli.header_digest,
         data_digest: cli.data_digest,
+        send_buffer: cli.send_buffer,
         sq_flow_control: cli.sq_flow_control == Switch::On,
         window: Window {
             warm_up: Duration::from_secs(cli.warm_up),

@@ -39,7 +39,7 @@ pub(crate) struct Cli {
     /// One short round: for a first look, and to see that everything works.
     #[arg(long)]
     quick: bool,
-    /// Rounds [default: 5, quick: 1].
+    /// Rounds of `table` and `files`; half as many of the others [default: 5, quick: 1].
     #[arg(long)]
     rounds: Option<usize>,
     /// Milliseconds per measurement [default: 1000, quick: 200].
@@ -78,7 +78,7 @@ pub(crate) struct Cli {
     /// The daemon to measure, instead of building one.
     #[arg(long, requires = "stub")]
     nvmfd: Option<PathBuf>,
-    /// The stub to measure against, instead of building one.
+    /// The stub to measure against, instead of building one; loadgen is beside it.
     #[arg(long, requires = "nvmfd")]
     stub: Option<PathBuf>,
     /// More arguments for nvmfd, after `--`.
@@ -130,6 +130,11 @@ impl Setup {
             rounds: cli.rounds.unwrap_or(rounds).max(1),
             measured: Duration::from_millis(cli.millis.unwrap_or(millis)),
         })
+    }
+
+    /// Rounds of the sections that are about processor time and shares, which are steadier.
+    const fn few(&self) -> usize {
+        self.rounds.div_ceil(2)
     }
 
     /// Where and how the figures came about.

@@ -58,8 +58,7 @@ fn connections(setup: &Setup, page: &mut Page) -> Result<(), Error> {
     let mut first = None;
     for &(connections, active) in CONNECTIONS {
         let (mut iops, mut nvmfd_cpu, mut stub_cpu) = (Vec::new(), Vec::new(), Vec::new());
-        // Only the processor time matters here; fewer rounds do.
-        for _ in 0..setup.rounds.div_ceil(2) {
+        for _ in 0..setup.few() {
             let report = run(LoadOptions {
                 depth: DEPTH,
                 connections: active,
@@ -117,7 +116,7 @@ fn namespaces(setup: &Setup, page: &mut Page) -> Result<(), Error> {
         Load::connect(filled)?.disconnect()?;
         figures.push((server, options, devices.len(), Vec::new(), Vec::new()));
     }
-    for _ in 0..setup.rounds {
+    for _ in 0..setup.few() {
         for (_, options, _, iops, cpu) in &mut figures {
             let report = run(options.clone())?;
             iops.push(report.iops());
@@ -161,7 +160,7 @@ fn reactors(setup: &Setup, page: &mut Page) -> Result<(), Error> {
         }
     }
     let mut figures = [(Vec::new(), Vec::new()), (Vec::new(), Vec::new())];
-    for _ in 0..setup.rounds {
+    for _ in 0..setup.few() {
         for ((server, count), (iops, cpu)) in servers.iter().zip(1_u32..).zip(&mut figures) {
             let report = run(LoadOptions {
                 connections: count,

@@ -73,7 +73,7 @@ impl Setup {
     }
 }
 
-/// Builds nvmfd and the stub in this workspace; the paths of their binaries.
+/// Builds nvmfd, the stub and loadgen in this workspace; the paths of the first two.
 pub(crate) fn build() -> Result<(PathBuf, PathBuf), Error> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
@@ -85,7 +85,7 @@ pub(crate) fn build() -> Result<(PathBuf, PathBuf), Error> {
             "--package",
             "nvmf-benches",
         ])
-        .args(["--bin", "nvmfd", "--bin", "stub"])
+        .args(["--bin", "nvmfd", "--bin", "stub", "--bin", "loadgen"])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
         .status()?;
     if !status.success() {
