@@ -55,24 +55,16 @@ pub(crate) fn measure(setup: &Setup, page: &mut Page) -> Result<(), Error> {
     let file = DiskFile::new(setup)?;
     let mut without_fio = false;
     for (name, direct) in [("O_DIRECT", true), ("buffered", false)] {
-        let start = |engine| {
-            let direct = if direct { "on" } else { "off" };
-            let more = ["--direct", direct, "--io-engine", engine];
-            Server::nvmfd_with(setup, &nvmfd_options(setup), &more, &[file.device()])
-        };
-        let (auto, threads) = (start("auto")?, start("threads")?);
         for depth in [32, 128] {
-            let mut figures = [Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new()];
+            let mut figures: [Vec<f64>; 5] = Default::default();
             for _ in 0..setup.rounds {
                 let fio = fio(setup, &file, direct, depth)?;
                 without_fio |= fio.is_none();
                 let fio = fio.unwrap_or(f64::NAN);
-                let (auto, threads) = (iops(setup, &auto, depth)?, iops(setup, &threads, depth)?);
-                for (figure, value) in
-                    figures
-                        .iter_mut()
-                        .zip([fio, auto, auto / fio, threads, threads / fio])
-                {
+                let auto = nvmfd(setup, &file, direct, "auto", depth)?;
+                let threads = nvmfd(setup, &file, direct, "threads", depth)?;
+                let round = [fio, auto, auto / fio, threads, threads / fio];
+                for (figure, value) in figures.iter_mut().zip(round) {
                     figure.push(value);
                 }
             }
@@ -89,7 +81,21 @@ pub(crate) fn measure(setup: &Setup, page: &mut Page) -> Result<(), Error> {
     Ok(())
 }
 
-fn iops(setup: &Setup, server: &Server, depth: u32) -> Result<f64, Error> {
+/// IOPS of an nvmfd of its own: a file is served by one at a time.
+fn nvmfd(
+    setup: &Setup,
+    file: &DiskFile,
+    direct: bool,
+    engine: &str,
+    depth: u32,
+) -> Result<f64, Error> {
+    let more = [
+        "--direct",
+        if direct { "on" } else { "off" },
+        "--io-engine",
+        engine,
+    ];
+    let server = Server::nvmfd_with(setup, &nvmfd_options(setup), &more, &[file.device()])?;
     let mut load = Load::connect(LoadOptions {
         depth,
         ..server.goal().load(setup)
