@@ -7,14 +7,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const DOCUMENTS: [&str; 7] = [
+const DOCUMENTS: [&str; 9] = [
     "README.md",
     "CONTRIBUTING.md",
     "docs/conformance.md",
     "docs/embedding.md",
     "docs/operations.md",
+    "docs/reliability.md",
     "docs/testing.md",
     "docs/threat-model.md",
+    "docs/torture.md",
 ];
 /// Where tests are.
 const SOURCES: [&str; 6] = [

@@ -73,6 +73,35 @@ fn every_case_is_answered_as_the_table_says_and_leaves_nothing() {
     });
 }
 
+/// docs/reliability.md says how many cases each scenario has, slow ones included.
+#[test]
+fn the_document_counts_the_cases_of_each_scenario() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reliability.md");
+    let text = fs::read_to_string(path).unwrap();
+    let cases = nvmf_host::torture::cases();
+    let mut scenarios = 0;
+    for line in text.lines() {
+        let mut cells = line.split('|').map(str::trim).skip(1);
+        let number = cells.next().and_then(|cell| cell.parse::<u8>().ok());
+        let (Some(number), Some(said)) = (number, cells.nth(1)) else {
+            continue;
+        };
+        scenarios += 1;
+        assert_eq!(number, scenarios, "{line}");
+        let count = cases
+            .iter()
+            .filter(|case| case.scenarios.contains(&number))
+            .count();
+        let right = match count {
+            0 => String::new(),
+            1 => "1 case".to_owned(),
+            count => format!("{count} cases"),
+        };
+        assert_eq!(said, right, "scenario {number}");
+    }
+    assert_eq!(scenarios, 68);
+}
+
 /// What waits for deadlines of the target, which are short here.
 #[test]
 fn hosts_that_do_not_move_are_given_up() {

@@ -729,7 +729,7 @@ pub(super) const CASES: &[Case] = &[
     .source(RESERVATION),
     script(
         "fused/first-alone",
-        &[30, 55],
+        &[55],
         "the first half of a pair, and another command behind it",
         PLAIN,
         |scene| alone(scene, Fuse::First),

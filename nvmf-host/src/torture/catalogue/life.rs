@@ -271,7 +271,7 @@ pub(super) const CASES: &[Case] = &[
     .slow(),
     script(
         "slow/never-closes",
-        &[19],
+        &[14],
         "after a C2HTermReq, nothing",
         At::Open,
         |scene| {
