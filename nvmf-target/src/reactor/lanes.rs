@@ -345,13 +345,23 @@ impl Lanes {
 
     /// Ends the batch: every lane that was submitted to is told so.
     pub(super) fn commit(&mut self) {
+        self.ring_doorbells();
+        self.uring.submit();
+    }
+
+    /// The same, and takes what the ring has finished: once per turn.
+    pub(super) fn commit_turn(&mut self) {
+        self.ring_doorbells();
+        self.uring.turn();
+    }
+
+    fn ring_doorbells(&mut self) {
         for index in self.touched.drain(..) {
             if let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) {
                 lane.touched = false;
                 lane.lane.commit();
             }
         }
-        self.uring.turn();
     }
 
     /// Whether there is something to commit that could not be.

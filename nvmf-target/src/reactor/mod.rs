@@ -305,7 +305,7 @@ impl Reactor {
         self.ready = ready;
         // Behind the reading, so that no Keep Alive is overlooked that has come in time.
         self.timers();
-        self.cx.lanes.commit();
+        self.cx.lanes.commit_turn();
         worked |= self.completions();
         worked |= self.cx.reclaim();
         self.flush();

@@ -59,11 +59,18 @@ impl ReactorRing {
         }
     }
 
-    /// Submits what the lanes have taken and completes what is finished: once per turn of the
-    /// reactor, with one system call at most unless more is submitted than the queue holds.
+    /// Submits what the lanes have taken and completes some of what is finished: once per turn of
+    /// the reactor.
     pub(crate) fn turn(&self) {
         if let State::Made(ring) = &*self.0.borrow() {
             ring.borrow_mut().turn(settle);
+        }
+    }
+
+    /// Submits what the lanes have taken since then.
+    pub(crate) fn submit(&self) {
+        if let State::Made(ring) = &*self.0.borrow() {
+            ring.borrow_mut().submit(settle);
         }
     }
 

@@ -24,6 +24,11 @@ use std::time::{Duration, Instant};
 const SUBMIT: u32 = 256;
 /// Entries of the completion queue: the most that the kernel works on for one reactor.
 const COMPLETE: u32 = 4096;
+/// Past the page cache: what one system call submits, and the completions that one turn hands over.
+/// A device is told of a batch, and tells of one, at its end; with small ones it has something to do
+/// while the answers of the last are on their way. What comes out of the page cache is complete when
+/// it is submitted, and large batches are cheaper.
+const DIRECT_BATCH: usize = 8;
 /// User data of what is not one of the `flights`.
 const CANCEL: u64 = u64::MAX;
 /// How long a ring that ends waits for what the kernel still works on.
@@ -87,8 +92,10 @@ pub(super) struct Ring {
     /// Flights that the kernel works on; never more than fit into its completion queue.
     in_kernel: usize,
     limit: usize,
-    /// The kernel did not take what it was given: to be tried again.
+    /// The kernel did not take what it was given, or has more to hand over.
     owes: bool,
+    /// Completions of direct I/O that may still be handed over in this turn.
+    budget: usize,
     patience: Duration,
 }
 
@@ -150,6 +157,7 @@ impl Ring {
             in_kernel: 0,
             limit,
             owes: false,
+            budget: 0,
             patience: PATIENCE,
         })
     }
@@ -204,16 +212,30 @@ impl Ring {
         }
     }
 
-    /// Submits what there is with one system call, if there is anything, and hands over what is
-    /// finished.
-    pub(super) fn turn(&mut self, mut finished: impl FnMut(Request, &Rc<OpenFile>, Outcome)) {
+    /// Submits what there is, and hands over what is finished, some of it: once per turn of a
+    /// reactor.
+    pub(super) fn turn(&mut self, finished: impl FnMut(Request, &Rc<OpenFile>, Outcome)) {
+        self.budget = DIRECT_BATCH;
+        let queue = self.io.submission();
+        let news = queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        self.work(news, finished);
+    }
+
+    /// Submits what has come since the last [`Ring::turn`].
+    pub(super) fn submit(&mut self, finished: impl FnMut(Request, &Rc<OpenFile>, Outcome)) {
+        if !self.waiting.is_empty() {
+            self.work(false, finished);
+        }
+    }
+
+    /// `news`: the kernel has something to hand over that is not in the completion queue yet.
+    fn work(&mut self, mut news: bool, mut finished: impl FnMut(Request, &Rc<OpenFile>, Outcome)) {
         self.owes = false;
         loop {
             self.fill();
-            let queue = self.io.submission();
-            let (entries, news) = (queue.len(), queue.taskrun() || queue.cq_overflow());
-            drop(queue);
-            if entries > 0 || news {
+            let entries = self.io.submission().len();
+            if entries > 0 || mem::take(&mut news) {
                 match self.io.submit() {
                     Ok(n) => self.owes = n == 0 && entries > 0,
                     Err(err) if Errno::from_io_error(&err) == Some(Errno::INTR) => {}
@@ -225,28 +247,34 @@ impl Ring {
             let room = self.in_kernel < self.limit;
             let done = self.waiting.is_empty() || !room;
             if self.owes || done && self.io.submission().is_empty() {
-                return;
+                break;
             }
         }
+        self.owes |= !self.io.completion().is_empty() || self.io.submission().taskrun();
     }
 
-    /// Whether there is something to submit although [`Ring::turn`] has just been called.
+    /// Whether there is something to do although [`Ring::turn`] has just been called.
     pub(super) const fn owes(&self) -> bool {
-        self.owes
+        self.owes || !self.unwanted.is_empty()
     }
 
-    /// Makes entries of what waits, as many as there is room for.
+    /// Makes entries of what waits, as many as are submitted at once.
     fn fill(&mut self) {
         let mut queue = self.io.submission();
         while let Some(&index) = self.unwanted.last() {
-            let entry = opcode::AsyncCancel::new(index as u64).build();
-            // SAFETY: the operation takes a number and no memory.
-            if unsafe { queue.push(&entry.user_data(CANCEL)) }.is_err() {
-                return;
+            // It may be finished by now, and its index another's.
+            if self.flights[index].as_ref().is_some_and(|f| f.cancelled) {
+                let entry = opcode::AsyncCancel::new(index as u64).build();
+                // SAFETY: the operation takes a number and no memory.
+                if unsafe { queue.push(&entry.user_data(CANCEL)) }.is_err() {
+                    return;
+                }
             }
             self.unwanted.pop();
         }
+        let mut direct = 0;
         while self.in_kernel < self.limit
+            && direct < DIRECT_BATCH
             && let Some(&index) = self.waiting.front()
         {
             if let Some(flight) = &mut self.flights[index] {
@@ -262,6 +290,7 @@ impl Ring {
                     return;
                 }
                 flight.stage = Stage::Kernel;
+                direct += usize::from(flight.file.backend.is_direct());
                 self.in_kernel += 1;
             }
             self.waiting.pop_front();
@@ -270,13 +299,18 @@ impl Ring {
 
     /// Hands over what the kernel has finished; what it has begun only goes on waiting.
     fn reap(&mut self, finished: &mut impl FnMut(Request, &Rc<OpenFile>, Outcome)) {
-        for entry in self.io.completion() {
+        let mut completion = self.io.completion();
+        while self.budget > 0 {
+            let Some(entry) = completion.next() else {
+                break;
+            };
             let index = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
             let Some(slot) = self.flights.get_mut(index) else {
                 continue;
             };
             let Some(flight) = slot else { continue };
             self.in_kernel -= 1;
+            self.budget -= usize::from(flight.file.backend.is_direct());
             match flight.outcome(entry.result()) {
                 None => {
                     flight.stage = Stage::Resumed;
@@ -368,6 +402,7 @@ impl Drop for Ring {
             // Taken back before looking, so that what comes after that is waited for.
             let _ = rustix::io::read(&self.event, &mut [0; 8]);
             let _ = self.io.submit();
+            self.budget = usize::MAX;
             self.reap(&mut |request, _, _| drop(request));
             let left = deadline.saturating_duration_since(Instant::now());
             if self.in_kernel == 0 || left.is_zero() {
