@@ -505,3 +505,136 @@ pub(super) fn set_queues(pairs: u16) -> Sqe {
     let bits = NumberOfQueues::pairs(pairs).to_bits();
     command::set_features(0, &SetFeatures::new(Fid::NUMBER_OF_QUEUES, bits))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nvmf_proto::wire::Cqe;
+    use nvmf_proto::wire::pdu::{
+        CommonHeader, Fes, PduType, TermReq, encode_capsule_cmd, encode_capsule_resp,
+    };
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    fn facts(address: SocketAddr) -> Facts {
+        Facts {
+            address,
+            patience: Duration::from_secs(10),
+            subsystem: Nqn::discovery(),
+            host: Nqn::discovery(),
+            host_id: [1; 16],
+            nsid: 1,
+            blocks: 1024,
+            block_size: 512,
+            slba: 0,
+            may_write: false,
+            in_capsule: 8192,
+            max_transfer: None,
+            maxh2cdata: 4096,
+            entries: 32,
+            event_requests: 4,
+            header_digest: false,
+            data_digest: false,
+        }
+    }
+
+    fn header(pdu_type: PduType, flags: u8, plen: u32) -> CommonHeader {
+        CommonHeader {
+            pdu_type,
+            flags: PduFlags::from_bits_retain(flags),
+            hlen: 24,
+            pdo: if plen > 24 { 24 } else { 0 },
+            plen,
+        }
+    }
+
+    fn response(cid: u16, status: Status) -> Vec<u8> {
+        let cqe = Cqe {
+            result: 0,
+            sqhd: 0,
+            cid,
+            status,
+        };
+        encode_capsule_resp(&header(PduType::CAPSULE_RESP, 0, 24), &cqe).to_vec()
+    }
+
+    fn data(pdu_type: PduType, length: u32, plen: u32) -> Vec<u8> {
+        let head = DataHeader {
+            cccid: CID,
+            ttag: 0,
+            offset: 0,
+            length,
+        };
+        let mut bytes = head.encode(&header(pdu_type, 4, plen)).to_vec();
+        bytes.resize(plen as usize, 0);
+        bytes
+    }
+
+    /// What a case makes of a target that says these bytes and closes.
+    fn answer_to(bytes: &[u8]) -> Answer {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let facts = facts(listener.local_addr().unwrap());
+        let mut connection = facts.tcp().unwrap();
+        let (mut target, _) = listener.accept().unwrap();
+        target.write_all(bytes).unwrap();
+        target.shutdown(std::net::Shutdown::Write).unwrap();
+        // What the case sends is read, so that the end is no reset.
+        let reader = std::thread::spawn(move || target.read_to_end(&mut Vec::new()));
+        let answer = facts.observe(&mut connection, CID, Some(facts.probe(1)));
+        drop(connection);
+        reader.join().unwrap().unwrap();
+        answer
+    }
+
+    #[test]
+    fn targets_that_answer_nonsense_are_seen_through() {
+        let ok = response(CID, Status::SUCCESS);
+        let probed = response(PROBE, Status::SUCCESS);
+        let completed = |data| Answer::Completed {
+            status: Status::SUCCESS,
+            dw0: 0,
+            data,
+        };
+        let term = TermReq {
+            fes: Fes::PDU_SEQUENCE,
+            fei: 0,
+        };
+        let read = data(PduType::C2H_DATA, 512, 24 + 512);
+        for (bytes, expected) in [
+            ([&ok[..], &probed].concat(), completed(0)),
+            ([&read[..], &ok, &probed].concat(), completed(512)),
+            (
+                ok.clone(),
+                Answer::CompletedAndEnded(Status::SUCCESS, End::Closed),
+            ),
+            (Vec::new(), Answer::Ended(End::Closed)),
+            (ok[..20].to_vec(), Answer::Ended(End::Closed)),
+            (
+                term.encode(PduType::C2H_TERM_REQ, 0).to_vec(),
+                Answer::Term(term, Some(End::Closed)),
+            ),
+            (
+                data(PduType::R2T, u32::MAX, 24),
+                Answer::Asked(u32::MAX.into()),
+            ),
+        ] {
+            assert_eq!(answer_to(&bytes), expected, "{bytes:?}");
+        }
+        for bytes in [
+            [&ok[..], &ok].concat(),
+            header_bytes(&header(PduType::CAPSULE_RESP, 0, 4)),
+            data(PduType::C2H_DATA, 513, 24 + 512),
+            data(PduType::C2H_DATA, 511, 24 + 512),
+            encode_capsule_cmd(&header(PduType::CAPSULE_CMD, 0, 72), &Sqe::default()).to_vec(),
+        ] {
+            let answer = answer_to(&bytes);
+            assert!(matches!(answer, Answer::Nonsense(_)), "{answer}: {bytes:?}");
+        }
+    }
+
+    fn header_bytes(header: &CommonHeader) -> Vec<u8> {
+        let mut bytes = [0; 8];
+        header.encode(&mut bytes);
+        bytes.to_vec()
+    }
+}

@@ -8,8 +8,8 @@ use nvmf_proto::wire::nqn::Nqn;
 use nvmf_proto::wire::pdu::InitConnection;
 use std::time::Duration;
 
-/// How long the good host waits for anything. A target that is held up as long as that by hosts
-/// that cheat is harmed.
+/// How long the good host waits for anything, or as long as cases do if that is longer. A target
+/// that is held up as long as that by hosts that cheat is harmed.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Entries of the I/O queues of cases, if the target has as many.
 const ENTRIES: u32 = 32;
@@ -95,7 +95,7 @@ pub(super) fn begin(options: &Options) -> Result<(Facts, Upkeep), Error> {
         None => first_subsystem(options)?,
     };
     let mut connect = ConnectOptions::new(options.address, subsystem.as_str())?;
-    connect.timeout = PATIENCE;
+    connect.timeout = PATIENCE.max(options.patience);
     if let Some(host) = &options.host {
         connect.host = host.clone();
     }

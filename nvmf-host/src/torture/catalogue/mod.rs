@@ -310,8 +310,7 @@ const fn field(offset: u32) -> Want {
 const SEQUENCE: Want = Want::Term(Fes::PDU_SEQUENCE, None);
 const INVALID_FIELD: Want = Want::Status(Status::INVALID_FIELD);
 
-/// The whole catalogue. The order is part of it: numbers stay as long as cases are added at the end
-/// of a group only when the catalogue has a new version.
+/// The whole catalogue, in the order of its numbers.
 pub(super) fn all() -> impl Iterator<Item = &'static Case> {
     [
         icreq::CASES,
