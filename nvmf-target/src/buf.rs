@@ -435,6 +435,23 @@ mod tests {
     }
 
     #[test]
+    fn promises_are_kept() {
+        let mut p = pool(16 << 10, 16 << 10);
+        assert!(p.promise());
+        assert!(p.take(16 << 10).is_none(), "a part of it is promised");
+        let held: Vec<_> = (0..3).map(|_| p.take(4096).unwrap()).collect();
+        assert_eq!(p.free_bytes(), 0);
+        assert!(p.take(1).is_none() && !p.promise());
+        let buf = p.redeem(100).unwrap();
+        assert_eq!((buf.len(), p.free_bytes()), (100, 0));
+        held.into_iter().for_each(|buf| p.give(buf));
+        p.give(buf);
+        assert!(p.promise());
+        p.release_promise();
+        assert!(p.take(16 << 10).is_some());
+    }
+
+    #[test]
     fn buffers_outlive_their_pool() {
         let mut p = pool(8192, 4096);
         let mut buf = p.take(4096).unwrap();

@@ -330,3 +330,94 @@ impl Drop for Exclusive<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    #[test]
+    fn writers_and_readers_keep_each_other_out() {
+        let memory = Memory::new(4 * PAGE).unwrap();
+        let writer = memory.exclude(PAGE, 10);
+        assert!(memory.try_share(0, PAGE).is_some());
+        assert!(memory.try_share(PAGE + 100, 1).is_none(), "the same page");
+        assert!(memory.try_share(0, 3 * PAGE).is_none());
+        drop(writer);
+        let all = memory.try_share(0, 4 * PAGE).unwrap();
+        assert!(memory.try_share(PAGE, 1).is_some(), "readers share");
+        let written = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                memory.exclude(PAGE, 1)[0] = 7;
+                written.store(true, Ordering::SeqCst);
+            });
+            // A writer that waits keeps new readers out.
+            while memory.try_share(PAGE, 1).is_some() {
+                std::thread::yield_now();
+            }
+            assert!(!written.load(Ordering::SeqCst));
+            assert_eq!(all[PAGE], 0);
+            drop(all);
+            waits.join().unwrap();
+        });
+        assert_eq!(memory.share(PAGE, 1)[0], 7);
+    }
+
+    #[test]
+    fn a_page_has_room_for_so_many_readers() {
+        let memory = Memory::new(PAGE).unwrap();
+        let readers: Vec<_> = (0..READERS).map(|_| memory.try_share(0, 1)).collect();
+        assert!(readers.iter().all(Option::is_some));
+        assert!(memory.try_share(0, 1).is_none());
+        drop(readers);
+        memory.exclude(0, 1)[0] = 1;
+    }
+
+    #[test]
+    fn ranges_of_many_threads_are_whole() {
+        let memory = Memory::new(CHUNK + 3 * PAGE).unwrap();
+        let rounds: u8 = if cfg!(miri) { 3 } else { 200 };
+        let (at, len) = (CHUNK - 2 * PAGE - 100, 4 * PAGE);
+        let uniform = |bytes: &[u8]| bytes.iter().all(|&byte| byte == bytes[0]);
+        std::thread::scope(|scope| {
+            let memory = &memory;
+            for start in [at, at + 1] {
+                scope.spawn(move || {
+                    for n in 0..rounds {
+                        let mut bytes = memory.exclude(at, len + 1);
+                        assert!(uniform(&bytes[1..len]), "{start}");
+                        bytes.fill(n);
+                        drop(bytes);
+                        memory.exclude(at, len + 1).clear();
+                    }
+                });
+            }
+            for _ in 0..2 {
+                scope.spawn(move || {
+                    for _ in 0..rounds {
+                        assert!(uniform(&memory.share(at, len + 1)));
+                        if let Some(bytes) = memory.try_share(at, len + 1) {
+                            assert!(uniform(&bytes));
+                        }
+                    }
+                });
+            }
+        });
+        assert!(memory.share(0, CHUNK).iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn chunks_are_given_back_whole() {
+        let memory = Memory::new(CHUNK + PAGE).unwrap();
+        memory.exclude(CHUNK - 1, 2).fill(9);
+        assert_eq!(memory.taken_bytes(), 2 * CHUNK);
+        memory.exclude(CHUNK, PAGE).clear();
+        assert_eq!(memory.taken_bytes(), CHUNK, "the last one is shorter");
+        memory.exclude(0, CHUNK - 1).clear();
+        assert_eq!(memory.share(CHUNK - 1, 2)[..], [9, 0]);
+        memory.exclude(0, CHUNK).clear();
+        assert_eq!(memory.taken_bytes(), 0);
+        assert_eq!(memory.share(CHUNK - 1, 2)[..], [0, 0]);
+    }
+}
