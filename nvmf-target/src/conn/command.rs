@@ -71,7 +71,8 @@ impl Conn {
             return self.fail(cx, slot, fault);
         }
         if let Plan::Io(plan) = &plan
-            && self.read_promised(cx, slot, plan)
+            && (self.read_promised(cx, slot, plan)
+                || (in_capsule > 0 && self.expect_in_place(cx, slot, plan)))
         {
             return;
         }

@@ -5,9 +5,9 @@
 //! copied to a buffer. The data of a Write goes to the device from where it was received. Memory
 //! is set aside for either as for any other command, so that nothing has to wait for it halfway.
 
-use super::Conn;
 use super::fused::Half;
 use super::io::{IoPlan, Step};
+use super::{Conn, Queue};
 use crate::buf::{BLOCK, BufPool};
 use crate::ns::{LbaRange, Loan, Op};
 use crate::reactor::{Cx, Lanes};
@@ -44,6 +44,47 @@ impl Lent {
             0
         }
     }
+}
+
+/// A Write to a device that takes it at once.
+#[derive(Clone, Copy, Debug)]
+struct InPlace {
+    lane: usize,
+    op: Op,
+    /// Byte offset on the device.
+    at: u64,
+    len: usize,
+}
+
+impl InPlace {
+    /// What a plan asks for, if it is that and its lane is open.
+    fn of(plan: &IoPlan, cx: &Cx) -> Option<Self> {
+        let &IoPlan::Rw {
+            ns,
+            op: op @ Op::Write { .. },
+            next: Step::Respond,
+            range,
+            len,
+        } = plan
+        else {
+            return None;
+        };
+        let lane = cx.lanes.get(ns.uid)?;
+        cx.lanes.writes_inline(lane).then(|| Self {
+            lane,
+            op,
+            at: range.slba << ns.lba_shift,
+            len: len as usize,
+        })
+    }
+}
+
+/// A small Write whose data is next in the stream. It has no buffer, but the pool's promise of one.
+/// Outlives no call of [`Conn::feed`](super::Conn).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Expected {
+    slot: Slot,
+    write: InPlace,
 }
 
 impl Conn {
@@ -211,9 +252,54 @@ impl Conn {
         Ok(())
     }
 
-    /// Carries out a Write whose data lies in `rest`, with its digest, if its device takes it from
-    /// there. Returns how many bytes that were.
+    /// Prepares a small Write whose data is next in the stream for [`Conn::write_in_place`]. A
+    /// buffer is only promised, as to a Read. False: it has to go the usual way.
+    pub(super) fn expect_in_place(&mut self, cx: &mut Cx, slot: Slot, plan: &IoPlan) -> bool {
+        let Some(write) = InPlace::of(plan, cx) else {
+            return false;
+        };
+        if write.len > BLOCK
+            || self.command(slot).half != Half::Whole
+            || !self.may_take(cx, u32::try_from(write.len).unwrap_or(u32::MAX))
+            || !cx.pool.promise()
+        {
+            return false;
+        }
+        self.held += BLOCK;
+        self.expected = Some(Expected { slot, write });
+        self.tcp.receive(slot, 0);
+        true
+    }
+
+    /// What was promised to the Write whose data is next becomes its buffer.
+    fn redeem_expected(&mut self, cx: &mut Cx) {
+        if let Some(Expected { slot, write, .. }) = self.expected.take() {
+            match cx.pool.redeem(write.len) {
+                Some(buf) => self.command(slot).buf = buf,
+                None => self.close(cx, "the pool broke a promise"),
+            }
+        }
+    }
+
+    /// The Write is over, or the connection: what was promised may go to others.
+    pub(super) fn forget_expected(&mut self, pool: &mut BufPool) {
+        if self.expected.take().is_some() {
+            pool.release_promise();
+            self.held -= BLOCK;
+        }
+    }
+
+    /// Carries out a Write whose data is next in the stream and lies in `rest`, with its digest,
+    /// if its device takes it from there. Returns how many bytes that were.
     pub(super) fn write_in_place(&mut self, cx: &mut Cx, rest: &[u8]) -> Option<usize> {
+        let used = self.try_write_in_place(cx, rest);
+        if used.is_none() {
+            self.redeem_expected(cx);
+        }
+        used
+    }
+
+    fn try_write_in_place(&mut self, cx: &mut Cx, rest: &[u8]) -> Option<usize> {
         let Need::Payload {
             slot,
             offset: 0,
@@ -225,40 +311,46 @@ impl Conn {
         };
         let n = len as usize;
         let used = n + crc.map_or(0, |_| DIGEST_LEN);
-        let command = &self.commands[slot.index()];
-        if rest.len() < used || command.buf.len() != n || command.half != Half::Whole {
+        if rest.len() < used {
             return None;
         }
-        let sqe = command.sqe;
-        let Ok(IoPlan::Rw {
-            ns,
-            op: op @ Op::Write { .. },
-            next: Step::Respond,
-            range,
-            ..
-        }) = self.plan_io(&sqe)
-        else {
-            return None;
-        };
-        let lane = self.lane(cx, ns).ok()?;
-        if !cx.lanes.writes_inline(lane) {
+        let write = self.planned_write(cx, slot)?;
+        if write.len != n || !cx.lanes.writes_inline(write.lane) {
             return None;
         }
         let (data, digest) = rest[..used].split_at(n);
         let event = self.tcp.placed(len, crc.map(|crc| crc32c(crc, data)));
         let event = event.or_else(|| self.tcp.parse(digest).ok()?.event);
+        self.forget_expected(&mut cx.pool);
         match event {
             Some(Event::Received {
                 digest_ok: true, ..
             }) => {
-                self.command(slot).lane = lane;
-                let result = cx.lanes.write(lane, op, range.slba << ns.lba_shift, data);
+                self.command(slot).lane = write.lane;
+                let result = cx.lanes.write(write.lane, write.op, write.at, data);
                 self.written_in_place(cx, slot, n as u64, result);
             }
             Some(event) => self.on_event(cx, event),
             None => error!("{}: no event behind a command's data", self.peer),
         }
         Some(used)
+    }
+
+    /// What a Write is about to do: found out when its command came, if nothing has changed since.
+    fn planned_write(&mut self, cx: &Cx, slot: Slot) -> Option<InPlace> {
+        if let Some(expected) = self.expected
+            && expected.slot == slot
+            && let Queue::Io(queue) = &self.queue
+            && queue.is_fresh()
+        {
+            return Some(expected.write);
+        }
+        let command = self.command(slot);
+        if command.half != Half::Whole {
+            return None;
+        }
+        let sqe = command.sqe;
+        InPlace::of(&self.plan_io(&sqe).ok()?, cx)
     }
 
     fn written_in_place(&mut self, cx: &mut Cx, slot: Slot, len: u64, result: Result<(), Status>) {

@@ -28,7 +28,7 @@ use crate::transport::Stream;
 use admin::AdminQueue;
 use fused::{Before, Half};
 use held::Held;
-use in_place::Lent;
+use in_place::{Expected, Lent};
 use io::{Copying, Step};
 use log::{debug, info, warn};
 use nvmf_proto::tcp::target::{CloseReason, Config, Event, TcpTarget};
@@ -72,6 +72,11 @@ struct IoQueue {
 }
 
 impl IoQueue {
+    /// Nothing has changed about the namespaces since `refresh`.
+    fn is_fresh(&self) -> bool {
+        self.generation == self.controller.subsystem.generation()
+    }
+
     /// Takes note of what has changed about the namespaces.
     fn refresh(&mut self) {
         self.controller
@@ -132,6 +137,7 @@ pub(crate) struct Conn {
     dirty: bool,
     /// Commands of this turn that are answered with data which is still to be lent.
     lent: Vec<Slot>,
+    expected: Option<Expected>,
     /// Commands that wait for a buffer of this many bytes.
     waiting: VecDeque<(Slot, u32)>,
     /// The command whose in-capsule data is next in the stream, while that waits for a buffer.
@@ -191,6 +197,7 @@ impl Conn {
             stalled: false,
             dirty: false,
             lent: Vec::new(),
+            expected: None,
             waiting: VecDeque::new(),
             blocked: None,
             held: 0,
@@ -513,6 +520,7 @@ impl Conn {
         self.waiting.clear();
         self.blocked = None;
         self.carry = Vec::new();
+        self.forget_expected(&mut cx.pool);
         for slot in self.lent.drain(..) {
             if let Some(lent) = self.commands[slot.index()].lent.take() {
                 self.held -= lent.end(&mut cx.pool);

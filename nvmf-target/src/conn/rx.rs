@@ -213,13 +213,13 @@ impl Conn {
                 Need::Payload {
                     slot, offset, len, ..
                 } => {
-                    let n = rest.len().min(len as usize);
-                    if n == 0 {
-                        break;
-                    }
                     if let Some(n) = self.write_in_place(cx, rest) {
                         used += n;
                         continue;
+                    }
+                    let n = rest.len().min(len as usize);
+                    if n == 0 || self.stream.is_none() {
+                        break;
                     }
                     let offset = offset as usize;
                     self.commands[slot.index()].buf[offset..offset + n].copy_from_slice(&rest[..n]);
