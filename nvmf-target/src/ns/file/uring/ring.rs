@@ -26,9 +26,11 @@ const SUBMIT: u32 = 256;
 const COMPLETE: u32 = 4096;
 /// Past the page cache: what one system call submits, and the completions that one turn hands over.
 /// A device is told of a batch, and tells of one, at its end; with small ones it has something to do
-/// while the answers of the last are on their way. What comes out of the page cache is complete when
-/// it is submitted, and large batches are cheaper.
+/// while the answers of the last are on their way.
 const DIRECT_BATCH: usize = 8;
+/// Through the page cache: what one turn submits. Most of it is complete then, copied by this
+/// thread, and answered before the next is begun, so that the host works meanwhile.
+const CACHED_BATCH: usize = 16;
 /// User data of what is not one of the `flights`.
 const CANCEL: u64 = u64::MAX;
 /// How long a ring that ends waits for what the kernel still works on.
@@ -95,7 +97,9 @@ pub(super) struct Ring {
     /// The kernel did not take what it was given, or has more to hand over.
     owes: bool,
     /// Completions of direct I/O that may still be handed over in this turn.
-    budget: usize,
+    direct_left: usize,
+    /// What may still be submitted in this turn through the page cache.
+    cached_left: usize,
     patience: Duration,
 }
 
@@ -157,7 +161,8 @@ impl Ring {
             in_kernel: 0,
             limit,
             owes: false,
-            budget: 0,
+            direct_left: 0,
+            cached_left: 0,
             patience: PATIENCE,
         })
     }
@@ -212,10 +217,10 @@ impl Ring {
         }
     }
 
-    /// Submits what there is, and hands over what is finished, some of it: once per turn of a
-    /// reactor.
+    /// Submits what there is and hands over what is finished, of either as much as is good for one
+    /// turn of a reactor.
     pub(super) fn turn(&mut self, finished: impl FnMut(Request, &Rc<OpenFile>, Outcome)) {
-        self.budget = DIRECT_BATCH;
+        (self.direct_left, self.cached_left) = (DIRECT_BATCH, CACHED_BATCH);
         let queue = self.io.submission();
         let news = queue.taskrun() || queue.cq_overflow();
         drop(queue);
@@ -245,11 +250,12 @@ impl Ring {
             }
             self.reap(&mut finished);
             let room = self.in_kernel < self.limit;
-            let done = self.waiting.is_empty() || !room;
+            let done = self.waiting.is_empty() || !room || self.cached_left == 0;
             if self.owes || done && self.io.submission().is_empty() {
                 break;
             }
         }
+        self.owes |= self.cached_left == 0 && !self.waiting.is_empty();
         self.owes |= !self.io.completion().is_empty() || self.io.submission().taskrun();
     }
 
@@ -275,6 +281,7 @@ impl Ring {
         let mut direct = 0;
         while self.in_kernel < self.limit
             && direct < DIRECT_BATCH
+            && self.cached_left > 0
             && let Some(&index) = self.waiting.front()
         {
             if let Some(flight) = &mut self.flights[index] {
@@ -290,7 +297,10 @@ impl Ring {
                     return;
                 }
                 flight.stage = Stage::Kernel;
-                direct += usize::from(flight.file.backend.is_direct());
+                match flight.file.backend.is_direct() {
+                    true => direct += 1,
+                    false => self.cached_left -= 1,
+                }
                 self.in_kernel += 1;
             }
             self.waiting.pop_front();
@@ -300,7 +310,7 @@ impl Ring {
     /// Hands over what the kernel has finished; what it has begun only goes on waiting.
     fn reap(&mut self, finished: &mut impl FnMut(Request, &Rc<OpenFile>, Outcome)) {
         let mut completion = self.io.completion();
-        while self.budget > 0 {
+        while self.direct_left > 0 {
             let Some(entry) = completion.next() else {
                 break;
             };
@@ -310,7 +320,7 @@ impl Ring {
             };
             let Some(flight) = slot else { continue };
             self.in_kernel -= 1;
-            self.budget -= usize::from(flight.file.backend.is_direct());
+            self.direct_left -= usize::from(flight.file.backend.is_direct());
             match flight.outcome(entry.result()) {
                 None => {
                     flight.stage = Stage::Resumed;
@@ -402,7 +412,7 @@ impl Drop for Ring {
             // Taken back before looking, so that what comes after that is waited for.
             let _ = rustix::io::read(&self.event, &mut [0; 8]);
             let _ = self.io.submit();
-            self.budget = usize::MAX;
+            self.direct_left = usize::MAX;
             self.reap(&mut |request, _, _| drop(request));
             let left = deadline.saturating_duration_since(Instant::now());
             if self.in_kernel == 0 || left.is_zero() {
