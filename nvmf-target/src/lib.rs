@@ -58,6 +58,7 @@
 //! | methods of [`Target`] | any |
 //! | [`ns::BlockDevice`], I/O methods, in [`ns::Threaded`] | a worker of its pool, several at once |
 //! | [`ns::BlockDevice`], I/O methods, in [`ns::Inline`] | a reactor, several at once |
+//! | reads, writes and flushes of a [`ns::FileNamespace`] with io_uring | a reactor, without blocking |
 //! | `info` of either trait | the caller of [`Target::add_namespace`] or [`ns::NsSink::changed`] |
 //! | `subscribe` of either trait | the caller of [`Target::add_namespace`] |
 //! | [`ns::Namespace::open_lane`], all of [`ns::Lane`], its drop | the reactor that uses the lane |
