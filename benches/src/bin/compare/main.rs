@@ -17,7 +17,7 @@ use page::Page;
 use servers::{Goal, build};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 /// Measures nvmfd against the raw-socket stub on this machine, and perhaps against another NVMe/TCP
@@ -147,7 +147,8 @@ impl Setup {
             .unwrap_or_default()
             .trim_start_matches([' ', '\t', ':']);
         format!(
-            "{} processors, {model}; Linux {}; load average before {}; {} rounds of {} ms; disk of {} MiB; nvmfd {}.\n",
+            "Commit {}; {} processors, {model}; Linux {}; load average before {}; {} rounds of {} ms; disk of {} MiB; nvmfd {}.\n",
+            commit(),
             cpuinfo.matches("processor\t").count(),
             read("/proc/sys/kernel/osrelease").trim(),
             read("/proc/loadavg").split(' ').next().unwrap_or_default(),
@@ -157,6 +158,19 @@ impl Setup {
             servers::nvmfd_options(self).join(" "),
         )
     }
+}
+
+/// What is checked out here.
+fn commit() -> String {
+    let output = Command::new("git")
+        .args(["describe", "--always", "--dirty"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output();
+    let commit = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    commit
+        .ok()
+        .filter(|commit| !commit.is_empty())
+        .unwrap_or_else(|| "unknown".to_owned())
 }
 
 /// A section but for the table: its name and what measures it.
@@ -178,8 +192,10 @@ fn run(cli: &Cli) -> Result<(), Error> {
         let mut page = Page::default();
         page.line(setup.describe());
         table::measure(&setup, &mut page, if all { "" } else { &cli.only })?;
-        if let Some(document) = cli.write.as_ref().filter(|_| all) {
-            page.write(document, "table")?;
+        match &cli.write {
+            Some(document) if all => page.write(document, "table")?,
+            Some(_) => eprintln!("compare: some rows are not the table; they are not written"),
+            None => {}
         }
     }
     for (name, measure) in SECTIONS.iter().filter(|(name, _)| name.contains(&cli.only)) {

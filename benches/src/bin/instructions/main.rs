@@ -3,7 +3,7 @@
 mod callgrind;
 mod player;
 
-use callgrind::Cost;
+use callgrind::{Cost, Counts};
 use clap::{Parser, Subcommand};
 use player::{CASES, Case};
 use std::path::{Path, PathBuf};
@@ -28,6 +28,7 @@ const FUNCTIONS: usize = 40;
 /// socket, no clock, and so the same count. All user-space instructions of the process count from
 /// one batch to a later one (poll, parse, backend, copies, answers), but for those of the played
 /// host and its stream. The kernel's do not count, nor does the wrapper of the socket calls.
+/// Valgrind shows no AVX-512 to the program: digests are computed as on processors without it.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -71,40 +72,33 @@ fn run(cli: &Cli) -> Result<ExitCode, Error> {
     let folder = Folder::new()?;
     println!("instructions per I/O    copying  (expected)   the rest  (expected)        all");
     let mut after = header(&made_with);
-    let mut exceeded = Vec::new();
+    let (mut exceeded, mut undercut) = (Vec::new(), Vec::new());
     for case in CASES {
         let expected = expected(&before, case);
         if !case.name.contains(&cli.only) {
-            if let Some(cost) = expected {
-                after += &line(case, cost);
-            }
+            after += &expected.map_or_else(String::new, |cost| line(case, cost));
             continue;
         }
         let counts = callgrind::count(case, &folder.0)?;
-        let Cost { copying, rest } = counts.cost;
         after += &line(case, counts.cost);
-        let shown = |value: fn(&Cost) -> f64| expected.as_ref().map_or(f64::NAN, value);
-        println!(
-            "{:<20} {copying:>10.0}  {:>10.0} {rest:>10.0}  {:>10.0} {:>10.0}",
-            case.name,
-            shown(|cost| cost.copying),
-            shown(|cost| cost.rest),
-            copying + rest,
-        );
-        if cli.functions {
-            for (name, cost) in counts.functions.iter().take(FUNCTIONS) {
-                println!("    {cost:>9.1}  {name}");
+        show(cli, case, &counts, expected);
+        match expected {
+            Some(limit) if !counts.cost.exceeds(limit) => {
+                if limit.exceeds(counts.cost) {
+                    undercut.push(case.name);
+                }
             }
-        }
-        if expected.is_none_or(|limit| exceeds(copying, limit.copying) || exceeds(rest, limit.rest))
-        {
-            exceeded.push(case.name);
+            _ => exceeded.push(case.name),
         }
     }
     if cli.update {
         std::fs::write(EXPECTED, after)?;
         println!("written to {EXPECTED}");
         return Ok(ExitCode::SUCCESS);
+    }
+    if !undercut.is_empty() {
+        let names = undercut.join(", ");
+        println!("\nmuch less than expected: {names}. Lower the limits with --update.");
     }
     if exceeded.is_empty() {
         return Ok(ExitCode::SUCCESS);
@@ -120,6 +114,31 @@ fn run(cli: &Cli) -> Result<ExitCode, Error> {
         println!("This is {made_with}; the file names another, which may count otherwise.");
     }
     Ok(ExitCode::FAILURE)
+}
+
+/// Prints what a case costs.
+fn show(cli: &Cli, case: &Case, counts: &Counts, expected: Option<Cost>) {
+    let Cost { copying, rest } = counts.cost;
+    let shown = |value: fn(Cost) -> f64| expected.map_or(f64::NAN, value);
+    println!(
+        "{:<20} {copying:>10.0}  {:>10.0} {rest:>10.0}  {:>10.0} {:>10.0}",
+        case.name,
+        shown(|cost| cost.copying),
+        shown(|cost| cost.rest),
+        copying + rest,
+    );
+    if cli.functions {
+        for (name, cost) in counts.functions.iter().take(FUNCTIONS) {
+            println!("    {cost:>9.1}  {name}");
+        }
+    }
+}
+
+impl Cost {
+    /// Whether either part is more than the tolerance allows.
+    fn exceeds(self, limit: Self) -> bool {
+        exceeds(self.copying, limit.copying) || exceeds(self.rest, limit.rest)
+    }
 }
 
 fn exceeds(count: f64, expected: f64) -> bool {
