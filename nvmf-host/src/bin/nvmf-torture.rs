@@ -40,8 +40,8 @@ struct Cli {
     /// Allow writes to the scratch blocks.
     #[arg(long)]
     write: bool,
-    /// Logical blocks that may be overwritten, FIRST..END, at least 16.
-    #[arg(long, default_value = "0..16", value_parser = range)]
+    /// Logical blocks that may be overwritten, FIRST..END, at least 64.
+    #[arg(long, default_value = "0..64", value_parser = range)]
     scratch: Range<u64>,
     /// Only cases in whose name this text is.
     #[arg(long)]

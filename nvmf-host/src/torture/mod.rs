@@ -42,7 +42,7 @@ use std::time::Duration;
 use upkeep::Upkeep;
 
 /// Blocks that [`Options::scratch`] has at least.
-pub const SCRATCH_MIN: u64 = 16;
+pub const SCRATCH_MIN: u64 = 64;
 
 /// What to play against whom.
 #[derive(Clone, Debug)]
@@ -189,20 +189,26 @@ impl Torture {
         if case.writes() && !self.facts.may_write {
             return outcome("needs blocks to write".to_owned(), Verdict::Skipped);
         }
+        if case.writes() && u64::from(self.facts.owed_blocks()) > SCRATCH_MIN {
+            return outcome("in-capsule data is too large".to_owned(), Verdict::Skipped);
+        }
         let mut scene = Scene::set(&self.facts, case.at);
         let played = match &mut scene {
             Ok(scene) => case.play(scene),
             Err(setback) => Err(setback.clone()),
         };
+        let mut overwrites = case.overwrites();
         let (answer, verdict) = match played {
             Ok(answer) => {
+                // That it was believed is bad enough; that it was carried out then is no surprise.
+                overwrites |= case.writes() && Want::Success.is_met(&answer);
                 let verdict = judge(&answer, case.conforms, case.tolerates);
                 (answer.to_string(), verdict)
             }
             Err(Setback::NotOffered(what)) => (format!("no {what}"), Verdict::Skipped),
             Err(Setback::Failed(why)) => (format!("not tried: {why}"), Verdict::Violates),
         };
-        match self.upkeep.verified_io(case.overwrites()) {
+        match self.upkeep.verified_io(overwrites) {
             Ok(()) => outcome(answer, verdict),
             Err(why) => {
                 // Once more without the case's connections: a target that is only held up is not

@@ -77,6 +77,17 @@ impl Facts {
         with_sgl(sqe, SglDescriptor::transport(self.bytes(blocks)))
     }
 
+    /// Blocks of a write that is too large for its data to be in the capsule, an even number: some
+    /// targets send no R2T for less.
+    pub(super) fn owed_blocks(&self) -> u32 {
+        (self.in_capsule / self.block_size / 2 + 1) * 2
+    }
+
+    /// Such a write.
+    pub(super) fn owed(&self) -> Sqe {
+        self.write(self.owed_blocks())
+    }
+
     /// A write whose data is in the capsule.
     pub(super) fn write_in_capsule(&self, blocks: u32) -> Sqe {
         let sqe = command::write(self.nsid, self.slba, blocks);

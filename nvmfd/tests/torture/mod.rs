@@ -41,7 +41,7 @@ fn the_daemon_conforms_and_is_afterwards_as_it_was() {
     let daemon = Daemon::start(&["-n", NQN, "--threads", "2", "ramdisk:16m"]);
     let pid = daemon.child.id();
     let mut options = Options::new(daemon.address("nvme connect"));
-    options.scratch = Some(0..16);
+    options.scratch = Some(0..64);
     options.patience = PATIENCE;
     let mut residents = Vec::new();
     let before = held(pid);

@@ -218,29 +218,41 @@ pub(super) const CASES: &[Case] = &[
     write(
         "sgl/write-length-less",
         &[29],
-        "Write of 8 blocks, SGL a byte short",
-        |f| sgl(f.write(8), SglDescriptor::TRANSPORT, f.bytes(8) - 1),
+        "Write, SGL a byte short",
+        |f| {
+            sgl(
+                f.owed(),
+                SglDescriptor::TRANSPORT,
+                f.bytes(f.owed_blocks()) - 1,
+            )
+        },
         LENGTH,
     ),
     write(
         "sgl/write-length-more",
         &[29],
-        "Write of 8 blocks, SGL of 9",
-        |f| sgl(f.write(8), SglDescriptor::TRANSPORT, f.bytes(9)),
+        "Write, SGL of a block more",
+        |f| {
+            sgl(
+                f.owed(),
+                SglDescriptor::TRANSPORT,
+                f.bytes(f.owed_blocks() + 1),
+            )
+        },
         LENGTH,
     ),
     write(
         "sgl/write-length-0",
         &[29],
-        "Write of 8 blocks, SGL length 0",
-        |f| sgl(f.write(8), SglDescriptor::TRANSPORT, 0),
+        "Write, SGL length 0",
+        |f| sgl(f.owed(), SglDescriptor::TRANSPORT, 0),
         LENGTH,
     ),
     write(
         "sgl/write-length-max",
         &[29],
-        "Write of 8 blocks, SGL length FFFFFFFFh",
-        |f| sgl(f.write(8), SglDescriptor::TRANSPORT, u32::MAX),
+        "Write, SGL length FFFFFFFFh",
+        |f| sgl(f.owed(), SglDescriptor::TRANSPORT, u32::MAX),
         LENGTH,
     ),
     write(
@@ -353,7 +365,7 @@ pub(super) const CASES: &[Case] = &[
         "sgl/write-keyed",
         &[31],
         "Write, keyed SGL data block",
-        |f| sgl(f.write(1), 0x40, f.bytes(1)),
+        |f| sgl(f.owed(), 0x40, f.bytes(f.owed_blocks())),
         TYPE,
     ),
     lie(

@@ -393,22 +393,22 @@ fn for_a_read(scene: &mut Scene<'_>) -> Result<Answer, Setback> {
 }
 
 fn swapped(scene: &mut Scene<'_>) -> Result<Answer, Setback> {
-    scene.submit(CID, &scene.facts.write(1), &[]);
+    scene.submit(CID, &scene.facts.owed(), &[]);
     let first = scene.r2t()?;
-    scene.submit(CID + 1, &scene.facts.write(1), &[]);
+    scene.submit(CID + 1, &scene.facts.owed(), &[]);
     let second = scene.r2t()?;
     let mixed = DataHeader {
         ttag: second.ttag,
         ..first
     };
-    let zeroes = scene.facts.zeroes(1);
+    let zeroes = scene.facts.zeroes(scene.facts.owed_blocks());
     let pdu = RawPdu::h2c_data(&mixed, 0, &zeroes, true, scene.connection.terms);
     let _ = scene.connection.send(&pdu.bytes());
     Ok(scene.listen())
 }
 
 fn after_abort(scene: &mut Scene<'_>) -> Result<Answer, Setback> {
-    scene.submit(CID, &scene.facts.write(2), &[]);
+    scene.submit(CID, &scene.facts.owed(), &[]);
     let r2t = scene.r2t()?;
     let abort = command::abort(scene.qid, CID);
     let facts = scene.facts;

@@ -161,7 +161,7 @@ pub(super) const CASES: &[Case] = &[
         "a write that waits for its data, and FIN",
         PLAIN,
         |scene| {
-            scene.submit(CID, &scene.facts.write(2), &[]);
+            scene.submit(CID, &scene.facts.owed(), &[]);
             scene.r2t()?;
             scene.connection.half_close();
             Ok(super::icreq::end(scene))
@@ -430,7 +430,7 @@ fn stages(facts: &Facts, by_reset: bool) -> Result<Answer, Setback> {
             qid: 1,
         };
         let bytes = if with_r2t {
-            io.submit(CID, &facts.write(2), &[]);
+            io.submit(CID, &facts.owed(), &[]);
             let r2t = io.r2t()?;
             let data = vec![0; r2t.length as usize];
             RawPdu::h2c_data(&r2t, r2t.offset, &data, true, io.connection.terms).bytes()

@@ -30,7 +30,7 @@ enum Play {
     Command(fn(&Facts) -> Command),
     /// Sends a command in a capsule that was right before it was changed.
     Capsule(fn(&Facts) -> Command, fn(&mut RawPdu)),
-    /// Starts a write of two blocks, and sends bytes for its R2T.
+    /// Starts a write, and sends bytes for its R2T.
     Data(fn(&Wanted) -> Vec<u8>),
     /// Sends a Connect of an admin queue that was right before its SQE and data were changed.
     ConnectAdmin(fn(&mut Sqe, &mut [u8; 1024])),
@@ -182,11 +182,11 @@ impl Case {
                 lie(&mut pdu);
                 scene.say(&pdu.bytes())
             }
-            Play::Data(_) if facts.bytes(2) > facts.maxh2cdata => {
-                return Err(Setback::NotOffered("H2CData of two blocks"));
+            Play::Data(_) if facts.bytes(facts.owed_blocks()) > facts.maxh2cdata => {
+                return Err(Setback::NotOffered("H2CData of as much"));
             }
             Play::Data(bytes) => {
-                scene.submit(CID, &facts.write(2), &[]);
+                scene.submit(CID, &facts.owed(), &[]);
                 let r2t = scene.r2t()?;
                 scene.say(&bytes(&Wanted { r2t, terms }))
             }

@@ -188,7 +188,7 @@ pub(super) const CASES: &[Case] = &[
 
 fn cid_in_use(scene: &mut Scene<'_>) -> Result<Answer, Setback> {
     let facts = scene.facts;
-    scene.submit(CID, &facts.write(1), &[]);
+    scene.submit(CID, &facts.owed(), &[]);
     let r2t = scene.r2t()?;
     scene.submit(CID, &facts.read(1), &[]);
     let second = scene.completions(1);
@@ -243,7 +243,7 @@ fn overrun(scene: &mut Scene<'_>) -> Result<Answer, Setback> {
 fn overrun_by_writes(scene: &mut Scene<'_>) -> Result<Answer, Setback> {
     let entries = scene.facts.entries;
     for cid in 0..entries + 8 {
-        scene.submit(cid, &scene.facts.write(1), &[]);
+        scene.submit(cid, &scene.facts.owed(), &[]);
     }
     let mut asked = 0;
     let how = loop {
