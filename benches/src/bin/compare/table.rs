@@ -21,6 +21,8 @@ struct Servers {
 /// One round's figures.
 #[derive(Debug)]
 struct Round {
+    /// The target sleeps whenever it has nothing to do, and so has its stub to.
+    sleeps: bool,
     target: Report,
     asleep: Report,
     spinning: Report,
@@ -91,6 +93,7 @@ fn row(setup: &Setup, case: &Case, servers: &Servers) -> Result<Row, Error> {
     let mut rounds = Vec::new();
     for _ in 0..setup.rounds {
         rounds.push(Round {
+            sleeps: case.no_busy_poll,
             target: load(setup, case, &target.goal())?,
             asleep: load_stub(setup, case, &servers.asleep, false)?,
             spinning: load_stub(setup, case, &servers.spinning, false)?,
@@ -154,9 +157,9 @@ fn cpu(report: &Report) -> f64 {
 }
 
 impl Round {
-    /// The better of the stub's two modes.
+    /// The better of the stub's two modes, if both are like the target's.
     fn stub(&self) -> &Report {
-        if self.asleep.iops() > self.spinning.iops() {
+        if self.sleeps || self.asleep.iops() > self.spinning.iops() {
             &self.asleep
         } else {
             &self.spinning
