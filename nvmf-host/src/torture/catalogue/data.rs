@@ -253,7 +253,7 @@ pub(super) const CASES: &[Case] = &[
     )
     .source(H2C)
     .tolerates(ENDS)
-    .attempts(),
+    .overwrites_blocks(),
     script(
         "data/after-abort",
         &[25, 47],
