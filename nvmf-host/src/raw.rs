@@ -37,6 +37,9 @@ use std::time::{Duration, Instant};
 /// PLEN beyond which a PDU that a target sends is taken for nonsense.
 const PLEN_MAX: u32 = 64 << 20;
 
+/// How long one look for something received takes.
+const SLICE: Duration = Duration::from_millis(100);
+
 /// What ICReq and ICResp have agreed on, as far as it shapes the PDUs that a host sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
@@ -451,8 +454,8 @@ impl RawConnection {
 
     /// What comes next, within a time.
     pub fn receive_within(&mut self, time: Duration) -> Received {
-        let deadline = Instant::now() + time;
-        if let Err(other) = self.fill(COMMON_LEN, deadline) {
+        let mut left = time;
+        if let Err(other) = self.fill(COMMON_LEN, &mut left) {
             return other;
         }
         let mut head = [0; COMMON_LEN];
@@ -464,30 +467,33 @@ impl RawConnection {
         else {
             return Received::Nonsense(common);
         };
-        if let Err(other) = self.fill(plen, deadline) {
+        if let Err(other) = self.fill(plen, &mut left) {
             return other;
         }
         let bytes = self.inbox.drain(..plen).collect();
         Received::Pdu(ReceivedPdu { common, bytes })
     }
 
-    /// Reads until there are `len` bytes of the next PDU.
-    fn fill(&mut self, len: usize, deadline: Instant) -> Result<(), Received> {
+    /// Reads until there are `len` bytes of the next PDU, or no time is left. A wait counts as a
+    /// slice at most: nothing is silent because this process was stopped for a while.
+    fn fill(&mut self, len: usize, left: &mut Duration) -> Result<(), Received> {
         let mut piece = [0; 16 << 10];
         while self.inbox.len() < len {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.stream.set_read_timeout(Some(left)).is_err() {
+            let slice = SLICE.min(*left);
+            if slice.is_zero() || self.stream.set_read_timeout(Some(slice)).is_err() {
                 return Err(Received::Silence);
             }
+            let start = Instant::now();
             let wanted = (len - self.inbox.len()).min(piece.len());
-            match self.stream.read(&mut piece[..wanted]) {
+            let read = self.stream.read(&mut piece[..wanted]);
+            *left -= start.elapsed().min(slice);
+            match read {
                 Ok(0) => return Err(Received::End(End::Closed)),
                 Ok(n) => self.inbox.extend(&piece[..n]),
                 Err(err) => match err.kind() {
-                    io::ErrorKind::Interrupted => {}
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                        return Err(Received::Silence);
-                    }
+                    io::ErrorKind::Interrupted
+                    | io::ErrorKind::WouldBlock
+                    | io::ErrorKind::TimedOut => {}
                     _ => return Err(Received::End(End::Reset)),
                 },
             }
