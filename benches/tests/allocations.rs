@@ -2,16 +2,23 @@
 //! threads.
 
 use nvmf_host::{ConnectOptions, Controller, Data, Queue, command};
-use nvmf_target::ns::{Inline, RamDisk};
+use nvmf_target::ns::{
+    FileBackend, FileEngine, FileNamespace, FileOptions, Inline, RamDisk, WorkerPool,
+};
 use nvmf_target::{SubsystemConfig, Target, TargetConfig};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::fs::File;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Allocations of all threads but those of the test.
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+/// Tests count one after the other.
+static COUNTING: Mutex<()> = Mutex::new(());
 
 thread_local! {
     static IS_TEST: Cell<bool> = const { Cell::new(false) };
@@ -60,8 +67,8 @@ const BLOCK: u32 = 4096;
 const DISK_BLOCKS: u64 = 4096;
 const DEPTH: u64 = 32;
 
-/// Runs `ios` I/Os of `blocks` blocks each, over the whole disk and again, at depth 32.
-fn run(queue: &mut Queue, write: bool, blocks: u32, ios: u64) {
+/// Runs `ios` I/Os of `blocks` blocks each, over the whole namespace and again, at depth 32.
+fn run(queue: &mut Queue, nsid: u32, write: bool, blocks: u32, ios: u64) {
     let bytes = (blocks * BLOCK) as usize;
     let places = DISK_BLOCKS / u64::from(blocks);
     let mut submitted = 0;
@@ -69,9 +76,9 @@ fn run(queue: &mut Queue, write: bool, blocks: u32, ios: u64) {
         let lba = submitted % places * u64::from(blocks);
         submitted += 1;
         let (sqe, data) = if write {
-            (command::write(1, lba, blocks), Data::Write(buffer))
+            (command::write(nsid, lba, blocks), Data::Write(buffer))
         } else {
-            (command::read(1, lba, blocks), Data::Read(buffer))
+            (command::read(nsid, lba, blocks), Data::Read(buffer))
         };
         queue.submit(sqe, data).unwrap();
     };
@@ -101,6 +108,7 @@ fn connect(address: SocketAddr, digests: bool, flow_control: bool) -> (Controlle
 
 #[test]
 fn no_allocation_per_io() {
+    let _alone = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);
     IS_TEST.set(true);
     let mut config = TargetConfig::default();
     config.reactors = 1;
@@ -116,9 +124,9 @@ fn no_allocation_per_io() {
         for (blocks, ios) in [(1, 20_000), (32, 2_000)] {
             for write in [true, false] {
                 // The first round over the disk takes its memory.
-                run(&mut queue, write, blocks, ios / 2);
+                run(&mut queue, 1, write, blocks, ios / 2);
                 let before = ALLOCATIONS.load(Ordering::Relaxed);
-                run(&mut queue, write, blocks, ios);
+                run(&mut queue, 1, write, blocks, ios);
                 let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
                 assert_eq!(
                     allocations, 0,
@@ -130,4 +138,36 @@ fn no_allocation_per_io() {
     let all = ALLOCATIONS.load(Ordering::Relaxed);
     assert_ne!(all, 0, "connections take memory, so nothing was counted");
     assert!(target.shutdown(Duration::from_secs(10)));
+}
+
+#[test]
+fn no_allocation_per_io_of_a_file_by_io_uring() {
+    let _alone = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);
+    IS_TEST.set(true);
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("allocations");
+    let file = File::create(&path).unwrap();
+    file.set_len(DISK_BLOCKS * u64::from(BLOCK)).unwrap();
+    let mut options = FileOptions::default();
+    options.block_size = Some(BLOCK);
+    let backend = FileBackend::open(&path, &options).unwrap();
+    let pool = Arc::new(WorkerPool::new(1));
+    // Where it is forbidden, there is nothing to count.
+    let Ok(namespace) = FileNamespace::new(backend, FileEngine::Uring, &pool) else {
+        return;
+    };
+    let mut config = TargetConfig::default();
+    config.reactors = 1;
+    let target = Target::new(config).unwrap();
+    target.add_subsystem(SubsystemConfig::new(NQN)).unwrap();
+    target.add_namespace(NQN, 2, namespace).unwrap();
+    let address = target.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let (_controller, mut queue) = connect(address, false, false);
+    for write in [true, false] {
+        run(&mut queue, 2, write, 1, 10_000);
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        run(&mut queue, 2, write, 1, 10_000);
+        assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "{write}");
+    }
+    assert!(target.shutdown(Duration::from_secs(10)));
+    std::fs::remove_file(&path).unwrap();
 }
