@@ -341,8 +341,8 @@ impl<D: BlockDevice> Lane for InlineLane<D> {
         run(&*self.0, request);
     }
 
-    fn inline_device(&self) -> Option<&dyn BlockDevice> {
-        Some(&*self.0)
+    fn inline_device(&self) -> Option<Arc<dyn BlockDevice>> {
+        Some(Arc::<D>::clone(&self.0))
     }
 }
 

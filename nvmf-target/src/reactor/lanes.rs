@@ -44,8 +44,9 @@ impl Hasher for Identity {
 struct OpenLane {
     uid: u64,
     lane: Box<dyn Lane>,
-    /// It has an inline device, and that lends.
-    inline: bool,
+    /// See [`Lane::inline_device`].
+    device: Option<Arc<dyn BlockDevice>>,
+    /// It lends.
     lends: bool,
     depth: u32,
     outstanding: u32,
@@ -150,10 +151,11 @@ impl Lanes {
             return Err(Status::NAMESPACE_NOT_READY);
         }
         let (member, closed) = entry.shared.gate.join(entry.uid, mailbox);
+        let device = lane.inline_device();
         let open = OpenLane {
             uid: entry.uid,
-            inline: lane.inline_device().is_some(),
-            lends: lane.inline_device().is_some_and(BlockDevice::lends),
+            lends: device.as_ref().is_some_and(|device| device.lends()),
+            device,
             lane,
             depth: entry.info.depth,
             outstanding: 0,
@@ -233,7 +235,7 @@ impl Lanes {
     /// [`BlockDevice::lend`]: crate::ns::BlockDevice::lend
     pub(crate) fn lend(&self, index: usize, at: u64, len: usize, alone: bool) -> Option<Loan<'_>> {
         let lane = self.lanes.get(index).and_then(Option::as_ref)?;
-        let loan = lane.lane.inline_device()?.lend(at, len, alone)?;
+        let loan = lane.device.as_ref()?.lend(at, len, alone)?;
         (loan.len() == len).then_some(loan)
     }
 
@@ -241,7 +243,7 @@ impl Lanes {
     pub(crate) fn writes_inline(&self, index: usize) -> bool {
         let lane = self.lanes.get(index).and_then(Option::as_ref);
         lane.is_some_and(|lane| {
-            lane.inline && !lane.closed && !lane.shared.gate.uncorrectable.any()
+            lane.device.is_some() && !lane.closed && !lane.shared.gate.uncorrectable.any()
         })
     }
 
@@ -249,7 +251,7 @@ impl Lanes {
     pub(crate) fn write(&self, index: usize, op: Op, at: u64, data: &[u8]) -> Result<(), Status> {
         let lane = self.lanes.get(index).and_then(Option::as_ref);
         let lane = lane.ok_or(Status::INTERNAL_ERROR)?;
-        let device = lane.lane.inline_device().ok_or(Status::INTERNAL_ERROR)?;
+        let device = lane.device.as_ref().ok_or(Status::INTERNAL_ERROR)?;
         let fua = op == Op::Write { fua: true };
         contained(op, || device.write_at(at, data, fua)).map_err(|failure| {
             if let Some(note) = failure.note {

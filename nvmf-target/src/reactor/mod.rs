@@ -38,7 +38,7 @@ const MAILBOX_TOKEN: u64 = u64::MAX;
 /// `Route::conn` of requests that the reactor makes for itself.
 const NO_CONN: u64 = u64::MAX;
 /// What one read may bring: see `conn::rx`.
-const STAGE: usize = 128 << 10;
+const STAGE: usize = 320 << 10;
 /// Headers and runs of one gather write.
 const TX_HEADS: usize = 16 << 10;
 const TX_SEGS: usize = 256;

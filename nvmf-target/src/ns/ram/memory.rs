@@ -89,9 +89,11 @@ impl Memory {
             len,
             chunks,
         };
+        // A last chunk that is not whole is not worth a huge page.
+        let whole = len - len % CHUNK;
         // SAFETY: the range is the data's, nobody uses it yet, and this advice changes no contents.
         // Where there are no huge pages it fails, and nothing is lost.
-        let _ = unsafe { madvise(data.as_ptr().cast(), data_len, Advice::LinuxHugepage) };
+        let _ = unsafe { madvise(data.as_ptr().cast(), whole, Advice::LinuxHugepage) };
         Ok(memory)
     }
 
