@@ -3,11 +3,14 @@
 
 mod common;
 
-use common::raw::{Digests, Raw, connect_data, io_connect, read, write_in_capsule};
-use common::{assert_idle, config, connect, eventually, options, pattern, target};
+use common::raw::{Digests, Raw, connect_data, io_connect, read, with_sgl, write_in_capsule};
+use common::{NQN, assert_idle, config, connect, eventually, options, pattern, target};
 use nvmf_host::Controller;
-use nvmf_host::nvmf_proto::wire::Status;
+use nvmf_host::command;
 use nvmf_host::nvmf_proto::wire::fabrics::ConnectData;
+use nvmf_host::nvmf_proto::wire::{SglDescriptor, Status};
+use nvmf_target::ns::{BlockDevice, Inline, RamDisk};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const KIB: usize = 1 << 10;
@@ -143,6 +146,42 @@ fn wrong_digests_write_nothing() {
     queue.send(&capsule);
     assert_eq!(queue.recv().cqe().status, Status::TRANSIENT_TRANSPORT_ERROR);
     assert!(queue.read(&read(3, 64, 8)) == good);
+    drop((admin, queue));
+    assert_idle(&target);
+}
+
+/// A piece of a command's data that is, by another format of its namespace, all that the command
+/// asks for, is still a piece only: the format may be the old one again when the rest has come.
+#[test]
+fn a_piece_is_not_taken_for_the_whole() {
+    let (target, address) = target(config());
+    let large = Arc::new(RamDisk::new(16 << 20, 4096).unwrap());
+    let small = Arc::new(RamDisk::new(16 << 20, 512).unwrap());
+    let show = |disk: &Arc<RamDisk>| {
+        let _ = target.remove_namespace(NQN, 1);
+        let disk = Inline::new(Arc::clone(disk));
+        target.add_namespace(NQN, 1, disk).unwrap();
+    };
+    show(&large);
+    let (admin, cntlid) = Raw::admin(address);
+    let mut queue = Raw::io(address, cntlid, 1);
+    let data = pattern(1, 8192);
+    let whole = with_sgl(command::write(1, 8, 2), 1, SglDescriptor::transport(8192));
+    queue.submit(&whole, &[]);
+    let r2t = queue.recv().r2t();
+    show(&small);
+    queue.ok(&write_in_capsule(2, 0, 1), &pattern(2, 512));
+    queue.send(&Digests::default().h2c_data(&r2t, 0, &data[..1024], false));
+    // It is received before this is answered.
+    queue.ok(&write_in_capsule(3, 0, 1), &pattern(3, 512));
+    show(&large);
+    let block = with_sgl(command::write(1, 0, 1), 4, SglDescriptor::in_capsule(4096));
+    queue.ok(&block, &pattern(4, 4096));
+    queue.send(&Digests::default().h2c_data(&r2t, 1024, &data[1024..], true));
+    assert_eq!(queue.recv().cqe().status, Status::SUCCESS);
+    let mut now = vec![0; 8192];
+    large.read_at(8 * 4096, &mut now).unwrap();
+    assert!(now == data);
     drop((admin, queue));
     assert_idle(&target);
 }

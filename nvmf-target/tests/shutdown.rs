@@ -2,15 +2,17 @@
 
 mod common;
 
-use common::raw::{Digests, Raw, read, write_by_r2t};
+use common::raw::{Digests, Raw, read, write_by_r2t, write_in_capsule};
 use common::step::Step;
 use common::{NQN, PATIENCE, config, eventually, pattern};
-use nvmf_host::nvmf_proto::wire::Status;
 use nvmf_host::nvmf_proto::wire::pdu::PduType;
-use nvmf_target::ns::NsInfo;
+use nvmf_host::nvmf_proto::wire::{Sqe, Status};
+use nvmf_target::ns::{BlockDevice, Inline, NsError, NsInfo};
 use nvmf_target::{Error, Target};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -73,6 +75,57 @@ fn writes_get_the_data_that_they_wait_for() {
     expect_fin(&mut rig.admin);
     drop(rig.admin);
     assert!(shutdown.join().unwrap());
+}
+
+/// Knows whether anything was written since the last Flush.
+#[derive(Default)]
+struct Cached(AtomicBool);
+
+impl BlockDevice for Cached {
+    fn info(&self) -> NsInfo {
+        NsInfo::new(512, 4096).with_volatile_cache()
+    }
+
+    fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<(), NsError> {
+        buf.fill(0);
+        Ok(())
+    }
+
+    fn write_at(&self, _: u64, _: &[u8], _: bool) -> Result<(), NsError> {
+        self.0.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), NsError> {
+        self.0.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// Caches are flushed when a shutdown begins, and again if something is written after that.
+#[test]
+fn what_is_written_in_a_shutdown_is_flushed() {
+    let mut rig = rig();
+    let cached = Arc::new(Cached::default());
+    let device = Inline::new(Arc::clone(&cached));
+    rig.target.add_namespace(NQN, 3, device).unwrap();
+    let on_cached = |mut sqe: Sqe| {
+        sqe.set_nsid(3);
+        sqe
+    };
+    rig.io
+        .ok(&on_cached(write_in_capsule(1, 0, 8)), &pattern(1, 4096));
+    rig.io.submit(&on_cached(write_by_r2t(2, 8, 8)), &[]);
+    let r2t = rig.io.recv().r2t();
+    let shutdown = rig.shut_down(PATIENCE);
+    eventually("the cache is flushed", || !cached.0.load(Ordering::SeqCst));
+    let data = pattern(2, 4096);
+    rig.io
+        .send(&Digests::default().h2c_data(&r2t, 0, &data, true));
+    assert_eq!(rig.io.recv().cqe().status, Status::SUCCESS);
+    drop((rig.io, rig.admin));
+    assert!(shutdown.join().unwrap());
+    assert!(!cached.0.load(Ordering::SeqCst), "acknowledged and lost");
 }
 
 #[test]

@@ -349,11 +349,15 @@ impl Conn {
         if command.half != Half::Whole {
             return None;
         }
-        let sqe = command.sqe;
-        InPlace::of(&self.plan_io(&sqe).ok()?, cx)
+        let (sqe, held) = (command.sqe, command.buf.len());
+        let write = InPlace::of(&self.plan_io(&sqe).ok()?, cx)?;
+        // The namespace may be of another format by now: a piece of what the host was asked for
+        // is not to pass for the whole.
+        (write.len == held).then_some(write)
     }
 
     fn written_in_place(&mut self, cx: &mut Cx, slot: Slot, len: u64, result: Result<(), Status>) {
+        cx.flushed = false;
         match result {
             Ok(()) => {
                 self.count_written(cx, slot, len);

@@ -92,6 +92,8 @@ pub(crate) struct Cx {
     pub(crate) in_flight: usize,
     /// No new commands are taken: the target is shutting down.
     pub(crate) draining: bool,
+    /// Backends have flushed since the last command completed; of interest in a shutdown.
+    pub(crate) flushed: bool,
 }
 
 impl Cx {
@@ -165,8 +167,6 @@ struct Reactor {
     fed_at: usize,
     /// Commands wait for buffers: when to look for connections that hold them idly.
     shortage: Option<Time>,
-    /// Backends have flushed since the last command completed; of interest in a shutdown.
-    flushed: bool,
 }
 
 /// The connections of a reactor, by index and generation.
@@ -263,6 +263,7 @@ pub(crate) fn spawn(
                 spare_lists: Vec::new(),
                 in_flight: 0,
                 draining: false,
+                flushed: false,
             },
             conns: Conns::default(),
             phase: Phase::Running,
@@ -274,7 +275,6 @@ pub(crate) fn spawn(
             backlog: false,
             fed_at: 0,
             shortage: None,
-            flushed: false,
         };
         reactor.cx.mailbox.port.bind_to_thread();
         while reactor.phase != Phase::Done {
@@ -511,7 +511,7 @@ impl Reactor {
                 let Cx { lanes, poller, .. } = &mut self.cx;
                 lanes.completed(lane, &mut completion, poller);
                 self.cx.in_flight -= 1;
-                self.flushed &= id == NO_CONN;
+                self.cx.flushed &= id == NO_CONN;
                 match self.conns.get(id) {
                     Some(conn) => conn.on_completion(&mut self.cx, &mut completion),
                     None => self.cx.give_buffer(completion.take_buf()),
@@ -661,10 +661,10 @@ impl Reactor {
         if self.cx.in_flight > 0 {
             return;
         }
-        if !self.flushed {
+        if !self.cx.flushed {
             // At once: what is acknowledged must not depend on hosts that take their time.
             debug!("backends flush");
-            self.flushed = true;
+            self.cx.flushed = true;
             self.flush_backends();
         }
         if self.conns.count == 0 && self.cx.in_flight == 0 {
