@@ -1,6 +1,6 @@
 //! Receiving: one read brings many PDUs; payload goes to its buffer, large payload directly.
 
-use super::Conn;
+use super::{Conn, Queue};
 use crate::reactor::Cx;
 use log::warn;
 use nvmf_proto::tcp::{Need, Slot, crc32c};
@@ -11,6 +11,11 @@ use std::io::{self, IoSliceMut};
 const DIRECT_MIN: usize = 4096;
 /// Bytes that one connection may receive in a turn before the others have theirs.
 const TURN_BUDGET: usize = 512 << 10;
+
+/// What one read may bring, and so what is kept at most while the connection has to wait: before
+/// its Connect, and on an admin queue.
+const UNKNOWN_MAX: usize = 4 << 10;
+const ADMIN_MAX: usize = 16 << 10;
 
 /// Where a read may put bytes.
 struct Target {
@@ -107,6 +112,11 @@ impl Conn {
 
     /// One read: behind what was carried over, or with the payload's buffer in front.
     fn read(&mut self, stage: &mut [u8], direct: Option<&Target>) -> io::Result<usize> {
+        let stage = match &self.queue {
+            Queue::None => &mut stage[..UNKNOWN_MAX],
+            Queue::Admin(_) => &mut stage[..ADMIN_MAX],
+            Queue::Io(_) => stage,
+        };
         let Some(stream) = &mut self.stream else {
             return Ok(0);
         };
