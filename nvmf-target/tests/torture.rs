@@ -27,11 +27,14 @@ fn options(address: SocketAddr) -> Options {
     options
 }
 
-/// How many entries a folder of this process in /proc has.
-fn entries_of(folder: &str) -> usize {
-    fs::read_dir(format!("/proc/self/{folder}"))
-        .unwrap()
-        .count()
+/// Descriptors of this process, and threads of the target: the test runner starts and ends its own.
+fn descriptors_and_threads() -> (usize, usize) {
+    let entries = |folder: &str| fs::read_dir(folder).unwrap().flatten();
+    let of_target = entries("/proc/self/task").filter(|task| {
+        let name = fs::read_to_string(task.path().join("comm"));
+        name.is_ok_and(|name| name.starts_with("nvmf"))
+    });
+    (entries("/proc/self/fd").count(), of_target.count())
 }
 
 fn lines(outcomes: &[Outcome]) -> Vec<String> {
@@ -51,7 +54,10 @@ fn lines(outcomes: &[Outcome]) -> Vec<String> {
 fn every_case_is_answered_as_the_table_says_and_leaves_nothing() {
     let _alone = alone();
     let (target, address) = target(config());
-    let before = (entries_of("fd"), entries_of("task"));
+    // A thread has its name when it has begun to run.
+    let threads = config().reactors + 1;
+    eventually("all threads run", || descriptors_and_threads().1 == threads);
+    let before = descriptors_and_threads();
     let outcomes: Vec<_> = Torture::begin(&options(address)).unwrap().collect();
     let lines = lines(&outcomes);
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tables/torture.txt");
@@ -69,7 +75,7 @@ fn every_case_is_answered_as_the_table_says_and_leaves_nothing() {
     assert_eq!(wrong, None);
     assert_idle(&target);
     eventually("descriptors and threads are as many as before", || {
-        (entries_of("fd"), entries_of("task")) == before
+        descriptors_and_threads() == before
     });
 }
 
