@@ -112,7 +112,8 @@ pub trait BlockDevice: Send + Sync + 'static {
 
     /// Lends `len` bytes from `offset` on, instead of reading them. A device that
     /// [lends](BlockDevice::lends) may refuse while somebody writes there, but not if the caller
-    /// is `alone`: if it holds no other loan. Then it waits, for no longer than a write takes.
+    /// is `alone`: if it holds no other loan. Then it waits, for no longer than a write takes; to
+    /// refuse all the same, or to panic, ends the connection of the command.
     fn lend(&self, offset: u64, len: usize, alone: bool) -> Option<Loan<'_>> {
         let _ = (offset, len, alone);
         None

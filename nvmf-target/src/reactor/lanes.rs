@@ -13,6 +13,7 @@ use nvmf_proto::wire::Status;
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// Poller tokens of lanes have this bit.
@@ -235,8 +236,10 @@ impl Lanes {
     /// [`BlockDevice::lend`]: crate::ns::BlockDevice::lend
     pub(crate) fn lend(&self, index: usize, at: u64, len: usize, alone: bool) -> Option<Loan<'_>> {
         let lane = self.lanes.get(index).and_then(Option::as_ref)?;
-        let loan = lane.device.as_ref()?.lend(at, len, alone)?;
-        (loan.len() == len).then_some(loan)
+        let device = lane.device.as_ref()?;
+        // A panic is a refusal.
+        let loan = catch_unwind(AssertUnwindSafe(|| device.lend(at, len, alone)));
+        loan.ok()?.filter(|loan| loan.len() == len)
     }
 
     /// Whether [`Lanes::write`] is possible now.

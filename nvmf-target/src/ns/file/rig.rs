@@ -106,7 +106,7 @@ impl Rig {
     /// Turns until something is finished, and returns it.
     pub(super) fn next(&mut self) -> Completion {
         while self.turn() == 0 {
-            if self.waker.prepare_sleep() {
+            if !self.ring.owes() && self.waker.prepare_sleep() {
                 let waker = PollFd::new(&self.waker, PollFlags::IN);
                 let by_ring = self.ring.with_fd(|ring| {
                     poll(

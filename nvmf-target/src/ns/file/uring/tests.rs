@@ -121,6 +121,21 @@ fn a_short_read_goes_on_where_it_ended() {
     }
 }
 
+/// The kernel hands over some at a time, and says only once that there are any.
+#[test]
+fn a_ring_that_ends_takes_all_that_is_finished() {
+    let (mut rig, mut pipe, backend) = of_pipe(ReactorRing::default(), Others::default());
+    for i in 0..100 {
+        rig.submit(Op::Read, i * 512, &[0; 512]);
+    }
+    for _ in 0..10 {
+        assert_eq!(rig.turn(), 0);
+    }
+    pipe.write_all(&[1; 100 * 512]).unwrap();
+    rig.close();
+    assert_eq!(Arc::strong_count(&backend), 1, "nothing is leaked");
+}
+
 #[test]
 fn the_end_of_a_file_inside_a_read_fails_it() {
     let (mut rig, mut pipe, _) = of_pipe(ReactorRing::default(), Others::default());
