@@ -369,7 +369,7 @@ impl BufPool {
 
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "a pool is far below 16 TiB"
+    reason = "a pool is below 16 TiB: `TargetConfig::validate`"
 )]
 const fn unit_number(unit: usize) -> u32 {
     unit as u32

@@ -207,7 +207,14 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let _ = self.shutdown(Duration::ZERO);
+        // Without threads it is over already, or its first thread could not be started: there is
+        // nobody to wait for.
+        let running = self.running();
+        let is_running = running.acceptor.is_some() || !running.threads.is_empty();
+        drop(running);
+        if is_running {
+            let _ = self.shutdown(Duration::ZERO);
+        }
     }
 }
 
@@ -216,5 +223,24 @@ impl fmt::Debug for Target {
         f.debug_struct("Target")
             .field("stats", &self.stats())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is left when the system gives no memory or descriptor for the first reactor.
+    #[test]
+    fn a_target_without_threads_waits_for_nobody_when_it_is_dropped() {
+        drop(Inner {
+            core: Core::new(TargetConfig::default()),
+            reactors: Vec::new(),
+            changing: Mutex::default(),
+            running: Mutex::default(),
+            hurried: AtomicBool::new(false),
+            over: Mutex::new(false),
+            ended: Condvar::new(),
+        });
     }
 }

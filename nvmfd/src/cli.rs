@@ -16,6 +16,9 @@ use std::time::Duration;
 pub(crate) use value::{
     Bind, Device, DirectName, DiscoveryPort, EngineName, TransportName, one_line,
 };
+
+/// Most that `--buffers` takes, the most that a target takes.
+const BUFFER_BYTES_MAX: u64 = 1 << 40;
 use value::{host_nqn, number, own_nqn, power_of_two, printable, size, size_within};
 
 fn after_help() -> String {
@@ -162,7 +165,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "N", value_parser = number(1_u32, 1 << 20))]
     pub(crate) connections: Option<u32>,
 
-    /// Memory for data in flight; commands wait when it is lent out [default: 64m]
+    /// Memory for data in flight, at most 1t; commands wait when it is lent out [default: 64m]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) buffers: Option<u64>,
 
@@ -292,6 +295,11 @@ impl Cli {
             return fail(format!(
                 "--buffers {buffer_bytes}: at least --mdts ({max_transfer}) for each of {reactors} \
                  --threads is wanted"
+            ));
+        }
+        if buffer_bytes as u64 > BUFFER_BYTES_MAX {
+            return fail(format!(
+                "--buffers {buffer_bytes}: at most {BUFFER_BYTES_MAX} is wanted"
             ));
         }
         if in_capsule > max_transfer {
@@ -490,6 +498,10 @@ mod tests {
                 "--bind [::1]:4420 is given twice",
             ),
             ("--bind ::1 -p 7 --bind [::1]:7 x", "[::1]:7 is given twice"),
+            (
+                "--buffers 2t x",
+                "--buffers 2199023255552: at most 1099511627776 is wanted",
+            ),
             (
                 "--threads 2 --buffers 1m x",
                 "--buffers 1048576: at least --mdts",

@@ -91,8 +91,12 @@ impl Devices {
     }
 
     fn open_ram_disk(&mut self, name: String, bytes: u64) -> Result<Open, Failure> {
-        let disk = RamDisk::new(bytes, self.block_size.unwrap_or(512))
-            .map_err(|err| Failure::Usage(format!("{name}: {err}")))?;
+        let disk = RamDisk::new(bytes, self.block_size.unwrap_or(512)).map_err(|err| {
+            match Failure::asked_for(err) {
+                Failure::Usage(text) => Failure::Usage(format!("{name}: {text}")),
+                Failure::Environment(text) => Failure::Environment(format!("{name}: {text}")),
+            }
+        })?;
         self.ram_disks += 1;
         let ids = self
             .machine

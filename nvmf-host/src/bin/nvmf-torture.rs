@@ -4,6 +4,7 @@ use clap::Parser;
 use nvmf_host::nvmf_proto::wire::nqn::Nqn;
 use nvmf_host::torture::{CaseInfo, Options, Outcome, Torture, Verdict, cases};
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::process::ExitCode;
@@ -90,8 +91,10 @@ fn nqn(name: Option<&String>) -> Result<Option<Nqn>, String> {
 
 /// Whether the target did well enough.
 fn run(cli: &Cli) -> Result<bool, String> {
+    let lost = |err| format!("standard output: {err}");
+    let mut out = io::stdout();
     let Some(address) = cli.address.filter(|_| !cli.list) else {
-        list(cli);
+        list(cli, &mut out).map_err(lost)?;
         return Ok(true);
     };
     let mut options = Options::new(address);
@@ -108,23 +111,24 @@ fn run(cli: &Cli) -> Result<bool, String> {
         *counts.entry(outcome.verdict).or_default() += 1;
         let is_dull = matches!(outcome.verdict, Verdict::Conforms | Verdict::Skipped);
         if !(cli.quiet && is_dull) {
-            print(cli, &outcome);
+            print(cli, &outcome, &mut out).map_err(lost)?;
         }
     }
     if counts.is_empty() {
-        return Err("no such case".to_owned());
+        let text = cli.only.as_deref().unwrap_or_default();
+        return Err(format!("--only {text:?}: no such case; --list names all"));
     }
     if !cli.json {
         let words = counts
             .iter()
             .map(|(verdict, count)| format!("{count} {verdict}"));
-        println!("{}", words.collect::<Vec<_>>().join(", "));
+        writeln!(out, "{}", words.collect::<Vec<_>>().join(", ")).map_err(lost)?;
     }
     let is_none = |verdict| !counts.contains_key(&verdict);
     Ok(is_none(Verdict::Harmed) && (!cli.strict || is_none(Verdict::Violates)))
 }
 
-fn list(cli: &Cli) {
+fn list(cli: &Cli, out: &mut impl Write) -> io::Result<()> {
     let wanted = |case: &CaseInfo| {
         cli.only
             .as_ref()
@@ -132,33 +136,41 @@ fn list(cli: &Cli) {
     };
     for case in cases().iter().filter(|case| wanted(case)) {
         if cli.json {
-            println!("{{{}}}", fields(case));
+            writeln!(out, "{{{}}}", fields(case))?;
         } else {
-            println!("{:3} {}: {}", case.number, case.name, case.sends);
-            println!("    {} [{}]", case.demands, case.source);
+            writeln!(out, "{:3} {}: {}", case.number, case.name, case.sends)?;
+            writeln!(out, "    {} [{}]", case.demands, case.source)?;
         }
     }
+    Ok(())
 }
 
-fn print(cli: &Cli, outcome: &Outcome) {
+fn print(cli: &Cli, outcome: &Outcome, out: &mut impl Write) -> io::Result<()> {
     let (case, answer) = (&outcome.case, &outcome.answer);
     if cli.json {
         let verdict = json(&outcome.verdict.to_string());
-        println!(
+        writeln!(
+            out,
             "{{{},\"answer\":{},\"verdict\":{verdict}}}",
             fields(case),
             json(answer)
-        );
-        return;
+        )?;
+        return Ok(());
     }
-    println!(
+    writeln!(
+        out,
         "{:9} {:3} {}: {answer}",
         outcome.verdict, case.number, case.name
-    );
+    )?;
     if !matches!(outcome.verdict, Verdict::Conforms | Verdict::Skipped) {
-        println!("              sent: {}", case.sends);
-        println!("              wanted: {} [{}]", case.demands, case.source);
+        writeln!(out, "              sent: {}", case.sends)?;
+        writeln!(
+            out,
+            "              wanted: {} [{}]",
+            case.demands, case.source
+        )?;
     }
+    Ok(())
 }
 
 /// A case as fields of a JSON object.

@@ -112,11 +112,13 @@ pub(super) fn begin(options: &Options) -> Result<(Facts, Upkeep), Error> {
         None => None,
         Some(range) if range.end > namespace.blocks || range.start >= range.end => {
             return Err(Error::InvalidInput(
-                "the namespace does not have the scratch blocks",
+                "scratch: the namespace does not have these blocks",
             ));
         }
         Some(range) if range.end - range.start < SCRATCH_MIN => {
-            return Err(Error::InvalidInput("too few scratch blocks"));
+            return Err(Error::InvalidInput(
+                "scratch: at least 64 blocks are wanted",
+            ));
         }
         Some(range) => Some(range.start),
     };

@@ -14,6 +14,9 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+/// Most bytes of I/O buffers. A pool counts its blocks of 4 KiB in 32 bits.
+const BUFFER_BYTES_MAX: u64 = 1 << 40;
+
 /// What a target takes and offers. Start from `default()`; [`crate::Target::new`] checks it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -22,7 +25,8 @@ pub struct TargetConfig {
     pub reactors: usize,
     /// How long a reactor that has just worked looks for more before it sleeps; zero: not at all.
     pub busy_poll: Duration,
-    /// Bytes of I/O buffers, of all reactors together. Commands wait when they are lent out.
+    /// Bytes of I/O buffers, of all reactors together: at least [`TargetConfig::max_transfer`] for
+    /// each, at most 1 TiB. Commands wait when they are lent out.
     pub buffer_bytes: usize,
     /// The largest data transfer of one command in bytes (MDTS): a power of two, 8 KiB to 32 MiB.
     pub max_transfer: u32,
@@ -115,6 +119,12 @@ impl TargetConfig {
             &format!("at least max_transfer ({max_transfer}) for each of {reactors} reactors"),
         )?;
         check(
+            buffer_bytes as u64 <= BUFFER_BYTES_MAX,
+            "buffer_bytes",
+            buffer_bytes.to_string(),
+            &format!("at most {BUFFER_BYTES_MAX}"),
+        )?;
+        check(
             in_capsule % 16 == 0 && in_capsule <= 64 << 10 && in_capsule <= max_transfer,
             "in_capsule",
             in_capsule.to_string(),
@@ -199,6 +209,7 @@ mod tests {
         assert!(change(|c| c.max_transfer = 5000).contains("max_transfer 5000"));
         assert!(change(|c| c.max_transfer = 4096).contains("max_transfer 4096"));
         assert!(change(|c| c.buffer_bytes = 1).contains("buffer_bytes 1"));
+        assert!(change(|c| c.buffer_bytes = usize::MAX).contains("at most 1099511627776"));
         assert!(change(|c| c.in_capsule = 17).contains("in_capsule 17"));
         assert!(change(|c| c.maxh2cdata = 4095).contains("maxh2cdata 4095"));
         assert!(change(|c| c.io_queue_entries = 1).contains("io_queue_entries 1"));

@@ -29,8 +29,8 @@ impl RamDisk {
     /// A disk of `bytes` bytes in blocks of `block_size` bytes.
     ///
     /// # Errors
-    /// [`Error::Config`] if the block size is none, `bytes` is not a multiple of it, or there is
-    /// no room for so much in the process's memory.
+    /// [`Error::Config`] if the block size is none, or `bytes` is not a multiple of it,
+    /// [`Error::Io`] if there is no room for so much in the process's memory.
     pub fn new(bytes: u64, block_size: u32) -> Result<Self, Error> {
         let info = NsInfo::new(block_size, bytes / u64::from(block_size.max(1)));
         if block_size != 0 && !bytes.is_multiple_of(u64::from(block_size)) {
@@ -42,7 +42,7 @@ impl RamDisk {
         let memory = usize::try_from(bytes)
             .map_err(std::io::Error::other)
             .and_then(Memory::new)
-            .map_err(|err| Error::config(format!("no RAM disk of {bytes} bytes: {err}")))?;
+            .map_err(|err| Error::io(format!("no RAM disk of {bytes} bytes"), err))?;
         let caps = Caps {
             fua: Support::Native,
             write_zeroes: Support::Native,
