@@ -99,9 +99,14 @@ impl Controller {
     ///
     /// # Errors
     ///
-    /// As [`Controller::identify`], or its format has metadata or no possible block size.
+    /// As [`Controller::identify`], or it is not active, or its format has metadata or no possible
+    /// block size.
     pub fn namespace(&mut self, nsid: u32) -> Result<Namespace, Error> {
         let id = self.identify_namespace(nsid)?;
+        // NVMe Base 2.1, Identify Namespace: all zeroes for one that is not active.
+        if id.nsze == 0 {
+            return Err(Error::InvalidInput("the namespace is not active"));
+        }
         let format = id.formatted();
         if format.metadata_size != 0 {
             return Err(Error::BadAnswer("the namespace has metadata"));

@@ -112,7 +112,7 @@ pub(super) fn begin(options: &Options) -> Result<(Facts, Upkeep), Error> {
         None => None,
         Some(range) if range.end > namespace.blocks || range.start >= range.end => {
             return Err(Error::InvalidInput(
-                "scratch: the namespace does not have these blocks",
+                "scratch: a range of blocks that the namespace has is wanted, the first one less than the end",
             ));
         }
         Some(range) if range.end - range.start < SCRATCH_MIN => {

@@ -26,8 +26,8 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// An I/O error becomes the status that [`NsError`] describes.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), NsError>;
 
-    /// Writes `buf` at `offset`; with `fua` to stable storage. `fua` is set only if
-    /// [`super::Caps::fua`] is `Native`.
+    /// Writes `buf`, which may lie at any address, at `offset`; with `fua` to stable storage. `fua`
+    /// is set only if [`super::Caps::fua`] is `Native`.
     ///
     /// # Errors
     /// An I/O error becomes the status that [`NsError`] describes.

@@ -99,9 +99,10 @@ pub trait Lane {
     }
 
     /// The device behind a lane that does nothing but call its methods on the reactor's thread,
-    /// as [`Inline`]'s does. Asked for once, when the lane has been opened. Where there is one the target calls it itself for plain reads and
-    /// writes, without a [`Request`]: writes take their data from where it was received, and what
-    /// the device lends ([`BlockDevice::lend`]) is sent from where it is.
+    /// as [`Inline`]'s does. Asked for once, when the lane has been opened. Where there is one the
+    /// target calls it itself for plain reads and writes, without a [`Request`]: writes take their
+    /// data from where it was received, and what the device lends ([`BlockDevice::lend`]) is sent
+    /// from where it is.
     fn inline_device(&self) -> Option<Arc<dyn BlockDevice>> {
         None
     }
