@@ -89,6 +89,8 @@ mod error;
 mod manage;
 pub mod ns;
 mod reactor;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod target;
 pub mod transport;
 mod wake;

@@ -62,22 +62,7 @@ impl Target {
     /// [`Error::Config`] for a value out of its bounds, [`Error::Io`] if the system gives no
     /// thread, descriptor or memory.
     pub fn new(config: TargetConfig) -> Result<Self, Error> {
-        config.validate()?;
-        let core = Core::new(config);
-        let failed = |err| Error::io("cannot start a reactor", err);
-        let reactors: Vec<_> = (0..core.config.reactors)
-            .map(|_| Mailbox::new())
-            .collect::<Result<_, _>>()
-            .map_err(failed)?;
-        let inner = Inner {
-            core,
-            reactors,
-            changing: Mutex::default(),
-            running: Mutex::default(),
-            hurried: AtomicBool::new(false),
-            over: Mutex::new(false),
-            ended: Condvar::new(),
-        };
+        let inner = Inner::new(config)?;
         {
             let mut running = inner.running();
             for (index, mailbox) in inner.reactors.iter().enumerate() {
@@ -133,22 +118,35 @@ impl Target {
 }
 
 impl Inner {
+    /// All but the threads.
+    pub(crate) fn new(config: TargetConfig) -> Result<Self, Error> {
+        config.validate()?;
+        let core = Core::new(config);
+        let failed = |err| Error::io("cannot start a reactor", err);
+        let reactors = (0..core.config.reactors)
+            .map(|_| Mailbox::new())
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
+        Ok(Self {
+            core,
+            reactors,
+            changing: Mutex::default(),
+            running: Mutex::default(),
+            hurried: AtomicBool::new(false),
+            over: Mutex::new(false),
+            ended: Condvar::new(),
+        })
+    }
+
     pub(crate) fn running(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shutdown(&self, within: Duration) -> bool {
-        let Running { acceptor, threads } = std::mem::take(&mut *self.running());
-        if acceptor.is_none() && threads.is_empty() {
+        let Some(threads) = self.begin_shutdown() else {
             return self.hurry(within);
-        }
-        if let Some(mut acceptor) = acceptor {
-            acceptor.stop();
-        }
+        };
         let deadline = Instant::now() + within;
-        for mailbox in &self.reactors {
-            mailbox.send(Message::Drain);
-        }
         while threads.iter().any(|t| !t.is_finished()) && Instant::now() < deadline {
             std::thread::sleep(
                 SHUTDOWN_STEP.min(deadline.saturating_duration_since(Instant::now())),
@@ -172,6 +170,22 @@ impl Inner {
         *self.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.ended.notify_all();
         complete
+    }
+
+    /// Closes the listeners and tells the reactors to come to an end; the threads to wait for.
+    /// `None` if that has been done before.
+    pub(crate) fn begin_shutdown(&self) -> Option<Vec<JoinHandle<()>>> {
+        let Running { acceptor, threads } = std::mem::take(&mut *self.running());
+        if acceptor.is_none() && threads.is_empty() {
+            return None;
+        }
+        if let Some(mut acceptor) = acceptor {
+            acceptor.stop();
+        }
+        for mailbox in &self.reactors {
+            mailbox.send(Message::Drain);
+        }
+        Some(threads)
     }
 
     /// Another thread shuts down, or has done so: waits for it, and cuts the rest off after
@@ -233,14 +247,6 @@ mod tests {
     /// What is left when the system gives no memory or descriptor for the first reactor.
     #[test]
     fn a_target_without_threads_waits_for_nobody_when_it_is_dropped() {
-        drop(Inner {
-            core: Core::new(TargetConfig::default()),
-            reactors: Vec::new(),
-            changing: Mutex::default(),
-            running: Mutex::default(),
-            hurried: AtomicBool::new(false),
-            over: Mutex::new(false),
-            ended: Condvar::new(),
-        });
+        drop(Inner::new(TargetConfig::default()).unwrap());
     }
 }

@@ -21,6 +21,8 @@ pub(crate) use file::ReactorRing;
 pub use file::{Direct, FileBackend, FileEngine, FileId, FileNamespace, FileOptions};
 pub use info::{Caps, NsInfo, Support};
 pub use ram::RamDisk;
+#[cfg(feature = "sim")]
+pub(crate) use request::LocalPort;
 pub(crate) use request::{Completion, Port, RequestPool, Route};
 pub use request::{LbaRange, Op, Request, RequestId};
 pub(crate) use uncorrectable::Uncorrectable;

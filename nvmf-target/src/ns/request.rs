@@ -306,7 +306,8 @@ pub(crate) struct Port {
     waker: Waker,
 }
 
-struct LocalPort {
+/// What a port has on the thread of its reactor.
+pub(crate) struct LocalPort {
     port: Arc<Port>,
     done: Vec<Completion>,
 }
@@ -314,6 +315,17 @@ struct LocalPort {
 thread_local! {
     /// The port of the reactor that runs on this thread: completions made here skip the lock.
     static LOCAL: RefCell<Option<LocalPort>> = const { RefCell::new(None) };
+}
+
+#[cfg(feature = "sim")]
+impl LocalPort {
+    /// Calls `f` on behalf of this port's reactor, on a thread that has several.
+    pub(crate) fn with<T>(this: &mut Option<Self>, f: impl FnOnce() -> T) -> T {
+        let outer = LOCAL.replace(this.take());
+        let result = f();
+        *this = LOCAL.replace(outer);
+        result
+    }
 }
 
 impl Port {
@@ -336,10 +348,14 @@ impl Port {
 
     /// Declares the calling thread to be this port's reactor.
     pub(crate) fn bind_to_thread(self: &Arc<Self>) {
-        LOCAL.set(Some(LocalPort {
+        LOCAL.set(Some(self.local()));
+    }
+
+    pub(crate) fn local(self: &Arc<Self>) -> LocalPort {
+        LocalPort {
             port: Arc::clone(self),
             done: Vec::with_capacity(AHEAD),
-        }));
+        }
     }
 
     /// Undoes [`Port::bind_to_thread`].

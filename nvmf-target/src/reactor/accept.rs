@@ -36,6 +36,9 @@ pub(crate) struct AcceptorHandle {
     stop: Arc<AtomicBool>,
     waker: Waker,
     thread: Option<JoinHandle<()>>,
+    /// In a simulation, where orders are carried out as they are given.
+    #[cfg(feature = "sim")]
+    stepped: Option<Arc<Mutex<Acceptor>>>,
 }
 
 impl AcceptorHandle {
@@ -57,7 +60,13 @@ impl AcceptorHandle {
         if let Some(orders) = &mut *orders {
             orders.push(order);
         }
+        drop(orders);
         self.waker.wake();
+        #[cfg(feature = "sim")]
+        if let Some(acceptor) = &self.stepped {
+            let mut acceptor = acceptor.lock().unwrap_or_else(PoisonError::into_inner);
+            acceptor.take_orders();
+        }
     }
 
     /// Closes all listeners.
@@ -67,10 +76,15 @@ impl AcceptorHandle {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        #[cfg(feature = "sim")]
+        if let Some(acceptor) = self.stepped.take() {
+            let mut acceptor = acceptor.lock().unwrap_or_else(PoisonError::into_inner);
+            acceptor.listeners.clear();
+        }
     }
 }
 
-struct Acceptor {
+pub(crate) struct Acceptor {
     core: Arc<Core>,
     reactors: Vec<Arc<Mailbox>>,
     orders: Arc<Orders>,
@@ -87,32 +101,17 @@ pub(crate) fn spawn_acceptor(
     core: &Arc<Core>,
     reactors: Vec<Arc<Mailbox>>,
 ) -> Result<AcceptorHandle, Error> {
-    let failed = |err| Error::io("cannot start the accepting thread", err);
-    let waker = Waker::new().map_err(failed)?;
-    let poller = Poller::new().map_err(failed)?;
-    poller.add_level(&waker, WAKER_TOKEN).map_err(failed)?;
-    let orders = Arc::new(Orders::new(Some(Vec::new())));
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut acceptor = Acceptor {
-        core: Arc::clone(core),
-        reactors,
-        orders: Arc::clone(&orders),
-        stop: Arc::clone(&stop),
-        waker: waker.clone(),
-        poller,
-        listeners: BTreeMap::new(),
-        next_token: 0,
-    };
+    let (mut acceptor, mut handle) = Acceptor::new(core, reactors).map_err(cannot_start)?;
     let thread = std::thread::Builder::new()
         .name("nvmf-accept".to_owned())
         .spawn(move || acceptor.run())
-        .map_err(failed)?;
-    Ok(AcceptorHandle {
-        orders,
-        stop,
-        waker,
-        thread: Some(thread),
-    })
+        .map_err(cannot_start)?;
+    handle.thread = Some(thread);
+    Ok(handle)
+}
+
+fn cannot_start(err: io::Error) -> Error {
+    Error::io("cannot start the accepting thread", err)
 }
 
 impl Drop for Acceptor {
@@ -126,6 +125,33 @@ impl Drop for Acceptor {
 }
 
 impl Acceptor {
+    fn new(core: &Arc<Core>, reactors: Vec<Arc<Mailbox>>) -> io::Result<(Self, AcceptorHandle)> {
+        let waker = Waker::new()?;
+        let poller = Poller::new()?;
+        poller.add_level(&waker, WAKER_TOKEN)?;
+        let orders = Arc::new(Orders::new(Some(Vec::new())));
+        let stop = Arc::new(AtomicBool::new(false));
+        let handle = AcceptorHandle {
+            orders: Arc::clone(&orders),
+            stop: Arc::clone(&stop),
+            waker: waker.clone(),
+            thread: None,
+            #[cfg(feature = "sim")]
+            stepped: None,
+        };
+        let acceptor = Self {
+            core: Arc::clone(core),
+            reactors,
+            orders,
+            stop,
+            waker,
+            poller,
+            listeners: BTreeMap::new(),
+            next_token: 0,
+        };
+        Ok((acceptor, handle))
+    }
+
     fn run(&mut self) {
         let mut ready = Vec::new();
         let mut paused = false;
@@ -154,6 +180,36 @@ impl Acceptor {
                 paused |= self.accept(token);
             }
         }
+    }
+
+    /// One that accepts when it is told to, and the way to it.
+    #[cfg(feature = "sim")]
+    pub(crate) fn stepped(
+        core: &Arc<Core>,
+        reactors: Vec<Arc<Mailbox>>,
+    ) -> Result<(Arc<Mutex<Self>>, AcceptorHandle), Error> {
+        let (acceptor, mut handle) = Self::new(core, reactors).map_err(cannot_start)?;
+        let acceptor = Arc::new(Mutex::new(acceptor));
+        handle.stepped = Some(Arc::clone(&acceptor));
+        Ok((acceptor, handle))
+    }
+
+    /// Accepts what there is; true if there was any.
+    #[cfg(feature = "sim")]
+    pub(crate) fn step(&mut self) -> bool {
+        let mut ready = Vec::new();
+        let looked = self.poller.wait(Some(Duration::ZERO), |token, _| {
+            ready.push(token);
+        });
+        if let Err(err) = looked {
+            error!("looking for connections failed: {err}");
+        }
+        self.waker.drain();
+        let before = self.core.connections.load(Ordering::Acquire);
+        for &token in &ready {
+            self.accept(token);
+        }
+        self.core.connections.load(Ordering::Acquire) != before
     }
 
     fn take_orders(&mut self) {

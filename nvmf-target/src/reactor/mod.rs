@@ -4,12 +4,17 @@
 //! take completions, and answer each connection with one gather write. Nothing in a turn blocks.
 
 mod accept;
+mod clock;
 mod gate;
 mod lanes;
 mod mailbox;
 mod poller;
 
+#[cfg(feature = "sim")]
+pub(crate) use accept::Acceptor;
 pub(crate) use accept::{AcceptorHandle, spawn_acceptor};
+#[cfg(feature = "sim")]
+pub(crate) use clock::set_time;
 pub(crate) use gate::{Exclusive, Gate};
 pub(crate) use lanes::Lanes;
 pub(crate) use mailbox::{Mailbox, Message};
@@ -21,13 +26,14 @@ use crate::conn::Conn;
 use crate::ctrl::Core;
 use crate::ns::{Completion, LbaRange, Op, Port, RequestPool, Route};
 use crate::transport::Stream;
+use clock::now;
 use lanes::LANE_TOKEN;
 use log::{debug, error, warn};
 use nvmf_proto::tcp::{Slot, Time, TxList};
 use nvmf_proto::wire::pdu::ADMIN_IN_CAPSULE_MAX;
-use rustix::time::{ClockId, clock_gettime};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -53,13 +59,6 @@ const LANE_BUDGET: u32 = 256;
 const COMPLETION_ROUNDS: usize = 16;
 /// Capsules with as much data as they may have, for which [`Cx::reserve`] has room.
 const RESERVE: usize = 16;
-
-/// Nanoseconds of the monotonic clock, the same for all threads.
-pub(crate) fn now() -> Time {
-    let t = clock_gettime(ClockId::Monotonic);
-    let seconds = u64::try_from(t.tv_sec).unwrap_or(0);
-    Time(seconds * 1_000_000_000 + u64::try_from(t.tv_nsec).unwrap_or(0))
-}
 
 /// What a reactor's connections share.
 pub(crate) struct Cx {
@@ -150,7 +149,7 @@ enum Phase {
     Done,
 }
 
-struct Reactor {
+pub(crate) struct Reactor {
     cx: Cx,
     conns: Conns,
     phase: Phase,
@@ -222,29 +221,85 @@ impl Conns {
     }
 }
 
+/// What a reactor is made of that may fail to be there; made where the error can be told.
+pub(crate) struct Parts {
+    core: Arc<Core>,
+    index: usize,
+    mailbox: Arc<Mailbox>,
+    poller: Poller,
+    pool: BufPool,
+    reserve: BufPool,
+}
+
+impl Parts {
+    pub(crate) fn new(
+        core: &Arc<Core>,
+        index: usize,
+        mailbox: &Arc<Mailbox>,
+    ) -> Result<Self, Error> {
+        let config = &core.config;
+        let failed = |err| cannot_start(index, err);
+        let bytes = config.buffer_bytes / config.reactors;
+        let max = config.max_transfer.max(config.in_capsule) as usize;
+        let pool = BufPool::new(bytes, max, mailbox.waker.clone()).map_err(failed)?;
+        let capsule = config.in_capsule.max(ADMIN_IN_CAPSULE_MAX) as usize;
+        let capsule = capsule.next_power_of_two();
+        let reserve = BufPool::new(RESERVE * capsule, capsule, mailbox.waker.clone());
+        let reserve = reserve.map_err(failed)?;
+        let poller = Poller::new().map_err(failed)?;
+        poller
+            .add_level(&mailbox.waker, MAILBOX_TOKEN)
+            .map_err(failed)?;
+        Ok(Self {
+            core: Arc::clone(core),
+            index,
+            mailbox: Arc::clone(mailbox),
+            poller,
+            pool,
+            reserve,
+        })
+    }
+}
+
+fn cannot_start(index: usize, err: io::Error) -> Error {
+    Error::io(format!("cannot start reactor {index}"), err)
+}
+
 /// Starts a reactor's thread.
 pub(crate) fn spawn(
     core: &Arc<Core>,
     index: usize,
     mailbox: &Arc<Mailbox>,
 ) -> Result<JoinHandle<()>, Error> {
-    let config = &core.config;
-    let failed = |err| Error::io(format!("cannot start reactor {index}"), err);
-    let bytes = config.buffer_bytes / config.reactors;
-    let max = config.max_transfer.max(config.in_capsule) as usize;
-    let pool = BufPool::new(bytes, max, mailbox.waker.clone()).map_err(failed)?;
-    let capsule = config.in_capsule.max(ADMIN_IN_CAPSULE_MAX) as usize;
-    let capsule = capsule.next_power_of_two();
-    let reserve = BufPool::new(RESERVE * capsule, capsule, mailbox.waker.clone());
-    let reserve = reserve.map_err(failed)?;
-    let poller = Poller::new().map_err(failed)?;
-    poller
-        .add_level(&mailbox.waker, MAILBOX_TOKEN)
-        .map_err(failed)?;
-    let (core, mailbox) = (Arc::clone(core), Arc::clone(mailbox));
-    let busy_poll = u64::try_from(config.busy_poll.as_nanos()).unwrap_or(u64::MAX);
+    let parts = Parts::new(core, index, mailbox)?;
     let run = move || {
-        let mut reactor = Reactor {
+        let mut reactor = Reactor::new(parts);
+        Port::bind_to_thread(reactor.port());
+        while reactor.phase != Phase::Done {
+            reactor.wait();
+            reactor.turn();
+        }
+        drop(reactor);
+        Port::unbind_from_thread();
+    };
+    std::thread::Builder::new()
+        .name(format!("nvmf-reactor-{index}"))
+        .spawn(run)
+        .map_err(|err| cannot_start(index, err))
+}
+
+impl Reactor {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts {
+            core,
+            index,
+            mailbox,
+            poller,
+            pool,
+            reserve,
+        } = parts;
+        let busy_poll = u64::try_from(core.config.busy_poll.as_nanos()).unwrap_or(u64::MAX);
+        Self {
             cx: Cx {
                 requests: RequestPool::new(Arc::clone(&mailbox.port)),
                 core,
@@ -275,23 +330,15 @@ pub(crate) fn spawn(
             backlog: false,
             fed_at: 0,
             shortage: None,
-        };
-        reactor.cx.mailbox.port.bind_to_thread();
-        while reactor.phase != Phase::Done {
-            reactor.turn();
         }
-        drop(reactor);
-        Port::unbind_from_thread();
-    };
-    std::thread::Builder::new()
-        .name(format!("nvmf-reactor-{index}"))
-        .spawn(run)
-        .map_err(failed)
-}
+    }
 
-impl Reactor {
-    fn turn(&mut self) {
-        self.wait();
+    pub(crate) fn port(&self) -> &Arc<Port> {
+        &self.cx.mailbox.port
+    }
+
+    /// Does what there is to do; true if there was anything.
+    fn turn(&mut self) -> bool {
         let mut worked = self.messages();
         let mut ready = std::mem::take(&mut self.ready);
         ready.append(&mut self.cx.ready);
@@ -321,6 +368,7 @@ impl Reactor {
         if worked {
             self.last_work = now();
         }
+        worked
     }
 
     /// Waits for readiness: not at all while there is work or within the spin, else until the next
@@ -328,20 +376,34 @@ impl Reactor {
     fn wait(&mut self) {
         let spinning =
             self.busy_poll > 0 && self.cx.now.0.saturating_sub(self.last_work.0) < self.busy_poll;
-        // Buffers came back after commands that wait for some had been looked at.
-        let owed = !(self.cx.starved.is_empty() && self.cx.blocked.is_empty())
-            && self.cx.free_bytes() != self.fed_at;
-        let owed = owed || self.cx.lanes.owes();
-        let idle = self.cx.ready.is_empty() && !spinning && !owed && !self.backlog;
+        let idle = !spinning && !self.has_work();
         let timeout = if idle && self.cx.mailbox.waker.prepare_sleep() {
-            let timer = self.cx.timers.peek().map(|Reverse((at, _))| *at);
-            let drain = (self.phase == Phase::Draining).then(|| self.cx.now.after(DRAIN_STEP));
-            let next = [timer, drain, self.shortage];
-            let next = next.into_iter().flatten().min();
-            next.map(|at| Duration::from_nanos(at.0.saturating_sub(now().0)))
+            let left = |at: Time| Duration::from_nanos(at.0.saturating_sub(now().0));
+            self.deadline().map(left)
         } else {
             Some(Duration::ZERO)
         };
+        self.look(timeout);
+        self.cx.mailbox.waker.awake();
+    }
+
+    /// Whether there is something to do though nothing comes.
+    fn has_work(&self) -> bool {
+        // Buffers came back after commands that wait for some had been looked at.
+        let owed = !(self.cx.starved.is_empty() && self.cx.blocked.is_empty())
+            && self.cx.free_bytes() != self.fed_at;
+        owed || self.cx.lanes.owes() || !self.cx.ready.is_empty() || self.backlog
+    }
+
+    /// When there is something to do though nothing comes.
+    fn deadline(&self) -> Option<Time> {
+        let timer = self.cx.timers.peek().map(|Reverse((at, _))| *at);
+        let drain = (self.phase == Phase::Draining).then(|| self.cx.now.after(DRAIN_STEP));
+        [timer, drain, self.shortage].into_iter().flatten().min()
+    }
+
+    /// Learns what is ready, waiting for it if need be.
+    fn look(&mut self, timeout: Option<Duration>) {
         let Self {
             cx, conns, ready, ..
         } = self;
@@ -364,7 +426,6 @@ impl Reactor {
         if let Err(err) = waited {
             error!("waiting for events failed: {err}");
         }
-        self.cx.mailbox.waker.awake();
         self.cx.now = now();
     }
 
@@ -729,6 +790,25 @@ impl Reactor {
         if mailbox.in_flight.load(Ordering::Relaxed) != *in_flight {
             mailbox.in_flight.store(*in_flight, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(feature = "sim")]
+impl Reactor {
+    /// One turn without waiting; true if there was anything to do. On the thread that has the
+    /// reactor's port.
+    pub(crate) fn step(&mut self) -> bool {
+        self.look(Some(Duration::ZERO));
+        self.turn() || self.has_work()
+    }
+
+    /// When a turn is due though nothing comes.
+    pub(crate) fn due(&self) -> Option<Time> {
+        self.deadline()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.phase == Phase::Done
     }
 }
 

@@ -1,0 +1,287 @@
+//! A target in one thread with a clock of its own, for tests (feature `sim`).
+//!
+//! A [`SimTarget`] is a whole target without threads: it accepts, reads, executes and answers only
+//! when it is told to, and the time is what it is told. With transports and namespaces that are as
+//! deterministic, a test repeats exactly, and hours of it pass in no time. `nvmf-target/tests/sim`
+//! in the repository is such a test; an embedder can treat a backend in the same way.
+//!
+//! ```
+//! use nvmf_target::ns::{Inline, RamDisk};
+//! use nvmf_target::sim::SimTarget;
+//! use nvmf_target::transport::MemTransport;
+//! use nvmf_target::{Role, SubsystemConfig, TargetConfig};
+//!
+//! let second = 1_000_000_000;
+//! let mut sim = SimTarget::new(TargetConfig::default(), 1)?;
+//! let nqn = "nqn.2026-11.org.example:simulated";
+//! sim.target().add_subsystem(SubsystemConfig::new(nqn))?;
+//! sim.target().add_namespace(nqn, 1, Inline::new(RamDisk::new(1 << 20, 512)?))?;
+//! let (listener, connector) = MemTransport::new("simulation")?;
+//! sim.target().listen_on(Box::new(listener), Role::Io)?;
+//!
+//! let silent = connector.connect()?;
+//! sim.settle();
+//! assert_eq!(sim.target().stats().connections, 1);
+//! // It says nothing for ten seconds.
+//! sim.set_time(1 + 10 * second);
+//! sim.settle();
+//! assert_eq!(sim.target().stats().connections, 0);
+//! # drop(silent);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! What stays outside: the saves of a [`ReservationStore`](crate::ReservationStore), the workers of
+//! [`ns::Threaded`](crate::ns::Threaded), and the clock behind the Timestamp feature and the times in
+//! log pages.
+
+use crate::ns::LocalPort;
+use crate::reactor::{Acceptor, Parts, Reactor, set_time};
+use crate::target::Inner;
+use crate::{Error, Target, TargetConfig};
+use nvmf_proto::tcp::Time;
+use std::cell::Cell;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+thread_local! {
+    /// Simulated targets of this thread, which share its clock.
+    static COUNT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Keeps the thread's clock simulated.
+struct Clock;
+
+impl Clock {
+    fn new(now: u64) -> Self {
+        COUNT.set(COUNT.get() + 1);
+        set_time(Some(Time(now)));
+        Self
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        COUNT.set(COUNT.get() - 1);
+        if COUNT.get() == 0 {
+            set_time(None);
+        }
+    }
+}
+
+struct Stepped {
+    reactor: Reactor,
+    local: Option<LocalPort>,
+}
+
+/// A target that does something only when it is told to. Several of them on one thread share the
+/// time. Methods of [`SimTarget::target`] may be called at any moment on the same thread; none waits,
+/// but [`Target::wait`], and [`Target::shutdown`] cuts everything off: see
+/// [`SimTarget::begin_shutdown`].
+pub struct SimTarget {
+    reactors: Vec<Option<Stepped>>,
+    acceptor: Arc<Mutex<Acceptor>>,
+    target: Target,
+    now: u64,
+    _clock: Clock,
+}
+
+impl SimTarget {
+    /// A target at the time `now`, in nanoseconds since any moment. It does not spin, whatever
+    /// [`TargetConfig::busy_poll`] says.
+    ///
+    /// # Errors
+    /// As [`Target::new`].
+    pub fn new(mut config: TargetConfig, now: u64) -> Result<Self, Error> {
+        config.busy_poll = Duration::ZERO;
+        let clock = Clock::new(now);
+        let inner = Inner::new(config)?;
+        let reactor = |(index, mailbox)| {
+            let reactor = Reactor::new(Parts::new(&inner.core, index, mailbox)?);
+            let local = Some(reactor.port().local());
+            Ok(Some(Stepped { reactor, local }))
+        };
+        let reactors = inner.reactors.iter().enumerate().map(reactor);
+        let reactors = reactors.collect::<Result<_, Error>>()?;
+        let (acceptor, handle) = Acceptor::stepped(&inner.core, inner.reactors.clone())?;
+        inner.running().acceptor = Some(handle);
+        Ok(Self {
+            reactors,
+            acceptor,
+            target: Target(Arc::new(inner)),
+            now,
+            _clock: clock,
+        })
+    }
+
+    /// The target, for its management.
+    #[must_use]
+    pub const fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The time.
+    #[must_use]
+    pub const fn time(&self) -> u64 {
+        self.now
+    }
+
+    /// Time has passed: it is `now`, of all simulated targets of this thread. Earlier times than the
+    /// present one are ignored.
+    pub fn set_time(&mut self, now: u64) {
+        self.now = self.now.max(now);
+        set_time(Some(Time(self.now)));
+    }
+
+    /// How many reactors it was made with.
+    #[must_use]
+    pub const fn reactors(&self) -> usize {
+        self.reactors.len()
+    }
+
+    /// Accepts the connections that have come; true if there were any.
+    pub fn accept(&mut self) -> bool {
+        let mut acceptor = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner);
+        acceptor.step()
+    }
+
+    /// One turn of a reactor; true if there was something to do or there is more. False if it has
+    /// ended.
+    pub fn turn(&mut self, reactor: usize) -> bool {
+        let Some(entry) = self.reactors.get_mut(reactor) else {
+            return false;
+        };
+        let Some(Stepped { reactor, local }) = entry else {
+            return false;
+        };
+        let worked = LocalPort::with(local, || reactor.step());
+        if reactor.is_over() {
+            let mut local = local.take();
+            if let Some(over) = entry.take() {
+                LocalPort::with(&mut local, || drop(over));
+            }
+        }
+        worked
+    }
+
+    /// Accepts and turns until nobody has anything to do at this time.
+    pub fn settle(&mut self) {
+        loop {
+            let mut worked = self.accept();
+            for reactor in 0..self.reactors() {
+                worked |= self.turn(reactor);
+            }
+            if !worked {
+                break;
+            }
+        }
+    }
+
+    /// When a turn of a reactor is due though nothing comes from outside; it may be in the past.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        let reactors = self.reactors.iter().flatten();
+        reactors
+            .filter_map(|stepped| stepped.reactor.due())
+            .map(|time| time.0)
+            .min()
+    }
+
+    /// Begins what [`Target::shutdown`] does; turns carry it out, until [`SimTarget::is_over`].
+    pub fn begin_shutdown(&mut self) {
+        self.target.0.begin_shutdown();
+    }
+
+    /// Whether all reactors have ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.reactors.iter().all(Option::is_none)
+    }
+}
+
+/// The reactors end as in a shutdown whose time is over.
+impl Drop for SimTarget {
+    fn drop(&mut self) {
+        self.target.0.begin_shutdown();
+        for stepped in self.reactors.drain(..).flatten() {
+            let Stepped { reactor, mut local } = stepped;
+            LocalPort::with(&mut local, || drop(reactor));
+        }
+    }
+}
+
+impl fmt::Debug for SimTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimTarget")
+            .field("now", &self.now)
+            .field("target", &self.target)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Role;
+    use crate::transport::{MemStream, MemTransport, Stream as _};
+    use std::io::IoSliceMut;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn sim() -> (SimTarget, MemStream) {
+        let config = TargetConfig {
+            reactors: 2,
+            ..TargetConfig::default()
+        };
+        let mut sim = SimTarget::new(config, 5).unwrap();
+        let (listener, connector) = MemTransport::new("sim").unwrap();
+        sim.target()
+            .listen_on(Box::new(listener), Role::Io)
+            .unwrap();
+        let stream = connector.connect().unwrap();
+        sim.settle();
+        (sim, stream)
+    }
+
+    fn is_closed(stream: &mut MemStream) -> bool {
+        let mut byte = [0];
+        matches!(stream.readv(&mut [IoSliceMut::new(&mut byte)]), Ok(0))
+    }
+
+    #[test]
+    fn nothing_happens_by_itself_and_time_is_what_it_is_told() {
+        let (mut sim, mut stream) = sim();
+        assert_eq!(sim.target().stats().connections, 1);
+        let due = sim.next_deadline().unwrap();
+        assert_eq!(due, 5 + 10 * SECOND);
+        sim.set_time(due - 1);
+        sim.settle();
+        assert!(!is_closed(&mut stream));
+        sim.set_time(due);
+        assert!(!is_closed(&mut stream));
+        sim.settle();
+        assert!(is_closed(&mut stream));
+        sim.set_time(0);
+        assert_eq!(sim.time(), due);
+    }
+
+    #[test]
+    fn a_listener_is_removed_and_a_shutdown_carried_out_on_one_thread() {
+        let (mut sim, mut stream) = sim();
+        sim.target().remove_listener("sim").unwrap();
+        sim.settle();
+        assert!(is_closed(&mut stream));
+        assert_eq!(sim.target().stats().connections, 0);
+        sim.begin_shutdown();
+        assert!(!sim.is_over());
+        sim.settle();
+        assert!(sim.is_over());
+    }
+
+    #[test]
+    fn dropping_it_ends_its_connections() {
+        let (sim, mut stream) = sim();
+        drop(sim);
+        assert!(is_closed(&mut stream));
+    }
+}
