@@ -82,7 +82,7 @@ impl Target {
         let subsystems = core.subsystems();
         let sum = |f: fn(&Mailbox) -> usize| self.0.reactors.iter().map(|m| f(m)).sum();
         TargetStats {
-            connections: core.connections.load(Ordering::Acquire),
+            connections: core.door.connections(),
             controllers: subsystems
                 .iter()
                 .map(|s| s.controller_count())

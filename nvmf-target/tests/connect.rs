@@ -428,7 +428,7 @@ fn connections_beyond_the_limit_are_closed_at_once() {
     let (target, address) = target(config);
     let mut witness = Witness::new(&target, address);
     for _ in 0..20 {
-        let third = Raw::open(address, Digests::default());
+        let third = Raw::admin(address);
         for _ in 0..5 {
             let mut beyond = Raw::tcp(address);
             beyond.expect_end();

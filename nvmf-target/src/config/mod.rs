@@ -39,9 +39,26 @@ pub struct TargetConfig {
     pub io_queue_entries: u32,
     /// I/O queues of a controller.
     pub io_queues: u16,
-    /// Connections at a time; further ones are closed at once.
+    /// Connections at a time. If there are so many, the one that has gone longest without a Connect
+    /// makes room for one that comes; if all are queues, the one that comes is closed at once.
     pub max_connections: usize,
-    /// How long a connection may take from accept to ICReq, and from there to Connect.
+    /// The same for connections from one IPv4 address or one IPv6 network of 64 bits; `None`, the
+    /// default: no limit. As with all limits by address, connections without one do not count.
+    pub max_connections_per_address: Option<usize>,
+    /// Connections of one host (HOSTNQN) at a time, in all subsystems: admin and I/O queues. The
+    /// Connect of a further one is refused as Controller Busy.
+    pub max_connections_per_host: usize,
+    /// Controllers of one host (HOSTNQN) in one subsystem at a time. The Connect of a further one is
+    /// refused as Controller Busy.
+    pub max_controllers_per_host: usize,
+    /// Connections at a time whose Connect has not been accepted yet. The one that has been there
+    /// longest makes room for one that comes.
+    pub max_unconnected: usize,
+    /// The same for connections from one IPv4 address or one IPv6 network of 64 bits.
+    pub max_unconnected_per_address: usize,
+    /// How long a connection may take from accept to a valid ICReq.
+    pub icreq_timeout: Duration,
+    /// How long a connection may take from its ICReq to a Connect that is accepted.
     pub connect_timeout: Duration,
     /// How long a controller may remain that is not in use: never enabled, disabled, or shut down.
     pub association_timeout: Duration,
@@ -71,6 +88,12 @@ impl Default for TargetConfig {
             io_queue_entries: 1024,
             io_queues: 64,
             max_connections: 4096,
+            max_connections_per_address: None,
+            max_connections_per_host: 1024,
+            max_controllers_per_host: 256,
+            max_unconnected: 2048,
+            max_unconnected_per_address: 1024,
+            icreq_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             association_timeout: Duration::from_secs(120),
             stall_timeout: Duration::from_secs(5),
@@ -148,12 +171,23 @@ impl TargetConfig {
             self.io_queues.to_string(),
             "1 to 1024",
         )?;
-        check(
-            self.max_connections > 0,
-            "max_connections",
-            "0".to_owned(),
-            "at least 1",
-        )?;
+        let counts = [
+            ("max_connections", self.max_connections),
+            (
+                "max_connections_per_address",
+                self.max_connections_per_address.unwrap_or(1),
+            ),
+            ("max_connections_per_host", self.max_connections_per_host),
+            ("max_controllers_per_host", self.max_controllers_per_host),
+            ("max_unconnected", self.max_unconnected),
+            (
+                "max_unconnected_per_address",
+                self.max_unconnected_per_address,
+            ),
+        ];
+        for (name, value) in counts {
+            check(value > 0, name, value.to_string(), "at least 1")?;
+        }
         if let Some(name) = &self.discovery_nqn {
             nqn("discovery NQN", name)?;
         }

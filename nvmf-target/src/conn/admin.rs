@@ -242,6 +242,7 @@ impl Conn {
             entries,
             flow_control,
             stats,
+            seat,
         } = association;
         debug!(
             "{}: queue {qid} of controller {}, {entries} entries",
@@ -284,6 +285,9 @@ impl Conn {
                 generation: 0,
             })
         };
+        if !self.guest.sit_down(seat) {
+            return self.close(cx, "others came before its Connect");
+        }
         self.complete(cx, slot, Status::SUCCESS, response.dw0().into());
         self.arm(cx);
     }

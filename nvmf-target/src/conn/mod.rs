@@ -21,7 +21,7 @@ pub(crate) use io::{CopyLimits, DMRL, DMRSL, STRIDE};
 
 use crate::buf::IoBuf;
 use crate::ctrl::reservation::Waiter;
-use crate::ctrl::{Controller, Expiry, Listener, QueueStats, View};
+use crate::ctrl::{Controller, Expiry, Guest, Listener, QueueStats, View};
 use crate::ns::{Completion, Op};
 use crate::reactor::{Cx, Exclusive, Gate, Message, Ready};
 use crate::transport::Stream;
@@ -37,6 +37,7 @@ use nvmf_proto::wire::{Sqe, Status};
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A timer is set for no longer than this, in nanoseconds: it outlives its connection, and a Keep
 /// Alive Timeout may be seven weeks.
@@ -116,6 +117,7 @@ pub(crate) struct Conn {
     /// `None` once closed.
     stream: Option<Box<dyn Stream>>,
     listener: Arc<Listener>,
+    guest: Guest,
     peer: String,
     tcp: TcpTarget,
     queue: Queue,
@@ -167,15 +169,21 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
-    pub(crate) fn new(id: u64, stream: Box<dyn Stream>, listener: Arc<Listener>, cx: &Cx) -> Self {
+    pub(crate) fn new(
+        id: u64,
+        stream: Box<dyn Stream>,
+        listener: Arc<Listener>,
+        guest: Guest,
+        cx: &Cx,
+    ) -> Self {
         let config = &cx.core.config;
-        let timeout = u64::try_from(config.connect_timeout.as_nanos()).unwrap_or(u64::MAX);
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let tcp = TcpTarget::new(&Config {
             header_digest: config.header_digest,
             data_digest: config.data_digest,
             maxh2cdata: listener.maxh2cdata,
-            ic_timeout: timeout,
-            connect_timeout: timeout,
+            ic_timeout: nanos(config.icreq_timeout),
+            connect_timeout: nanos(config.connect_timeout),
             ..Config::default()
         });
         Self {
@@ -183,6 +191,7 @@ impl Conn {
             peer: stream.peer(),
             stream: Some(stream),
             listener,
+            guest,
             queue: Queue::None,
             commands: std::iter::repeat_with(Command::default)
                 .take(tcp.slots())

@@ -1,6 +1,7 @@
 //! Connect: how a connection becomes a queue of a controller (NVMe Base 2.1 §6.3).
 
 use super::controller::Join;
+use super::door::Seat;
 use super::{ConnRef, Controller, Core, Kind, Listener, Opening, QueueStats, Subsystem};
 use log::info;
 use nvmf_proto::tcp::Time;
@@ -27,6 +28,8 @@ pub(crate) struct Association {
     /// SQ flow control is in use.
     pub(crate) flow_control: bool,
     pub(crate) stats: Arc<QueueStats>,
+    /// Its place among the queues of its host.
+    pub(crate) seat: Seat,
 }
 
 /// How a Connect ends that is not refused.
@@ -126,6 +129,7 @@ pub(crate) fn connect(
         .host_nqn()
         .map_err(|_| Refusal::data(ConnectData::HOSTNQN))?;
     let subsystem = core.admit(&subnqn, &hostnqn, listener)?;
+    let seat = core.door.seat(&hostnqn)?;
     let entries = u32::from(command.sqsize) + 1;
     let flow_control = !(core.config.sq_flow_control_disable
         && command.cattr.contains(Cattr::DISABLE_SQ_FLOW_CONTROL));
@@ -141,6 +145,7 @@ pub(crate) fn connect(
             listener: Arc::clone(listener),
             local_ip: caller.local_ip,
             limits: subsystem.limits.by(listener),
+            most: core.config.max_controllers_per_host,
             admin: caller.conn,
             now: caller.now,
         };
@@ -186,6 +191,7 @@ pub(crate) fn connect(
         entries,
         flow_control,
         stats,
+        seat,
     }))
 }
 

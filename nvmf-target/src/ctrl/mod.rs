@@ -8,6 +8,7 @@ pub(crate) mod admin;
 mod ana;
 pub(crate) mod connect;
 mod controller;
+mod door;
 mod draft;
 mod fault;
 mod namespaces;
@@ -22,6 +23,7 @@ mod view;
 
 pub use ana::AnaState;
 pub(crate) use controller::{Controller, Expiry, NsStats, Opening, QueueStats};
+pub(crate) use door::{Door, Guest};
 pub(crate) use draft::Effects;
 pub(crate) use fault::Fault;
 pub(crate) use namespaces::{NsEntry, NsShared, NsTable, Visibility};
@@ -36,7 +38,7 @@ use nvmf_proto::tcp::Slot;
 use reservation::Keeper;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// A listener as controllers and the discovery log see it.
@@ -105,8 +107,8 @@ pub(crate) struct Core {
     next_port: AtomicU16,
     /// The next uid of a namespace that is attached, or of a listener.
     next_uid: AtomicU64,
-    /// Connections that exist, accepted but not yet gone.
-    pub(crate) connections: AtomicUsize,
+    /// Counts connections, accepted but not yet gone.
+    pub(crate) door: Arc<Door>,
     /// Makes changes of reservations that may block.
     pub(crate) keeper: Keeper,
 }
@@ -115,11 +117,11 @@ impl Core {
     pub(crate) fn new(config: TargetConfig) -> Arc<Self> {
         Arc::new(Self {
             discovery: Subsystem::discovery(&config),
+            door: Door::new(&config),
             config,
             topology: RwLock::default(),
             next_port: AtomicU16::new(1),
             next_uid: AtomicU64::new(1),
-            connections: AtomicUsize::new(0),
             keeper: Keeper::default(),
         })
     }

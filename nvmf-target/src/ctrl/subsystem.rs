@@ -374,6 +374,10 @@ impl Subsystem {
         // Whoever changes the topology looks through the controllers after that, under this lock:
         // either it finds this one there, or the change is seen here.
         admits(&opening.hostnqn)?;
+        let of_host = |c: &&Arc<Controller>| c.hostnqn == opening.hostnqn && !c.is_ending();
+        if controllers.live.values().filter(of_host).count() >= opening.most {
+            return Err(Refusal::status(Status::CONNECT_CONTROLLER_BUSY));
+        }
         let first = controllers.next;
         let mut cntlid = first;
         while controllers.live.contains_key(&cntlid) {

@@ -54,6 +54,7 @@ pub(super) fn open(
         hostid: HOST_ID,
         kato_ms: 5000,
         limits: subsystem.limits.by(&listener),
+        most: usize::MAX,
         listener,
         local_ip,
         admin: conn(),

@@ -3,7 +3,7 @@
 use super::{Mailbox, Message, Poller};
 use crate::Error;
 use crate::ctrl::{Core, Listener};
-use crate::transport::Transport;
+use crate::transport::{Stream, Transport};
 use crate::wake::Waker;
 use log::{debug, error, warn};
 use std::collections::BTreeMap;
@@ -249,32 +249,13 @@ impl Acceptor {
             return false;
         };
         for _ in 0..BATCH {
+            // Connections that make room for others are gone when their reactors have had a turn.
+            if self.core.door.is_busy() {
+                return true;
+            }
             match transport.accept() {
                 Ok(None) => return false,
-                Ok(Some(stream)) => {
-                    let live = self.core.connections.fetch_add(1, Ordering::AcqRel);
-                    if live >= self.core.config.max_connections {
-                        warn!(
-                            "{}: refused, {live} connections are the limit",
-                            stream.peer()
-                        );
-                        self.core.connections.fetch_sub(1, Ordering::AcqRel);
-                        continue;
-                    }
-                    let least = self
-                        .reactors
-                        .iter()
-                        .filter(|m| !m.ended.load(Ordering::Acquire))
-                        .min_by_key(|m| m.connections.load(Ordering::Acquire));
-                    if let Some(mailbox) = least {
-                        debug!("{}: connected", stream.peer());
-                        mailbox.connections.fetch_add(1, Ordering::AcqRel);
-                        mailbox.send(Message::Accept(stream, Arc::clone(listener)));
-                    } else {
-                        error!("{}: refused, no reactor is left", stream.peer());
-                        self.core.connections.fetch_sub(1, Ordering::AcqRel);
-                    }
-                }
+                Ok(Some(stream)) => admit(&self.core, &self.reactors, listener, stream),
                 // The peer gave up, or a signal came: there may be more.
                 Err(err)
                     if matches!(
@@ -283,10 +264,34 @@ impl Acceptor {
                     ) => {}
                 Err(err) => {
                     warn!("cannot accept a connection: {err}");
+                    self.core.door.give_way();
                     return true;
                 }
             }
         }
         false
+    }
+}
+
+/// Hands a connection to the reactor that has the fewest, if it may come in.
+fn admit(
+    core: &Core,
+    reactors: &[Arc<Mailbox>],
+    listener: &Arc<Listener>,
+    stream: Box<dyn Stream>,
+) {
+    let least = reactors
+        .iter()
+        .filter(|m| !m.ended.load(Ordering::Acquire))
+        .min_by_key(|m| m.connections.load(Ordering::Acquire));
+    let Some(mailbox) = least else {
+        return error!("{}: refused, no reactor is left", stream.peer());
+    };
+    match core.door.enter(stream.peer_ip(), mailbox) {
+        Ok(guest) => {
+            debug!("{}: connected", stream.peer());
+            mailbox.send(Message::Accept(stream, Arc::clone(listener), guest));
+        }
+        Err(full) => warn!("{}: refused, {full}", stream.peer()),
     }
 }

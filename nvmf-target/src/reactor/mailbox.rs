@@ -2,7 +2,7 @@
 
 use super::Exclusive;
 use crate::ctrl::reservation::Waiter;
-use crate::ctrl::{ConnRef, Listener};
+use crate::ctrl::{ConnRef, Guest, Listener};
 use crate::ns::Port;
 use crate::transport::Stream;
 use crate::wake::Waker;
@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) enum Message {
     /// A new connection.
-    Accept(Box<dyn Stream>, Arc<Listener>),
+    Accept(Box<dyn Stream>, Arc<Listener>, Guest),
+    /// End this connection, which was no queue yet, to make room for others.
+    Evict(u64),
     /// End this connection.
     Stop(u64),
     /// The controller of this admin queue has something for it.
@@ -71,6 +73,7 @@ impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Accept(..) => "Accept",
+            Self::Evict(_) => "Evict",
             Self::Stop(_) => "Stop",
             Self::Notify(_) => "Notify",
             Self::Abort { .. } => "Abort",

@@ -23,7 +23,7 @@ pub(crate) use poller::{Poller, Ready};
 use crate::Error;
 use crate::buf::{BufPool, IoBuf};
 use crate::conn::Conn;
-use crate::ctrl::Core;
+use crate::ctrl::{Core, Guest, Listener};
 use crate::ns::{Completion, LbaRange, Op, Port, RequestPool, Route};
 use crate::transport::Stream;
 use clock::now;
@@ -116,12 +116,6 @@ impl Cx {
         } else {
             self.pool.give(buf);
         }
-    }
-
-    /// A connection is gone.
-    fn uncount(&self) {
-        self.core.connections.fetch_sub(1, Ordering::AcqRel);
-        self.mailbox.connections.fetch_sub(1, Ordering::AcqRel);
     }
 
     fn free_bytes(&self) -> usize {
@@ -435,9 +429,12 @@ impl Reactor {
         let any = !messages.is_empty();
         for message in messages.drain(..) {
             match message {
-                Message::Accept(stream, listener) => {
-                    let id = self.conns.next_id();
-                    self.accept(id, stream, listener);
+                Message::Accept(stream, listener, guest) => self.accept(stream, listener, guest),
+                Message::Evict(id) => {
+                    if let Some(conn) = self.conns.get(id) {
+                        conn.close(&mut self.cx, "others came, and it was no queue yet");
+                    }
+                    self.bury(id);
                 }
                 Message::Stop(id) => {
                     if let Some(conn) = self.conns.get(id) {
@@ -526,7 +523,7 @@ impl Reactor {
     }
 
     /// Ends the connections of a listener.
-    fn end_all_of(&mut self, listener: &Arc<crate::ctrl::Listener>) {
+    fn end_all_of(&mut self, listener: &Arc<Listener>) {
         for id in self.conns.ids() {
             if let Some(conn) = self.conns.get(id)
                 && Arc::ptr_eq(conn.listener(), listener)
@@ -537,11 +534,12 @@ impl Reactor {
         }
     }
 
-    fn accept(&mut self, id: u64, stream: Box<dyn Stream>, listener: Arc<crate::ctrl::Listener>) {
-        if self.phase != Phase::Running {
-            return self.cx.uncount();
+    fn accept(&mut self, stream: Box<dyn Stream>, listener: Arc<Listener>, guest: Guest) {
+        let id = self.conns.next_id();
+        if self.phase != Phase::Running || !guest.arrive(id) {
+            return;
         }
-        let conn = Box::new(Conn::new(id, stream, listener, &self.cx));
+        let conn = Box::new(Conn::new(id, stream, listener, guest, &self.cx));
         let added = self.cx.poller.add(conn.readiness(), id);
         self.conns.insert(conn);
         if let Some(conn) = self.conns.get(id) {
@@ -676,7 +674,6 @@ impl Reactor {
         if let Some(conn) = self.conns.get(id) {
             conn.finish();
             self.conns.remove(id);
-            self.cx.uncount();
         }
     }
 

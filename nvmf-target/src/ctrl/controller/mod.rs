@@ -57,6 +57,8 @@ pub(crate) struct Opening {
     /// The local address by which the host has reached the target.
     pub(crate) local_ip: Option<IpAddr>,
     pub(crate) limits: Limits,
+    /// Controllers that the host may have of the subsystem, this one included.
+    pub(crate) most: usize,
     /// The connection of the admin queue.
     pub(crate) admin: ConnRef,
     pub(crate) now: Time,

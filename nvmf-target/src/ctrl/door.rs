@@ -1,0 +1,306 @@
+//! Who is connected: how many in all, from each address and of each host, and which connections are
+//! no queues yet.
+//!
+//! Asked when a connection comes, when it becomes a queue and when it is gone, never by an I/O.
+//! Where connections that are no queues yet are too many, the one that has been there longest makes
+//! room for the one that comes: honest hosts are queues within milliseconds, so a flood of silent
+//! connections ends itself and keeps nobody out.
+
+use super::connect::Refusal;
+use super::lock;
+use crate::TargetConfig;
+use crate::reactor::{Mailbox, Message};
+use nvmf_proto::wire::Status;
+use nvmf_proto::wire::nqn::Nqn;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+/// Connections that have been told to end, and have not yet, while others are accepted.
+const ENDING_MAX: usize = 64;
+
+#[derive(Debug)]
+pub(crate) struct Door {
+    limits: Limits,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    connections: usize,
+    per_address: usize,
+    per_host: usize,
+    unconnected: usize,
+    unconnected_per_address: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The number of the next connection.
+    next: u64,
+    /// Connections that exist and have not been told to end.
+    staying: usize,
+    /// Connections that were told to end to make room.
+    ending: usize,
+    /// Of those that stay: which are no queues yet, in the order of their coming.
+    waiting: BTreeMap<u64, Waiting>,
+    addresses: BTreeMap<IpAddr, Address>,
+    /// Queues by HOSTNQN.
+    hosts: BTreeMap<Nqn, usize>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    address: Option<IpAddr>,
+    mailbox: Arc<Mailbox>,
+    /// Its id, once its reactor has it.
+    conn: Option<u64>,
+}
+
+/// What stays of the connections from one address.
+#[derive(Debug, Default)]
+struct Address {
+    connections: usize,
+    waiting: BTreeSet<u64>,
+}
+
+/// Why a connection is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// All connections of the target are queues.
+    Target(usize),
+    /// All connections from its address are queues.
+    Address(usize),
+}
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Target(most) => write!(f, "{most} connections are the limit"),
+            Self::Address(most) => write!(f, "{most} connections from its address are the limit"),
+        }
+    }
+}
+
+/// A connection's being counted, from accept until it is gone.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    door: Arc<Door>,
+    number: u64,
+    address: Option<IpAddr>,
+    mailbox: Arc<Mailbox>,
+    /// Of whom it is, once it is a queue.
+    seat: Option<Seat>,
+}
+
+/// A queue's being counted as one of its host.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    door: Arc<Door>,
+    host: Nqn,
+}
+
+/// Connections are counted by IPv4 address, and by the first 64 bits of an IPv6 address: whoever
+/// has one of these has them all.
+fn counted_by(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(ip) => {
+            let network = ip.to_bits() >> 64 << 64;
+            Ipv6Addr::from_bits(network).into()
+        }
+        ip @ IpAddr::V4(_) => ip,
+    }
+}
+
+impl Door {
+    pub(crate) fn new(config: &TargetConfig) -> Arc<Self> {
+        let connections = config.max_connections;
+        Arc::new(Self {
+            limits: Limits {
+                connections,
+                per_address: config.max_connections_per_address.unwrap_or(connections),
+                per_host: config.max_connections_per_host,
+                unconnected: config.max_unconnected,
+                unconnected_per_address: config.max_unconnected_per_address,
+            },
+            state: Mutex::default(),
+        })
+    }
+
+    /// Connections that exist.
+    pub(crate) fn connections(&self) -> usize {
+        let state = lock(&self.state);
+        state.staying + state.ending
+    }
+
+    /// So many connections are still to end that no more should be accepted.
+    pub(crate) fn is_busy(&self) -> bool {
+        lock(&self.state).ending >= ENDING_MAX
+    }
+
+    /// Counts a connection from `peer` that is for the reactor of `mailbox`, and ends others if it
+    /// takes that. What has no address is not limited by address: there is no telling who is who.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        peer: Option<IpAddr>,
+        mailbox: &Arc<Mailbox>,
+    ) -> Result<Guest, Full> {
+        let address = peer.map(counted_by);
+        let mut state = lock(&self.state);
+        self.make_room(&mut state, address)?;
+        let number = state.next;
+        state.next += 1;
+        state.staying += 1;
+        if let Some(ip) = address {
+            let at = state.addresses.entry(ip).or_default();
+            at.connections += 1;
+            at.waiting.insert(number);
+        }
+        let waiting = Waiting {
+            address,
+            mailbox: Arc::clone(mailbox),
+            conn: None,
+        };
+        state.waiting.insert(number, waiting);
+        mailbox.connections.fetch_add(1, Ordering::AcqRel);
+        Ok(Guest {
+            door: Arc::clone(self),
+            number,
+            address,
+            mailbox: Arc::clone(mailbox),
+            seat: None,
+        })
+    }
+
+    /// Makes room for one more connection.
+    fn make_room(&self, state: &mut State, address: Option<IpAddr>) -> Result<(), Full> {
+        let limits = &self.limits;
+        if let Some(at) = address.and_then(|ip| state.addresses.get(&ip))
+            && (at.connections >= limits.per_address
+                || at.waiting.len() >= limits.unconnected_per_address)
+        {
+            let oldest = at.waiting.first().copied();
+            state.evict(oldest.ok_or(Full::Address(limits.per_address))?);
+        }
+        if state.staying >= limits.connections || state.waiting.len() >= limits.unconnected {
+            let oldest = state.waiting.keys().next().copied();
+            state.evict(oldest.ok_or(Full::Target(limits.connections))?);
+        }
+        Ok(())
+    }
+
+    /// The system has no descriptor or memory left: ends the older half of the connections that are
+    /// no queues yet.
+    pub(crate) fn give_way(&self) -> usize {
+        let mut state = lock(&self.state);
+        let half = state.waiting.len().div_ceil(2);
+        for _ in 0..half {
+            if let Some((&oldest, _)) = state.waiting.first_key_value() {
+                state.evict(oldest);
+            }
+        }
+        half
+    }
+
+    /// A place for one more queue of a host.
+    pub(super) fn seat(self: &Arc<Self>, host: &Nqn) -> Result<Seat, Refusal> {
+        let mut state = lock(&self.state);
+        let queues = state.hosts.get(host).copied().unwrap_or_default();
+        if queues >= self.limits.per_host {
+            // NVMe Base 2.1, Fabrics status values of Connect: nothing is wrong with the command,
+            // and it may succeed later.
+            return Err(Refusal::status(Status::CONNECT_CONTROLLER_BUSY));
+        }
+        state.hosts.insert(host.clone(), queues + 1);
+        drop(state);
+        Ok(Seat {
+            door: Arc::clone(self),
+            host: host.clone(),
+        })
+    }
+}
+
+impl State {
+    /// Tells a connection that is no queue yet to end.
+    fn evict(&mut self, number: u64) {
+        let Some(waiting) = self.stop_waiting(number) else {
+            return;
+        };
+        self.leave(waiting.address);
+        self.ending += 1;
+        if let Some(conn) = waiting.conn {
+            waiting.mailbox.send(Message::Evict(conn));
+        }
+    }
+
+    /// A connection is a queue now, or gone.
+    fn stop_waiting(&mut self, number: u64) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&number)?;
+        if let Some(at) = waiting.address.and_then(|ip| self.addresses.get_mut(&ip)) {
+            at.waiting.remove(&number);
+        }
+        Some(waiting)
+    }
+
+    /// A connection from an address does not stay.
+    fn leave(&mut self, address: Option<IpAddr>) {
+        self.staying -= 1;
+        if let Some(ip) = address
+            && let Some(at) = self.addresses.get_mut(&ip)
+        {
+            at.connections -= 1;
+            if at.connections == 0 {
+                self.addresses.remove(&ip);
+            }
+        }
+    }
+}
+
+impl Guest {
+    /// The connection has come to its reactor, which calls it `id`. False if it is to end already.
+    pub(crate) fn arrive(&self, id: u64) -> bool {
+        let mut state = lock(&self.door.state);
+        let waiting = state.waiting.get_mut(&self.number);
+        waiting.is_some_and(|waiting| {
+            waiting.conn = Some(id);
+            true
+        })
+    }
+
+    /// The connection has become a queue. False if it has been told to end meanwhile.
+    pub(crate) fn sit_down(&mut self, seat: Seat) -> bool {
+        let stays = lock(&self.door.state).stop_waiting(self.number).is_some();
+        self.seat = stays.then_some(seat);
+        stays
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.mailbox.connections.fetch_sub(1, Ordering::AcqRel);
+        let mut state = lock(&self.door.state);
+        let stayed = self.seat.is_some() || state.stop_waiting(self.number).is_some();
+        if stayed {
+            state.leave(self.address);
+        } else {
+            state.ending -= 1;
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut state = lock(&self.door.state);
+        if let Some(queues) = state.hosts.get_mut(&self.host) {
+            *queues -= 1;
+            if *queues == 0 {
+                state.hosts.remove(&self.host);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
