@@ -24,6 +24,10 @@ use uuid::Uuid;
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 const CLOSE_STEP: Duration = Duration::from_millis(1);
 
+/// How long a file or device that is in use may take to be free: one that a killed daemon has served
+/// is when the kernel has finished what was under way.
+const OPEN_WITHIN: Duration = Duration::from_secs(3);
+
 /// What all namespaces have in common, and those that there are.
 pub(crate) struct Devices {
     machine: Machine,
@@ -54,6 +58,7 @@ impl Devices {
         options.block_size = cli.block_size;
         options.read_only = cli.read_only;
         options.direct = cli.direct.into();
+        options.wait = OPEN_WITHIN;
         Self {
             machine,
             nqn: nqn.to_owned(),

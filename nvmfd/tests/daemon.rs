@@ -2,6 +2,7 @@
 
 mod common;
 mod control;
+mod crash;
 mod torture;
 
 use common::*;
@@ -9,13 +10,11 @@ use nvmf_host::nvmf_proto::wire::Status;
 use nvmf_host::nvmf_proto::wire::identify::NsIdDescriptors;
 use nvmf_host::nvmf_proto::wire::nqn::Nqn;
 use nvmf_host::{ConnectOptions, Controller};
-use nvmf_target::ns::{FileBackend, FileEngine, FileNamespace, FileOptions, WorkerPool};
 use rustix::process::Signal;
 use std::fs::File;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::symlink;
-use std::sync::Arc;
 use tempfile::TempDir;
 
 #[test]
@@ -60,10 +59,8 @@ fn it_serves_ram_disks_and_files_as_it_says() {
 fn files_are_read_and_written_by_the_engine_that_is_named() {
     let dir = TempDir::new().unwrap();
     let file = file_of(&dir, "disk", 8 * MIB);
-    // A sandbox may forbid io_uring; what the daemon says then is that it is not to be had.
-    let backend = FileBackend::open(&file, &FileOptions::default()).unwrap();
-    let pool = Arc::new(WorkerPool::new(1));
-    let uring = FileNamespace::new(backend, FileEngine::Uring, &pool).is_ok();
+    // What the daemon says where there is no io_uring is that it is not to be had.
+    let uring = has_uring();
     for engine in ["auto", "uring", "threads"] {
         let arguments = ["--io-engine", engine, "-n", NQN, &file];
         if engine == "uring" && !uring {

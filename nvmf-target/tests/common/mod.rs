@@ -2,9 +2,11 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod ledger;
 pub mod raw;
 pub mod reserving;
 pub mod step;
+pub mod writer;
 
 use nvmf_host::{ConnectOptions, Controller, IoQueue, Namespace};
 use nvmf_target::ns::{Inline, RamDisk};

@@ -1,12 +1,14 @@
 //! A daemon process and what its tests do with it.
 
 use nvmf_host::{ConnectOptions, Controller, IoQueue, Namespace};
+use nvmf_target::ns::{FileBackend, FileEngine, FileNamespace, FileOptions, WorkerPool};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use tempfile::TempDir;
+use std::sync::Arc;
+use tempfile::{NamedTempFile, TempDir};
 
 pub(crate) const NQN: &str = "nqn.2014-08.org.example:daemon-test";
 pub(crate) const MIB: u64 = 1 << 20;
@@ -149,4 +151,13 @@ pub(crate) fn file_of(dir: &TempDir, name: &str, bytes: u64) -> String {
     let path = dir.path().join(name);
     File::create(&path).unwrap().set_len(bytes).unwrap();
     path.to_str().unwrap().to_owned()
+}
+
+/// Whether there is io_uring for this process: a sandbox may forbid it.
+pub(crate) fn has_uring() -> bool {
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().set_len(MIB).unwrap();
+    let backend = FileBackend::open(file.path(), &FileOptions::default()).unwrap();
+    let pool = Arc::new(WorkerPool::new(1));
+    FileNamespace::new(backend, FileEngine::Uring, &pool).is_ok()
 }

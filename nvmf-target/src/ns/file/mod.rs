@@ -23,7 +23,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 pub(crate) use uring::ReactorRing;
+
+/// How often it is tried to get a file that is in use.
+const WAIT_STEP: Duration = Duration::from_millis(5);
 
 /// The largest preferred size that is passed on to hosts; what exceeds it is no block size but a
 /// network file system's wish for long transfers.
@@ -53,6 +58,10 @@ pub struct FileOptions {
     pub nguid: [u8; 16],
     /// EUI64, big endian; see [`NsInfo::eui64`].
     pub eui64: [u8; 8],
+    /// How long to wait for a file or device that somebody else has. Default: not at all. A process
+    /// that was killed may have ended a while before the kernel is done with its I/O and lets go
+    /// of its files.
+    pub wait: Duration,
 }
 
 /// Whether data goes past the page cache (`O_DIRECT`).
@@ -161,18 +170,10 @@ impl FileBackend {
         let name = path.display();
         // Looked at before it is opened, because opening a character device may do something.
         let id = FileId::of(path)?;
-        let file = open_file(path, id, options.read_only)?;
+        let file = acquire(path, id, options)?;
         let metadata = file
             .metadata()
             .map_err(|err| Error::io(name.to_string(), err))?;
-        if FileId::from_metadata(path, &metadata)? != id {
-            return Err(Error::config(format!(
-                "{name} was replaced while it was being opened"
-            )));
-        }
-        if let FileId::File { .. } = id {
-            lock(&file, path, options.read_only)?;
-        }
 
         let limits = match id {
             FileId::Device { rdev } => Some(Limits::of(rdev)),
@@ -359,7 +360,45 @@ impl BlockDevice for FileBackend {
     }
 }
 
-fn open_file(path: &Path, id: FileId, read_only: bool) -> Result<File, Error> {
+/// Opens and locks it, once nobody else has it.
+fn acquire(path: &Path, id: FileId, options: &FileOptions) -> Result<File, Error> {
+    let started = Instant::now();
+    let mut told = false;
+    loop {
+        if let Some(file) = try_acquire(path, id, options.read_only)? {
+            return Ok(file);
+        }
+        if started.elapsed() >= options.wait {
+            return Err(in_use(path));
+        }
+        if !told {
+            info!("{}: in use; {:?} to wait", path.display(), options.wait);
+            told = true;
+        }
+        thread::sleep(WAIT_STEP.min(options.wait));
+    }
+}
+
+/// The same without waiting; `None`: somebody else has it.
+fn try_acquire(path: &Path, id: FileId, read_only: bool) -> Result<Option<File>, Error> {
+    let Some(file) = open_file(path, id, read_only)? else {
+        return Ok(None);
+    };
+    let name = path.display();
+    let metadata = file
+        .metadata()
+        .map_err(|err| Error::io(name.to_string(), err))?;
+    if FileId::from_metadata(path, &metadata)? != id {
+        return Err(Error::config(format!(
+            "{name} was replaced while it was being opened"
+        )));
+    }
+    let free = matches!(id, FileId::Device { .. }) || lock(&file, read_only);
+    Ok(free.then_some(file))
+}
+
+/// Opens it; `None`: it is a device that somebody else has.
+fn open_file(path: &Path, id: FileId, read_only: bool) -> Result<Option<File>, Error> {
     let mut how = OpenOptions::new();
     how.read(true).write(!read_only);
     // On a block device O_EXCL (without O_CREAT) fails if it is mounted, part of another device,
@@ -368,30 +407,30 @@ fn open_file(path: &Path, id: FileId, read_only: bool) -> Result<File, Error> {
     if exclusive {
         how.custom_flags(OFlags::EXCL.bits().cast_signed());
     }
-    how.open(path)
-        .map_err(|err| match Errno::from_io_error(&err) {
-            Some(Errno::BUSY) if exclusive => in_use(path),
-            Some(Errno::ACCESS | Errno::PERM | Errno::ROFS)
-                if !read_only && File::open(path).is_ok() =>
-            {
-                not_writable(path, &err)
-            }
-            _ => Error::io(path.display().to_string(), err),
-        })
+    let err = match how.open(path) {
+        Ok(file) => return Ok(Some(file)),
+        Err(err) => err,
+    };
+    match Errno::from_io_error(&err) {
+        Some(Errno::BUSY) if exclusive => Ok(None),
+        Some(Errno::ACCESS | Errno::PERM | Errno::ROFS)
+            if !read_only && File::open(path).is_ok() =>
+        {
+            Err(not_writable(path, &err))
+        }
+        _ => Err(Error::io(path.display().to_string(), err)),
+    }
 }
 
-/// Locks a file: several may serve it read-only, or one writable. Not for devices: on them udev
-/// takes such locks for moments.
-fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), Error> {
+/// Locks a file, if nobody else has: several may serve it read-only, or one writable. Not for
+/// devices: on them udev takes such locks for moments.
+fn lock(file: &File, read_only: bool) -> bool {
     let how = match read_only {
         true => FlockOperation::NonBlockingLockShared,
         false => FlockOperation::NonBlockingLockExclusive,
     };
-    match flock(file, how) {
-        Err(Errno::WOULDBLOCK) => Err(in_use(path)),
-        // Not every file system has locks.
-        _ => Ok(()),
-    }
+    // Not every file system has locks.
+    flock(file, how) != Err(Errno::WOULDBLOCK)
 }
 
 fn in_use(path: &Path) -> Error {

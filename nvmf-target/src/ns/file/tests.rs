@@ -285,6 +285,23 @@ fn the_same_file_is_known_by_any_name_and_served_once() {
 }
 
 #[test]
+fn a_file_that_is_in_use_is_waited_for() {
+    let file = file_of(MIB);
+    let dev = open(file.path());
+    // It is free as soon as somebody waits for it.
+    let (path, (begun, has_begun)) = (file.path().to_owned(), std::sync::mpsc::channel());
+    let waiting = thread::spawn(move || {
+        begun.send(()).unwrap();
+        FileBackend::open(path, &options(|o| o.wait = Duration::from_secs(60)))
+    });
+    has_begun.recv().unwrap();
+    drop(dev);
+    let _dev = waiting.join().unwrap().unwrap();
+    let briefly = options(|o| o.wait = Duration::from_millis(1));
+    assert!(refusal(file.path(), &briefly).contains("in use"));
+}
+
+#[test]
 fn what_cannot_be_served_is_refused_in_one_line() {
     let dir = TempDir::new().unwrap();
     let default = FileOptions::default();
