@@ -47,6 +47,7 @@ impl Target {
             closed,
             detached,
             attached,
+            reservations,
             dropped,
             listeners,
         } = inner.core.apply(changes)?;
@@ -66,6 +67,9 @@ impl Target {
         }
         drop(changing);
         drop(dropped);
+        for reservations in reservations {
+            reservations.set_aside();
+        }
         for (namespace, sink) in attached {
             namespace.subscribe(sink.clone());
             // What has changed since it was asked it could tell nobody.

@@ -10,13 +10,14 @@ use nvmf_host::nvmf_proto::wire::Status;
 use nvmf_host::nvmf_proto::wire::feature::{Fid, GetFeatures, SetFeatures};
 use nvmf_host::nvmf_proto::wire::identify::Rescap;
 use nvmf_host::nvmf_proto::wire::reservation::{ChangePtpl, RegisterAction};
-use nvmf_target::ns::{Inline, RamDisk};
+use nvmf_target::ns::{Inline, Namespace, RamDisk};
 use nvmf_target::{
-    FileReservationStore, ReservationScope, ReservationStore, SubsystemConfig, Target,
+    Change, FileReservationStore, NamespaceConfig, ReservationScope, ReservationStore,
+    SubsystemConfig, Target,
 };
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -148,7 +149,7 @@ fn a_damaged_file_is_set_aside_and_the_target_starts() {
     let [damaged] = &file()[..] else {
         panic!("{:?}", file());
     };
-    assert_eq!(*damaged, Path::new(&format!("{}.damaged", path.display())));
+    assert_eq!(*damaged, Path::new(&format!("{}.damaged1", path.display())));
     assert_eq!(std::fs::read(damaged).unwrap(), record[..record.len() / 2]);
     // And what is kept from now on is kept.
     b.register_with(RegisterAction::REGISTER, ChangePtpl::SET);
@@ -162,6 +163,16 @@ fn a_damaged_file_is_set_aside_and_the_target_starts() {
 struct Slow {
     begun: SyncSender<()>,
     go: Mutex<Receiver<io::Result<()>>>,
+}
+
+impl Slow {
+    /// One that nobody will save in.
+    fn unused() -> Self {
+        let (begun, _) = sync_channel(1);
+        let (_, may_go) = sync_channel(1);
+        let go = Mutex::new(may_go);
+        Self { begun, go }
+    }
 }
 
 impl ReservationStore for Slow {
@@ -183,10 +194,153 @@ impl ReservationStore for Slow {
     }
 }
 
+/// A store that keeps one record, when it is let.
+#[derive(Debug)]
+struct Memory {
+    record: Mutex<Option<Vec<u8>>>,
+    begun: SyncSender<()>,
+    go: Mutex<Receiver<()>>,
+}
+
+impl ReservationStore for Memory {
+    fn load(&self, _: &ReservationScope) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.record.lock().unwrap().clone())
+    }
+
+    fn save(&self, _: &ReservationScope, record: &[u8]) -> io::Result<()> {
+        self.begun.send(()).unwrap();
+        self.go.lock().unwrap().recv().unwrap();
+        *self.record.lock().unwrap() = Some(record.to_vec());
+        Ok(())
+    }
+
+    fn remove(&self, _: &ReservationScope) -> io::Result<()> {
+        *self.record.lock().unwrap() = None;
+        Ok(())
+    }
+
+    fn set_aside(&self, _: &ReservationScope) -> io::Result<String> {
+        Ok("nowhere".to_owned())
+    }
+}
+
+/// What a host is told that it has, it has, though the namespace is replaced meanwhile.
+#[test]
+fn a_namespace_that_is_replaced_keeps_what_is_being_reserved() {
+    for at_once in [true, false] {
+        let (begun, has_begun) = sync_channel(8);
+        let (go, may_go) = sync_channel(8);
+        let store = Arc::new(Memory {
+            record: Mutex::default(),
+            begun,
+            go: Mutex::new(may_go),
+        });
+        let (target, address) = target_with(store.clone());
+        let [mut a, mut b] = [1, 2].map(|number| Host::new(address, number));
+        go.send(()).unwrap();
+        a.register_with(RegisterAction::REGISTER, ChangePtpl::SET);
+        has_begun.recv().unwrap();
+        let acquire = thread::spawn(move || {
+            let status = a.acquire(EXCLUSIVE_ACCESS);
+            (a, status)
+        });
+        has_begun.recv().unwrap();
+        let nqn = NQN.to_owned();
+        let remove = Change::RemoveNamespace {
+            nqn: nqn.clone(),
+            nsid: 1,
+        };
+        let add = Change::AddNamespace {
+            nqn,
+            config: NamespaceConfig::new(1),
+            namespace: Arc::new(Inline::new(RamDisk::new(8 << 20, 512).unwrap())),
+        };
+        if at_once {
+            target.apply(vec![remove, add]).unwrap();
+        } else {
+            target.apply(vec![remove]).unwrap();
+            target.apply(vec![add]).unwrap();
+        }
+        go.send(()).unwrap();
+        let (mut a, status) = acquire.join().unwrap();
+        assert_eq!(status, Status::SUCCESS);
+        assert_eq!((a.write(), b.read()), (Status::SUCCESS, CONFLICT));
+        // And what is saved next knows of it.
+        go.send(()).unwrap();
+        b.register();
+        let held = a.report().status;
+        assert_eq!((held.rtype, held.registrants), (EXCLUSIVE_ACCESS, 2));
+        drop((a, b));
+        assert!(target.shutdown(PATIENCE));
+        drop(target);
+        let (_target, address) = target_with(store);
+        assert_eq!(Host::new(address, 2).read(), CONFLICT);
+    }
+}
+
+/// What does not persist stays over a replacement, and goes with the namespace.
+#[test]
+fn without_persistence_reservations_go_with_their_namespace() {
+    let (target, address) = target_with(Arc::new(Slow::unused()));
+    let mut a = Host::new(address, 1);
+    a.register();
+    assert_eq!(a.acquire(EXCLUSIVE_ACCESS), Status::SUCCESS);
+    let remove = || Change::RemoveNamespace {
+        nqn: NQN.to_owned(),
+        nsid: 1,
+    };
+    let add = || Change::AddNamespace {
+        nqn: NQN.to_owned(),
+        config: NamespaceConfig::new(1),
+        namespace: Arc::new(Inline::new(RamDisk::new(8 << 20, 512).unwrap())),
+    };
+    target.apply(vec![remove(), add()]).unwrap();
+    assert_eq!(a.report().status.rtype, EXCLUSIVE_ACCESS);
+    target.apply(vec![remove()]).unwrap();
+    target.apply(vec![add()]).unwrap();
+    let report = a.report().status;
+    assert_eq!((report.rtype.0, report.registrants), (0, 0));
+}
+
+/// A damaged record of a namespace that is not added after all is left alone.
+#[test]
+fn a_change_that_fails_sets_nothing_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let (target, _) = target_with(store(dir.path()));
+    let disk =
+        || -> Arc<dyn Namespace> { Arc::new(Inline::new(RamDisk::new(8 << 20, 512).unwrap())) };
+    let uuid = disk_uuid(&target, dir.path());
+    std::fs::write(&uuid, b"junk").unwrap();
+    let add = |nsid| Change::AddNamespace {
+        nqn: NQN.to_owned(),
+        config: NamespaceConfig::new(nsid),
+        namespace: disk(),
+    };
+    target.apply(vec![add(2), add(1)]).unwrap_err();
+    assert_eq!(std::fs::read(&uuid).unwrap(), b"junk");
+    target.apply(vec![add(2)]).unwrap();
+    assert!(!uuid.exists());
+}
+
+/// The file of namespace 2, which is not there yet.
+fn disk_uuid(target: &Target, dir: &Path) -> PathBuf {
+    ram(target, 2);
+    let address = target.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let mut a = Host::new(address, 1);
+    a.ns.nsid = 2;
+    a.register_with(RegisterAction::REGISTER, ChangePtpl::SET);
+    target.remove_namespace(NQN, 2).unwrap();
+    drop(a);
+    let mut files = std::fs::read_dir(dir).unwrap();
+    let path = files.next().unwrap().unwrap().path();
+    assert!(files.next().is_none());
+    path
+}
+
 #[test]
 fn a_slow_store_holds_up_nobody_else() {
-    let (begun, has_begun) = sync_channel(1);
-    let (go, may_go) = sync_channel(1);
+    let (begun, has_begun) = sync_channel(8);
+    let (go, may_go) = sync_channel(8);
     let go_on = Mutex::new(may_go);
     let (target, address) = target_with(Arc::new(Slow { begun, go: go_on }));
     let [mut a, mut b] = [1, 2].map(|number| Host::new(address, number));
@@ -209,6 +363,8 @@ fn a_slow_store_holds_up_nobody_else() {
     // What cannot be kept fails and changes nothing.
     let full: io::Error = io::ErrorKind::StorageFull.into();
     go.send(Err(full)).unwrap();
+    // Nor is it kept: what was there before is.
+    go.send(Ok(())).unwrap();
     assert_eq!(a.acquire(WRITE_EXCLUSIVE), Status::INTERNAL_ERROR);
     assert_eq!((a.report().status.rtype.0, b.write()), (0, Status::SUCCESS));
     // Nor does a store that panics do any harm.

@@ -257,6 +257,11 @@ fn wrong_arguments_are_refused_before_anything_is_served() {
             &["--port", "'-1'", "from 0 to 65535"],
         ),
         (&["/no\nsuch"], 1, &["/no\\nsuch: No such file"]),
+        (
+            &["--state-dir", &file, "ramdisk:1m"],
+            1,
+            &["--state-dir", &file, "no directory"],
+        ),
     ];
     for (arguments, status, says) in cases {
         let (code, text) = refused(arguments);

@@ -132,7 +132,12 @@ impl Conn {
     /// Set Features of Reservation Persistence, once it is known to be right.
     pub(super) fn set_persistence(&mut self, cx: &mut Cx, slot: Slot, change: Persistence) {
         let waiter = Waiter::new(&cx.mailbox, self.id, slot);
-        set_persistence(&cx.core.keeper, change.entries, change.ptpl, waiter);
+        let Persistence {
+            host,
+            entries,
+            ptpl,
+        } = change;
+        set_persistence(&cx.core.keeper, host, entries, ptpl, waiter);
         self.in_flight += 1;
         cx.in_flight += 1;
     }

@@ -4,6 +4,7 @@
 //! after the other; sockets are bound on the way. If all succeed the draft is published, and what
 //! follows from it is done; if one fails the draft is dropped, and nothing has happened.
 
+use super::reservation::Reservations;
 use super::subsystem::{Attached, Snapshot};
 use super::topology::{Member, Port};
 use super::{
@@ -37,6 +38,8 @@ pub(crate) struct Effects {
     pub(crate) detached: Vec<u64>,
     /// To be given their sinks, once no lock is held.
     pub(crate) attached: Vec<(Arc<dyn Namespace>, NsSink)>,
+    /// Of what is attached. Damaged records are to be set aside once no lock is held.
+    pub(crate) reservations: Vec<Arc<Reservations>>,
     /// To be dropped when no lock is held: it may be the last reference to a backend.
     pub(crate) dropped: Vec<Arc<NsEntry>>,
     /// The listeners of `opened` for their owner.
@@ -299,7 +302,9 @@ impl Draft<'_> {
                 config.nsid, other.nsid
             )));
         }
+        let reservations = Arc::clone(&entry.shared.reservations);
         edited.make(Edit::Attach(entry));
+        self.effects.reservations.push(reservations);
         self.effects.attached.push((namespace, sink));
         Ok(())
     }
@@ -511,11 +516,26 @@ impl Edited {
     }
 
     fn publish(self) {
+        self.restart_reservations();
         self.subsystem.update(|snapshot| {
             for edit in &self.edits {
                 edit.make(snapshot);
             }
         });
+    }
+
+    /// Reservations go with their namespace, unless it is replaced within the draft.
+    fn restart_reservations(&self) {
+        let table = self.subsystem.table();
+        for edit in &self.edits {
+            if let Edit::Attach(entry) = edit {
+                let new = &entry.shared.reservations;
+                let mut old = table.iter().map(|old| &old.shared.reservations);
+                if !old.any(|old| Arc::ptr_eq(old, new)) {
+                    new.restart();
+                }
+            }
+        }
     }
 }
 

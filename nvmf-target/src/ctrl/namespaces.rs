@@ -43,7 +43,7 @@ pub(crate) struct NsShared {
     pub(crate) _notify: Arc<dyn Fn() + Send + Sync>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) stats: NsStats,
-    pub(crate) reservations: Reservations,
+    pub(crate) reservations: Arc<Reservations>,
 }
 
 impl fmt::Debug for NsShared {

@@ -3,7 +3,7 @@
 use super::ana::AnaStates;
 use super::connect::Refusal;
 use super::persistent::PersistentLog;
-use super::reservation::{ReservationScope, ReservationStore, Reservations};
+use super::reservation::{Known, ReservationScope, ReservationStore};
 use super::{
     Access, Controller, Limits, NsEntry, NsShared, NsStats, NsTable, Opening, View, Visibility,
     lock,
@@ -52,6 +52,7 @@ pub(crate) struct Subsystem {
     was_reset: AtomicBool,
     /// Where reservations are kept that are to outlive the target.
     reservation_store: Option<Arc<dyn ReservationStore>>,
+    reservations: Known,
     snapshot: Mutex<Snapshot>,
     /// See [`Subsystem::generation`]: what I/O queues compare before each command.
     generation: AtomicU64,
@@ -116,6 +117,7 @@ impl Subsystem {
             resettable: config.subsystem_reset,
             was_reset: AtomicBool::new(false),
             reservation_store: config.reservation_store.clone(),
+            reservations: Known::default(),
             snapshot: Mutex::default(),
             // A view that was never made is of generation 0.
             generation: AtomicU64::new(1),
@@ -260,7 +262,8 @@ impl Subsystem {
         }
         let info = self.checked_info(nsid, &*namespace)?;
         let scope = ReservationScope::new(self.nqn.to_string(), info.uuid);
-        let reservations = Reservations::open(scope, self.reservation_store.clone())?;
+        let store = self.reservation_store.clone();
+        let reservations = self.reservations.get(scope, store)?;
         let weak: Weak<Self> = Arc::downgrade(self);
         let notify: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
             if let Some(subsystem) = weak.upgrade() {

@@ -6,6 +6,7 @@ pub mod ledger;
 pub mod raw;
 pub mod reserving;
 pub mod step;
+pub mod volatile;
 pub mod writer;
 
 use nvmf_host::{ConnectOptions, Controller, IoQueue, Namespace};

@@ -90,8 +90,9 @@ impl Writer<'_> {
     /// Writes of many sizes, with FUA and without, Write Zeroes and Flush, in no order.
     pub fn stream(&mut self, depth: usize, count: usize) {
         let mut effects = Vec::new();
+        let mut failed = false;
         loop {
-            while effects.len() < count && self.queue.queue().outstanding() < depth {
+            while !failed && effects.len() < count && self.queue.queue().outstanding() < depth {
                 let (sqe, data, effect) = self.any();
                 let tag = effects.len() as u64;
                 effects.push(effect);
@@ -111,6 +112,9 @@ impl Writer<'_> {
             for done in done {
                 if done.status().is_success() {
                     self.end(&effects[usize::try_from(done.tag).unwrap()]);
+                } else {
+                    // The backend does not work any more.
+                    failed = true;
                 }
             }
         }

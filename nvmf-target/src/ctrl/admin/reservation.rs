@@ -3,6 +3,7 @@
 
 use super::AdminCx;
 use crate::ctrl::NsEntry;
+use crate::ctrl::reservation::HostId;
 use nvmf_proto::wire::feature::{Fid, SetFeatures};
 use nvmf_proto::wire::identify::{NSID_BROADCAST, Rescap};
 use nvmf_proto::wire::reservation::{
@@ -51,6 +52,7 @@ pub(super) fn set_mask(cx: &AdminCx<'_>, nsid: u32, cdw11: u32) {
 /// What a Set Features of Reservation Persistence wants.
 #[derive(Debug)]
 pub(crate) struct Persistence {
+    pub(crate) host: HostId,
     pub(crate) entries: Vec<Arc<NsEntry>>,
     pub(crate) ptpl: bool,
 }
@@ -70,7 +72,11 @@ pub(crate) fn persistence(cx: &AdminCx<'_>, sqe: &Sqe) -> Option<Persistence> {
     }
     let value = ReservationPersistence::from_bits_truncate(set.cdw11);
     let ptpl = value.contains(ReservationPersistence::PTPL);
-    Some(Persistence { entries, ptpl })
+    Some(Persistence {
+        host: cx.controller.hostid,
+        entries,
+        ptpl,
+    })
 }
 
 /// The namespaces that an NSID names.

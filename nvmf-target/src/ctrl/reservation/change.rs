@@ -7,12 +7,11 @@ use crate::reactor::{Mailbox, Message};
 use log::error;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread;
 
 /// Completes a command when its last clone is dropped: when the change is made, and whoever had to
@@ -61,9 +60,67 @@ impl Drop for Waiting {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The thread on which changes are made that may block. It is started with the first of them.
+/// The thread on which changes are made that may block. It is started with the first of them, and
+/// ends when the target is gone and no job is left.
 #[derive(Default)]
-pub(crate) struct Keeper(Mutex<Option<Sender<Job>>>);
+pub(crate) struct Keeper(Arc<Turns>);
+
+#[derive(Default)]
+struct Turns {
+    jobs: Mutex<Jobs>,
+    more: Condvar,
+}
+
+/// What is to be done. Hosts take turns, so that one that asks for much holds up another by one job.
+#[derive(Default)]
+struct Jobs {
+    /// Those of each host that has any, in the order of their coming; the host whose turn it is
+    /// first.
+    of_hosts: VecDeque<(HostId, VecDeque<Job>)>,
+    has_thread: bool,
+    over: bool,
+}
+
+impl Jobs {
+    fn push(&mut self, host: HostId, job: Job) {
+        let queue = self.of_hosts.iter_mut().find(|(other, _)| *other == host);
+        match queue {
+            Some((_, queue)) => queue.push_back(job),
+            None => self.of_hosts.push_back((host, [job].into())),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Job> {
+        let (host, mut queue) = self.of_hosts.pop_front()?;
+        let job = queue.pop_front();
+        if !queue.is_empty() {
+            self.of_hosts.push_back((host, queue));
+        }
+        job
+    }
+}
+
+impl Turns {
+    fn work(&self) {
+        loop {
+            let mut jobs = lock(&self.jobs);
+            let job = loop {
+                match jobs.pop() {
+                    Some(job) => break job,
+                    None if jobs.over => return,
+                    None => {
+                        let woken = self.more.wait(jobs);
+                        jobs = woken.unwrap_or_else(PoisonError::into_inner);
+                    }
+                }
+            };
+            drop(jobs);
+            if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                error!("a reservation store panicked");
+            }
+        }
+    }
+}
 
 impl fmt::Debug for Keeper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,43 +128,58 @@ impl fmt::Debug for Keeper {
     }
 }
 
-impl Keeper {
-    /// Runs jobs in the order of their coming. A job that cannot be run is dropped.
-    fn run(&self, job: Job) {
-        let mut sender = lock(&self.0);
-        if sender.is_none() {
-            let (jobs, todo) = mpsc::channel::<Job>();
-            let work = move || {
-                for job in todo {
-                    if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                        error!("a reservation store panicked");
-                    }
-                }
-            };
-            let thread = thread::Builder::new().name("nvmf-reserve".to_owned());
-            match thread.spawn(work) {
-                Ok(_) => *sender = Some(jobs),
-                Err(err) => error!("no thread for keeping reservations: {err}"),
-            }
-        }
-        if let Some(sender) = &*sender {
-            // The thread lives as long as the sender does.
-            let _ = sender.send(job);
-        }
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        lock(&self.0.jobs).over = true;
+        self.0.more.notify_one();
     }
 }
 
-/// Sets PTPLS of namespaces, one after the other until one fails; `waiter` completes the command.
+impl Keeper {
+    /// Runs a host's jobs in the order of their coming. A job that cannot be run is dropped.
+    pub(super) fn run(&self, host: HostId, job: Job) {
+        let mut jobs = lock(&self.0.jobs);
+        if !jobs.has_thread {
+            let turns = Arc::clone(&self.0);
+            let thread = thread::Builder::new().name("nvmf-reserve".to_owned());
+            match thread.spawn(move || turns.work()) {
+                Ok(_) => jobs.has_thread = true,
+                Err(err) => {
+                    drop(jobs);
+                    return error!("no thread for keeping reservations: {err}");
+                }
+            }
+        }
+        jobs.push(host, job);
+        self.0.more.notify_one();
+    }
+}
+
+/// Sets PTPLS of namespaces for a host, one after the other until one fails; `waiter` completes the
+/// command.
 pub(crate) fn set_persistence(
     keeper: &Keeper,
+    host: HostId,
     entries: Vec<Arc<NsEntry>>,
     ptpl: bool,
     waiter: Waiter,
 ) {
-    let set = move |entry: &Arc<NsEntry>| entry.shared.reservations.set_ptpl(ptpl);
-    keeper.run(Box::new(move || {
-        waiter.end(entries.iter().try_for_each(set))
-    }));
+    if entries.is_empty() {
+        return waiter.end(Ok(()));
+    }
+    let failed = Arc::new(AtomicBool::new(false));
+    // A job for each: other hosts' may come between.
+    for entry in entries {
+        let (failed, waiter) = (Arc::clone(&failed), waiter.clone());
+        let job = move || {
+            if !failed.load(Ordering::Relaxed) {
+                let set = entry.shared.reservations.set_ptpl(ptpl);
+                failed.store(set.is_err(), Ordering::Relaxed);
+                waiter.end(set);
+            }
+        };
+        keeper.run(host, Box::new(job));
+    }
 }
 
 impl Subsystem {
@@ -125,7 +197,7 @@ impl Subsystem {
         let nsid = entry.nsid;
         let job = move || waiter.end(subsystem.change(&shared, nsid, host, &command, &waiter));
         if entry.shared.reservations.can_persist() {
-            keeper.run(Box::new(job));
+            keeper.run(host, Box::new(job));
         } else {
             job();
         }

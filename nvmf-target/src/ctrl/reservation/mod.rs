@@ -22,30 +22,41 @@ use nvmf_proto::wire::Status;
 use nvmf_proto::wire::reservation::{CNTLID_NONE, ChangePtpl};
 use state::{Effects, Rights, State};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::fmt;
+use std::sync::{Arc, Mutex, Weak};
 
-/// The reservations of one attached namespace, shared by all controllers of its subsystem.
+/// The reservations of a namespace, shared by all controllers of its subsystem, and by attachments
+/// of the namespace that follow each other.
 #[derive(Debug)]
 pub(crate) struct Reservations {
     scope: ReservationScope,
     store: Option<Arc<dyn ReservationStore>>,
     state: Mutex<State>,
+    /// Why the record that was found makes no sense. It is set aside before anything else is kept.
+    damaged: Mutex<Option<String>>,
     /// Held while a change is made and kept; the state itself stays readable meanwhile.
-    changing: Mutex<()>,
+    changing: Mutex<Kept>,
+}
+
+/// What is known of the record in the store.
+#[derive(Debug, Default)]
+struct Kept {
+    /// It may be another than that of the state: a change has failed on the way.
+    is_unsure: bool,
 }
 
 impl Reservations {
-    /// Those of a namespace that is being attached: as they were kept, if they were.
+    /// Those of a namespace that is to be attached: as they were kept, if they were.
     ///
     /// # Errors
     ///
-    /// The store cannot tell. A record that it has but that makes no sense is set aside: there is
-    /// no hope that it ever will.
+    /// The store cannot tell. A record that it has but that makes no sense is no error: there is no
+    /// hope that it ever will. See [`Self::set_aside`].
     pub(crate) fn open(
         scope: ReservationScope,
         store: Option<Arc<dyn ReservationStore>>,
     ) -> Result<Self, Error> {
-        let mut state = State::default();
+        let (mut state, mut damaged) = (State::default(), None);
         if let Some(store) = &store {
             let record = store
                 .load(&scope)
@@ -53,22 +64,38 @@ impl Reservations {
             match record.map(|record| record::decode(&scope, &record)) {
                 None => {}
                 Some(Ok(kept)) => state = kept,
-                Some(Err(reason)) => {
-                    let place = store
-                        .set_aside(&scope)
-                        .unwrap_or_else(|err| format!("which cannot be set aside: {err}"));
-                    error!(
-                        "{scope}: its reservations are LOST, no host is excluded: the record makes no sense, for {reason}: {place}"
-                    );
-                }
+                Some(Err(reason)) => damaged = Some(reason),
             }
         }
         Ok(Self {
             scope,
             store,
             state: Mutex::new(state),
+            damaged: Mutex::new(damaged),
             changing: Mutex::default(),
         })
+    }
+
+    /// Sets a record aside that makes no sense, if that is what was found. May block then.
+    pub(crate) fn set_aside(&self) {
+        let mut damaged = lock(&self.damaged);
+        if let (Some(store), Some(reason)) = (&self.store, damaged.take()) {
+            let place = store
+                .set_aside(&self.scope)
+                .unwrap_or_else(|err| format!("which cannot be set aside: {err}"));
+            error!(
+                "{}: its reservations are LOST, no host is excluded: the record makes no sense, for {reason}: {place}",
+                self.scope
+            );
+        }
+    }
+
+    /// The namespace is attached anew, after it was not for a while: what does not persist is gone.
+    pub(crate) fn restart(&self) {
+        let mut state = lock(&self.state);
+        if !state.ptpl {
+            *state = State::default();
+        }
     }
 
     /// Whether the namespace can persist through power loss. Then changes may block.
@@ -139,30 +166,80 @@ impl Reservations {
         &self,
         change: impl FnOnce(&mut State) -> Result<T, Status>,
     ) -> Result<(T, bool), Status> {
-        let _alone = lock(&self.changing);
+        let mut kept = lock(&self.changing);
         let before = lock(&self.state).clone();
         let mut after = before.clone();
         let done = change(&mut after)?;
         let rights_changed = !after.same_rights(&before);
-        if after != before {
-            self.keep(&before, &after)?;
+        if after != before || kept.is_unsure {
+            self.keep(&mut kept, &before, &after)?;
             *lock(&self.state) = after;
         }
         Ok((done, rights_changed))
     }
 
-    fn keep(&self, before: &State, after: &State) -> Result<(), Status> {
+    fn keep(&self, kept: &mut Kept, before: &State, after: &State) -> Result<(), Status> {
         let Some(store) = &self.store else {
             return Ok(());
         };
-        let kept = match (before.ptpl, after.ptpl) {
-            (_, true) => store.save(&self.scope, &record::encode(&self.scope, after)),
-            (true, false) => store.remove(&self.scope),
-            (false, false) => Ok(()),
+        if !before.ptpl && !after.ptpl && !kept.is_unsure {
+            return Ok(());
+        }
+        self.set_aside();
+        let put = |state: &State| match state.ptpl {
+            true => store.save(&self.scope, &record::encode(&self.scope, state)),
+            false => store.remove(&self.scope),
         };
-        kept.map_err(|err| {
-            warn!("{}: reservations cannot be kept: {err}", self.scope);
-            Status::INTERNAL_ERROR
-        })
+        // Until it is known what has come of it, even if the store panics.
+        kept.is_unsure = true;
+        let Err(err) = put(after) else {
+            kept.is_unsure = false;
+            return Ok(());
+        };
+        warn!("{}: reservations cannot be kept: {err}", self.scope);
+        // It may have been kept all the same. Hosts are told that nothing has changed, so that must
+        // be true after a restart as well.
+        match put(before) {
+            Ok(()) => kept.is_unsure = false,
+            Err(err) => warn!(
+                "{}: until the next change, a restart may find what has just failed: {err}",
+                self.scope
+            ),
+        }
+        Err(Status::INTERNAL_ERROR)
+    }
+}
+
+/// The reservations that a subsystem's namespaces have, by UUID. Attachments that follow each other
+/// share theirs: what hosts have asked of the one that goes may still be on its way to the store.
+#[derive(Default)]
+pub(crate) struct Known(Mutex<BTreeMap<[u8; 16], Weak<Reservations>>>);
+
+impl fmt::Debug for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Known")
+    }
+}
+
+impl Known {
+    /// Those of a namespace that is to be attached.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reservations::open`].
+    pub(crate) fn get(
+        &self,
+        scope: ReservationScope,
+        store: Option<Arc<dyn ReservationStore>>,
+    ) -> Result<Arc<Reservations>, Error> {
+        let mut known = lock(&self.0);
+        if let Some(there) = known.get(&scope.uuid).and_then(Weak::upgrade) {
+            return Ok(there);
+        }
+        known.retain(|_, reservations| reservations.strong_count() > 0);
+        let uuid = scope.uuid;
+        let opened = Arc::new(Reservations::open(scope, store)?);
+        known.insert(uuid, Arc::downgrade(&opened));
+        Ok(opened)
     }
 }

@@ -420,6 +420,59 @@ fn a_block_device_behaves() {
     }
 }
 
+impl Loop {
+    /// What the kernel has counted for the device: sectors written, and flushes of its cache
+    /// (Documentation/block/stat.rst).
+    fn counted(&self) -> (u64, u64) {
+        let name = self.node.strip_prefix("/dev/").unwrap();
+        let text = std::fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
+        let fields: Vec<u64> = text
+            .split_whitespace()
+            .map(|f| f.parse().unwrap())
+            .collect();
+        // Flushes are counted since Linux 5.5.
+        (fields[6], fields[15])
+    }
+}
+
+/// What is acknowledged as durable the device has, and has been told to keep, by every engine. The
+/// counters are the kernel's, of what has gone to the device and of its flushes.
+#[test]
+fn fua_and_flush_reach_the_device_before_they_are_over() {
+    for direct in [Direct::On, Direct::Off] {
+        let Some(disk) = Loop::new(8 * MIB, &[]) else {
+            return;
+        };
+        let dev = shared(&disk.node, &options(|o| o.direct = direct));
+        for (engine, ring) in [
+            (FileEngine::Threads, ReactorRing::default()),
+            (FileEngine::Uring, ReactorRing::default()),
+            (FileEngine::Uring, ReactorRing::plain()),
+        ] {
+            let mut rig = Rig::of(&dev, engine, ring);
+            let mut durable = |what: &str, sectors: u64, ops: &[(Op, usize)]| {
+                let before = disk.counted();
+                for &(op, len) in ops {
+                    rig.run(op, MIB, &mut vec![7; len]).unwrap();
+                }
+                let after = disk.counted();
+                let what = format!("{what}, {engine:?}, {direct:?}: {before:?}, {after:?}");
+                assert!(after.0 >= before.0 + sectors, "{what}");
+                assert!(after.1 > before.1, "{what}");
+            };
+            let write = |fua| Op::Write { fua };
+            let zeroes = Op::WriteZeroes {
+                deallocate: false,
+                fua: true,
+            };
+            durable("FUA", 128, &[(write(true), 64 << 10)]);
+            durable("Flush", 128, &[(write(false), 64 << 10), (Op::Flush, 0)]);
+            // How a loop device makes zeroes is its own affair.
+            durable("Write Zeroes", 0, &[(zeroes, 64 << 10)]);
+        }
+    }
+}
+
 #[test]
 fn a_block_device_sets_the_least_block_size() {
     let Some(disk) = Loop::new(8 * MIB, &["--sector-size", "4096"]) else {

@@ -2,23 +2,25 @@
 
 use crate::ctrl::reservation::record::{decode, encode};
 use crate::ctrl::reservation::state::{Held, HostId, State};
-use crate::ctrl::reservation::{Command, Reservations};
+use crate::ctrl::reservation::{Command, Keeper, Reservations};
 use crate::{FileReservationStore, ReservationScope, ReservationStore};
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::reservation::{
     ChangePtpl, RegisterAction, RegisterCommand, RegisterData, ReservationType,
 };
 use proptest::prelude::*;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 
-const A: HostId = [0xa; 16];
-const B: HostId = [0xb; 16];
+pub(super) const A: HostId = [0xa; 16];
+pub(super) const B: HostId = [0xb; 16];
 
-fn scope() -> ReservationScope {
+pub(super) fn scope() -> ReservationScope {
     ReservationScope::new("nqn.2026-11.org.example:a".to_owned(), [7; 16])
 }
 
@@ -196,7 +198,7 @@ fn files_are_replaced_as_a_whole() {
     assert!(place.contains(path.to_str().unwrap()), "{place}");
     assert_eq!(store.load(&scope()).unwrap(), None);
     assert_eq!(
-        fs::read(format!("{}.damaged", path.display())).unwrap(),
+        fs::read(format!("{}.damaged1", path.display())).unwrap(),
         b"next"
     );
     store.save(&scope(), b"next").unwrap();
@@ -252,7 +254,7 @@ impl ReservationStore for Fragile {
     }
 }
 
-fn register(key: u64, cptpl: ChangePtpl) -> Command {
+pub(super) fn register(key: u64, cptpl: ChangePtpl) -> Command {
     let command = RegisterCommand {
         action: RegisterAction::REGISTER,
         iekey: false,
@@ -260,6 +262,22 @@ fn register(key: u64, cptpl: ChangePtpl) -> Command {
     };
     let nrkey = key;
     Command::Register(command, RegisterData { crkey: 0, nrkey })
+}
+
+/// Something that a host does to reservations.
+#[derive(Debug)]
+pub(super) enum Scripted {
+    Command(Command),
+    Ptpl(bool),
+}
+
+impl Scripted {
+    pub(super) fn run(&self, reservations: &Reservations, host: HostId) -> Result<(), Status> {
+        match self {
+            Self::Command(command) => reservations.execute(host, command).map(drop),
+            Self::Ptpl(ptpl) => reservations.set_ptpl(*ptpl),
+        }
+    }
 }
 
 #[test]
@@ -302,10 +320,29 @@ fn what_cannot_be_kept_is_not_done() {
     assert_eq!(kept(), None);
     assert!(!open().unwrap().ptpl());
 
+    // What fails twice may be kept or not; the next change puts it right, whatever it is.
+    reservations.set_ptpl(true).unwrap();
+    store.broken.store(true, Ordering::Relaxed);
+    reservations.set_ptpl(false).unwrap_err();
+    store.broken.store(false, Ordering::Relaxed);
+    *store.record.lock().unwrap() = None;
+    reservations.set_ptpl(true).unwrap();
+    assert!(kept().is_some());
+    reservations.set_ptpl(false).unwrap();
+
     // A record that makes no sense is out of the way, and the namespace starts anew.
     *store.record.lock().unwrap() = Some(b"junk".to_vec());
-    assert!(!open().unwrap().ptpl());
+    let anew = open().unwrap();
+    assert!(!anew.ptpl());
+    // Not before it is clear that it is attached, or the next record would be set aside with it.
+    assert_eq!(kept(), Some(b"junk".to_vec()));
+    anew.set_aside();
     assert_eq!(kept(), None);
+    *store.record.lock().unwrap() = Some(b"junk".to_vec());
+    let anew = open().unwrap();
+    anew.execute(A, &register(1, ChangePtpl::SET)).unwrap();
+    anew.set_aside();
+    assert!(open().unwrap().ptpl());
 }
 
 #[test]
@@ -321,4 +358,85 @@ fn without_a_store_persistence_cannot_be_set() {
     reservations
         .execute(A, &register(1, ChangePtpl::CLEAR))
         .unwrap();
+}
+
+/// Whatever stands where a record should be: the target starts, and what it was is still there.
+#[test]
+fn what_is_no_record_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(FileReservationStore::new(dir.path()).unwrap());
+    let path = store.path(&scope());
+    let makers: [&dyn Fn(); 5] = [
+        &|| fs::write(&path, b"").unwrap(),
+        &|| fs::write(&path, vec![0; 4 << 20]).unwrap(),
+        &|| fs::create_dir_all(path.join("with/something")).unwrap(),
+        &|| mknodat(CWD, &path, FileType::Fifo, Mode::RUSR, 0).unwrap(),
+        &|| drop(UnixListener::bind(&path).unwrap()),
+    ];
+    for (make, number) in makers.iter().zip(1..) {
+        make();
+        let reservations = Reservations::open(scope(), Some(store.clone())).unwrap();
+        assert!(reservations.damaged.lock().unwrap().is_some(), "{number}");
+        reservations.set_aside();
+        let aside = format!("{}.damaged{number}", path.display());
+        assert!(fs::symlink_metadata(&aside).is_ok(), "{aside}");
+        reservations
+            .execute(A, &register(1, ChangePtpl::SET))
+            .unwrap();
+        let next = Reservations::open(scope(), Some(store.clone())).unwrap();
+        assert!(next.ptpl());
+        next.set_ptpl(false).unwrap();
+    }
+    // A link to nowhere is no record, and what is half written is not written through it.
+    let elsewhere = dir.path().join("elsewhere");
+    symlink(&elsewhere, &path).unwrap();
+    symlink(&elsewhere, format!("{}.new", path.display())).unwrap();
+    let reservations = Reservations::open(scope(), Some(store.clone())).unwrap();
+    reservations
+        .execute(A, &register(1, ChangePtpl::SET))
+        .unwrap();
+    assert!(fs::symlink_metadata(&path).unwrap().is_file());
+    assert!(!elsewhere.exists());
+}
+
+#[test]
+fn errors_name_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = FileReservationStore::new(dir.path()).unwrap();
+    let path = store.path(&scope());
+    fs::create_dir(format!("{}.new", path.display())).unwrap();
+    let error = store.save(&scope(), b"record").unwrap_err().to_string();
+    assert!(error.contains(path.to_str().unwrap()), "{error}");
+    symlink(&path, &path).unwrap();
+    let error = Reservations::open(scope(), Some(Arc::new(store))).unwrap_err();
+    assert!(
+        error.to_string().contains(path.to_str().unwrap()),
+        "{error}"
+    );
+}
+
+/// A host that has asked for much is not served to the end before another is.
+#[test]
+fn hosts_take_turns() {
+    let keeper = Keeper::default();
+    let (done, order) = mpsc::channel();
+    let (go, may_go) = mpsc::channel();
+    let job = |what| {
+        let done = done.clone();
+        Box::new(move || done.send(what).unwrap())
+    };
+    let (begin, has_begun) = mpsc::channel();
+    let first = move || {
+        begin.send(()).unwrap();
+        may_go.recv().unwrap();
+    };
+    keeper.run(A, Box::new(first));
+    has_begun.recv().unwrap();
+    (0..3).for_each(|n| keeper.run(A, job((A, n))));
+    (0..2).for_each(|n| keeper.run(B, job((B, n))));
+    keeper.run(A, Box::new(|| panic!("as embedders' code may")));
+    keeper.run(A, job((A, 3)));
+    go.send(()).unwrap();
+    let order: Vec<_> = order.iter().take(6).collect();
+    assert_eq!(order, [(A, 0), (B, 0), (A, 1), (B, 1), (A, 2), (A, 3)]);
 }

@@ -1,2 +1,4 @@
+mod cut;
+mod disk;
 mod kept;
 mod state;
