@@ -84,6 +84,7 @@ mod buf;
 mod change;
 mod config;
 mod conn;
+mod contain;
 mod ctrl;
 mod error;
 mod manage;

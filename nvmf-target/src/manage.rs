@@ -1,13 +1,15 @@
 //! How a target is changed while it runs.
 
 use crate::change::Change;
+use crate::contain::{contain, let_go};
 use crate::ctrl::{AnaState, Effects};
 use crate::ns::Namespace;
-use crate::reactor::Message;
+use crate::reactor::{Closed, Message};
 use crate::transport::Transport;
 use crate::{
     Error, ListenerConfig, ListenerInfo, NamespaceConfig, Referral, Role, SubsystemConfig, Target,
 };
+use log::error;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 
@@ -27,9 +29,48 @@ impl Target {
     /// # Errors
     /// [`Error::Change`] with the first change that is refused and why; the error itself if there is
     /// only one change. [`Error::ShutDown`] for a listener after [`Target::shutdown`].
-    pub fn apply(&self, changes: Vec<Change>) -> Result<Vec<ListenerInfo>, Error> {
+    pub fn apply(&self, mut changes: Vec<Change>) -> Result<Vec<ListenerInfo>, Error> {
+        let mut effects = Effects::default();
+        let done = self.apply_locked(&mut changes, &mut effects);
+        // No lock is held any more: dropping what is the embedder's may call the target.
+        for change in changes {
+            let_go("a change", change);
+        }
+        let (attached, listeners) = (effects.attached, effects.listeners);
+        let refused = effects.opened.into_iter().map(|(transport, _)| transport);
+        for transport in refused.chain(effects.withdrawn) {
+            let_go("a listener", transport);
+        }
+        drop((effects.dropped, effects.replaced));
+        // The addresses of listeners that are closed become free here.
+        let done = done.map(drop);
+        if done.is_ok() {
+            for reservations in &effects.reservations {
+                reservations.set_aside();
+            }
+        }
+        for (namespace, sink) in attached {
+            if done.is_ok() {
+                if let Err(panic) = contain(|| namespace.subscribe(sink.clone())) {
+                    error!("a namespace {panic} as it was given its sink");
+                }
+                // What has changed since it was asked it could tell nobody.
+                sink.changed();
+            }
+            let_go("a namespace", namespace);
+        }
+        done.map(|()| listeners)
+    }
+
+    /// The part of [`Target::apply`] for which others that change something have to wait. Returns
+    /// the transports of listeners that are closed.
+    fn apply_locked(
+        &self,
+        changes: &mut [Change],
+        effects: &mut Effects,
+    ) -> Result<Vec<Closed>, Error> {
         let inner = &self.0;
-        let changing = inner
+        let _changing = inner
             .changing
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
@@ -42,40 +83,20 @@ impl Target {
         if acceptor.is_none() && changes.iter().any(listens) {
             return Err(Error::ShutDown);
         }
-        let Effects {
-            opened,
-            closed,
-            detached,
-            attached,
-            reservations,
-            dropped,
-            listeners,
-        } = inner.core.apply(changes)?;
+        inner.core.carry_out(changes, effects)?;
+        let mut closed = Vec::new();
         if let Some(acceptor) = acceptor {
-            closed
-                .into_iter()
-                .for_each(|listener| acceptor.close(listener));
-            for (transport, listener) in opened {
+            closed.extend(effects.closed.drain(..).map(|l| acceptor.close(l)));
+            for (transport, listener) in effects.opened.drain(..) {
                 acceptor.listen(transport, listener);
             }
         }
-        drop(running);
-        for uid in detached {
+        for &uid in &effects.detached {
             for mailbox in &inner.reactors {
                 mailbox.send(Message::Detached(uid));
             }
         }
-        drop(changing);
-        drop(dropped);
-        for reservations in reservations {
-            reservations.set_aside();
-        }
-        for (namespace, sink) in attached {
-            namespace.subscribe(sink.clone());
-            // What has changed since it was asked it could tell nobody.
-            sink.changed();
-        }
-        Ok(listeners)
+        Ok(closed)
     }
 
     fn change(&self, change: Change) -> Result<(), Error> {
@@ -378,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn listeners_can_be_removed_when_their_thread_has_ended() {
+    fn a_listener_whose_transport_has_panicked_can_be_removed() {
         let target = target();
         let ready = eventfd(1, EventfdFlags::CLOEXEC).unwrap();
         let (sender, gone) = channel();

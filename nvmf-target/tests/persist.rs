@@ -381,3 +381,57 @@ fn a_slow_store_holds_up_nobody_else() {
     go.send(Ok(())).unwrap();
     assert_idle(&target);
 }
+
+/// Panics when it is to save, or to load.
+#[derive(Debug)]
+struct Bomb {
+    loads: bool,
+}
+
+impl ReservationStore for Bomb {
+    fn load(&self, _: &ReservationScope) -> io::Result<Option<Vec<u8>>> {
+        assert!(self.loads, "as it should in this test");
+        Ok(None)
+    }
+
+    fn save(&self, _: &ReservationScope, _: &[u8]) -> io::Result<()> {
+        panic!("as it should in this test");
+    }
+
+    fn remove(&self, _: &ReservationScope) -> io::Result<()> {
+        panic!("as it should in this test");
+    }
+
+    fn set_aside(&self, _: &ReservationScope) -> io::Result<String> {
+        panic!("as it should in this test");
+    }
+}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("as it should in this test");
+    }
+}
+
+#[test]
+fn a_store_that_panics_fails_the_command_or_the_namespace() {
+    let (target, address) = target_with(Arc::new(Bomb { loads: true }));
+    let mut host = Host::new(address, 1);
+    for _ in 0..2 {
+        let status = host.register_with(RegisterAction::REGISTER, ChangePtpl::SET);
+        assert_eq!(status, Status::INTERNAL_ERROR);
+        assert_eq!(host.report().status.registrants, 0);
+    }
+    host.register();
+    drop(host);
+    assert_idle(&target);
+    target.remove_subsystem(NQN).unwrap();
+
+    let mut subsystem = SubsystemConfig::new(NQN);
+    subsystem.reservation_store = Some(Arc::new(Bomb { loads: false }));
+    target.add_subsystem(subsystem).unwrap();
+    let disk = RamDisk::new(8 << 20, 512).unwrap();
+    let err = target.add_namespace(NQN, 1, Inline::new(disk)).unwrap_err();
+    assert!(err.to_string().contains("panicked: as it should"), "{err}");
+    target.remove_subsystem(NQN).unwrap();
+}

@@ -2,6 +2,7 @@
 
 use super::{TargetConfig, lower, nqn};
 use crate::Error;
+use crate::contain::contain;
 use crate::transport::{TcpTransport, Transport, TransportAddress};
 use nvmf_proto::wire::nqn::Nqn;
 use nvmf_proto::wire::pdu::MAXH2CDATA_MIN;
@@ -60,6 +61,8 @@ pub struct ListenerInfo {
 enum Source {
     Tcp(SocketAddr),
     Own(Box<dyn Transport>),
+    /// It was one of these, and is with the listener.
+    Taken,
 }
 
 impl ListenerConfig {
@@ -117,15 +120,16 @@ impl ListenerConfig {
         Ok(())
     }
 
-    /// Begins to listen. Returns the transport, and the address that was bound if it is TCP.
-    pub(crate) fn bind(self) -> Result<(Box<dyn Transport>, Option<SocketAddr>), Error> {
-        match self.source {
+    /// Begins to listen. Returns the transport, and the address that was bound if it is TCP. Once.
+    pub(crate) fn bind(&mut self) -> Result<(Box<dyn Transport>, Option<SocketAddr>), Error> {
+        match std::mem::replace(&mut self.source, Source::Taken) {
             Source::Tcp(address) => {
                 let transport = TcpTransport::bind(address)?;
                 let bound = transport.local_addr();
                 Ok((Box::new(transport), Some(bound)))
             }
             Source::Own(transport) => Ok((transport, None)),
+            Source::Taken => Err(Error::config("it is bound already".to_owned())),
         }
     }
 }
@@ -148,7 +152,11 @@ impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
-            Self::Own(transport) => transport.address().traddr.fmt(f),
+            Self::Own(transport) => match contain(|| transport.address()) {
+                Ok(address) => address.traddr.fmt(f),
+                Err(panic) => write!(f, "a transport that {panic}"),
+            },
+            Self::Taken => f.write_str("bound"),
         }
     }
 }

@@ -157,7 +157,7 @@ impl Conn {
         if command.parts > 1 {
             return false;
         }
-        let Some(request) = cx.lanes.withdraw(lane, id) else {
+        let Some(request) = cx.lanes.withdraw(lane, id, &cx.poller) else {
             return false;
         };
         let mut completion = request.withdraw(Status::ABORT_REQUESTED);

@@ -210,7 +210,7 @@ impl Conn {
         };
         let caller = Caller {
             conn: self.reference(cx),
-            local_ip: self.stream.as_ref().and_then(|s| s.local_ip()),
+            local_ip: self.stream.as_ref().and_then(|stream| stream.local_ip()),
             now: cx.now,
             again: until.is_some(),
         };

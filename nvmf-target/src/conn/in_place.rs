@@ -7,7 +7,7 @@
 
 use super::fused::Half;
 use super::io::{IoPlan, Step};
-use super::{Conn, Queue};
+use super::{Command, Conn, Queue};
 use crate::buf::{BLOCK, BufPool};
 use crate::ns::{LbaRange, Loan, Op};
 use crate::reactor::{Cx, Lanes};
@@ -87,6 +87,15 @@ pub(super) struct Expected {
     write: InPlace,
 }
 
+/// The bytes of a command's data.
+pub(super) fn data<'a>(commands: &'a [Command], slot: Slot, loans: &'a Loans<'_>) -> &'a [u8] {
+    let command = &commands[slot.index()];
+    match command.lent {
+        Some(lent) => &loans[lent.loan],
+        None => &command.buf,
+    }
+}
+
 impl Conn {
     /// Answers a small Read with data that its lane will lend when it is sent. A buffer is only
     /// promised: as a rule it is not needed. False: it has to go the usual way.
@@ -160,8 +169,8 @@ impl Conn {
         self.send_data(cx, slot, len);
     }
 
-    /// Collects the loans for what a list is about to send. None where somebody is writing: then
-    /// all that was to be lent is copied.
+    /// Collects the loans for what a list is about to send. Where somebody is writing, all that was
+    /// to be lent is copied: what has been lent so far from there, so that nothing is lent twice.
     pub(super) fn borrow<'a>(
         &mut self,
         lanes: &'a Lanes,
@@ -171,6 +180,14 @@ impl Conn {
     ) -> io::Result<()> {
         if self.lent.is_empty() || (self.writable && self.try_borrow(lanes, list, loans)) {
             return Ok(());
+        }
+        for seg in list.segments() {
+            if let Seg::Data { slot, .. } = *seg
+                && let Some(lent) = self.commands[slot.index()].lent
+                && let Some(loan) = loans.get(lent.loan)
+            {
+                self.copy_loan(pool, slot, loan)?;
+            }
         }
         loans.clear();
         self.copy_lent(lanes, pool)
@@ -196,13 +213,15 @@ impl Conn {
 
     /// Copies what is still to be lent to buffers of its commands, one after the other.
     pub(super) fn copy_lent(&mut self, lanes: &Lanes, pool: &mut BufPool) -> io::Result<()> {
-        while let Some(slot) = self.lent.pop() {
+        while let Some(&slot) = self.lent.last() {
             let command = &self.commands[slot.index()];
             if let Some(lent) = command.lent {
                 let loan = lanes.lend(command.lane, lent.at, lent.len, true);
                 let loan = loan.ok_or_else(|| io::Error::other("its device refused a loan"))?;
                 self.copy_loan(pool, slot, &loan)?;
             }
+            // Not before: what it was promised is given back with the list.
+            self.lent.pop();
         }
         Ok(())
     }
@@ -216,15 +235,6 @@ impl Conn {
         }
         command.buf.copy_from_slice(loan);
         Ok(())
-    }
-
-    /// The bytes of a command's data.
-    pub(super) fn data<'a>(&'a self, slot: Slot, loans: &'a Loans<'_>) -> &'a [u8] {
-        let command = &self.commands[slot.index()];
-        match command.lent {
-            Some(lent) => &loans[lent.loan],
-            None => &command.buf,
-        }
     }
 
     /// `n` bytes of a list have left: copies what was lent and has not left entirely.

@@ -16,26 +16,27 @@ mod rx;
 mod settle;
 mod shutdown;
 mod tx;
+mod wire;
 
 pub(crate) use io::{CopyLimits, DMRL, DMRSL, STRIDE};
+pub(crate) use wire::Wire;
 
 use crate::buf::IoBuf;
+use crate::contain::{Panic, contain};
 use crate::ctrl::reservation::Waiter;
 use crate::ctrl::{Controller, Expiry, Guest, Listener, QueueStats, View};
 use crate::ns::{Completion, Op};
-use crate::reactor::{Cx, Exclusive, Gate, Message, Ready};
-use crate::transport::Stream;
+use crate::reactor::{Cx, Exclusive, Gate, Message, Poller, Ready};
 use admin::AdminQueue;
 use fused::{Before, Half};
 use held::Held;
 use in_place::{Expected, Lent};
 use io::{Copying, Step};
-use log::{debug, info, warn};
+use log::{debug, error, info, warn};
 use nvmf_proto::tcp::target::{CloseReason, Config, Event, TcpTarget};
 use nvmf_proto::tcp::{Need, Slot, Time, TxList};
 use nvmf_proto::wire::{Sqe, Status};
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,7 +116,7 @@ struct Command {
 pub(crate) struct Conn {
     id: u64,
     /// `None` once closed.
-    stream: Option<Box<dyn Stream>>,
+    stream: Option<Wire>,
     listener: Arc<Listener>,
     guest: Guest,
     peer: String,
@@ -171,7 +172,7 @@ pub(crate) struct Conn {
 impl Conn {
     pub(crate) fn new(
         id: u64,
-        stream: Box<dyn Stream>,
+        stream: Wire,
         listener: Arc<Listener>,
         guest: Guest,
         cx: &Cx,
@@ -188,7 +189,7 @@ impl Conn {
         });
         Self {
             id,
-            peer: stream.peer(),
+            peer: stream.peer().to_owned(),
             stream: Some(stream),
             listener,
             guest,
@@ -235,12 +236,10 @@ impl Conn {
         &self.peer
     }
 
-    /// The stream's descriptor. Called once, before anything could close it.
-    pub(crate) fn readiness(&self) -> BorrowedFd<'_> {
-        match &self.stream {
-            Some(stream) => stream.readiness(),
-            None => unreachable!("a connection is watched before it can be closed"),
-        }
+    /// Has the stream watched.
+    pub(crate) fn watch(&self, poller: &Poller) -> std::io::Result<()> {
+        let stream = self.stream.as_ref();
+        stream.map_or(Ok(()), |stream| stream.watch(poller, self.id))
     }
 
     /// The poller has reported something.
@@ -254,7 +253,18 @@ impl Conn {
         if self.list.is_some() || self.tcp.has_transmit() {
             self.mark_dirty(cx);
         }
-        self.receive(cx);
+        if let Err(panic) = contain(|| self.receive(cx)) {
+            self.give_up(cx, &panic);
+        }
+    }
+
+    /// Its stream has panicked, or what it sends from: what was being done is lost, and the
+    /// connection with it.
+    #[cold]
+    fn give_up(&mut self, cx: &mut Cx, panic: &Panic) {
+        error!("{}: its stream {panic}", self.peer);
+        cx.restore_stage();
+        self.close(cx, "its stream panicked");
     }
 
     fn mark_dirty(&mut self, cx: &mut Cx) {
@@ -499,7 +509,7 @@ impl Conn {
         let Some(stream) = self.stream.take() else {
             return;
         };
-        cx.poller.remove(stream.readiness());
+        stream.unwatch(&cx.poller);
         drop(stream);
         self.tcp.peer_closed();
         self.forget_connect(cx);

@@ -1,7 +1,8 @@
 //! Sending: everything that is finished leaves in one gather write.
 
 use super::Conn;
-use super::in_place::Loans;
+use super::in_place::{Loans, data};
+use crate::contain::contain;
 use crate::reactor::Cx;
 use arrayvec::ArrayVec;
 use nvmf_proto::tcp::{Need, Seg, TxList};
@@ -13,6 +14,12 @@ pub(super) const RUNS: usize = 256;
 impl Conn {
     /// Sends what there is, until the stream takes no more.
     pub(crate) fn flush(&mut self, cx: &mut Cx) {
+        if let Err(panic) = contain(|| self.transmit(cx)) {
+            self.give_up(cx, &panic);
+        }
+    }
+
+    fn transmit(&mut self, cx: &mut Cx) {
         self.dirty = false;
         self.end_disconnect(cx);
         while self.stream.is_some() {
@@ -66,7 +73,8 @@ impl Conn {
         self.borrow(lanes, pool, list, &mut loans)?;
         if fresh {
             list.fill_digests(|d| {
-                &self.data(d.slot, &loans)[d.offset as usize..(d.offset + d.len) as usize]
+                &data(&self.commands, d.slot, &loans)
+                    [d.offset as usize..(d.offset + d.len) as usize]
             });
         }
         let (n, of) = self.writev(list, &loans)?;
@@ -78,7 +86,7 @@ impl Conn {
 
     /// How many bytes have left, of how many.
     fn writev(&mut self, list: &TxList, loans: &Loans<'_>) -> io::Result<(usize, usize)> {
-        let Some(mut stream) = self.stream.take_if(|_| self.writable) else {
+        let Some(stream) = self.stream.as_mut().filter(|_| self.writable) else {
             return Ok((0, usize::MAX));
         };
         let mut runs: ArrayVec<IoSlice<'_>, RUNS> = ArrayVec::new();
@@ -87,7 +95,7 @@ impl Conn {
             let run = match *seg {
                 Seg::Head { start, len } => &list.heads()[start as usize..(start + len) as usize],
                 Seg::Data { slot, offset, len } => {
-                    &self.data(slot, loans)[offset as usize..(offset + len) as usize]
+                    &data(&self.commands, slot, loans)[offset as usize..(offset + len) as usize]
                 }
             };
             total += run.len();
@@ -99,8 +107,6 @@ impl Conn {
                 result => break result,
             }
         };
-        drop(runs);
-        self.stream = Some(stream);
         match result {
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                 self.writable = false;

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::change::Change;
 use crate::config::{self, hosts};
+use crate::contain::contain;
 use crate::ns::{Namespace, NsSink};
 use crate::reactor::Gate;
 use crate::transport::Transport;
@@ -27,11 +28,15 @@ use std::sync::{Arc, PoisonError};
 /// Listeners of a target. There are more PORTIDs, so that one is free at any time.
 const PORTS_MAX: usize = 4096;
 
-/// What is left to do when a draft is published, by those who have the threads.
+/// What is left to do when a draft is published, by those who have the threads. It has all that a
+/// draft takes from its changes; what it drops that was there before is in here, too. For dropping
+/// code of the embedder's may call the target, and so has to wait until no lock is held.
 #[derive(Default)]
 pub(crate) struct Effects {
     /// To be accepted from.
     pub(crate) opened: Vec<(Box<dyn Transport>, Arc<Listener>)>,
+    /// Not to be accepted from after all.
+    pub(crate) withdrawn: Vec<Box<dyn Transport>>,
     /// To be closed, with their connections.
     pub(crate) closed: Vec<Arc<Listener>>,
     /// The uids of namespaces whose lanes are to be closed.
@@ -40,8 +45,10 @@ pub(crate) struct Effects {
     pub(crate) attached: Vec<(Arc<dyn Namespace>, NsSink)>,
     /// Of what is attached. Damaged records are to be set aside once no lock is held.
     pub(crate) reservations: Vec<Arc<Reservations>>,
-    /// To be dropped when no lock is held: it may be the last reference to a backend.
+    /// Perhaps the last references to backends.
     pub(crate) dropped: Vec<Arc<NsEntry>>,
+    /// Perhaps the last reference to subsystems and their stores of reservations.
+    pub(crate) replaced: Option<Arc<Topology>>,
     /// The listeners of `opened` for their owner.
     pub(crate) listeners: Vec<ListenerInfo>,
 }
@@ -53,7 +60,7 @@ struct Draft<'a> {
     is_other: bool,
     /// Subsystems whose namespaces change.
     edited: BTreeMap<Nqn, Edited>,
-    effects: Effects,
+    effects: &'a mut Effects,
 }
 
 struct Edited {
@@ -101,17 +108,23 @@ impl Edit {
 }
 
 impl Core {
-    /// Carries out all changes, or none. One caller at a time.
-    pub(crate) fn apply(&self, changes: Vec<Change>) -> Result<Effects, Error> {
+    /// Carries out all changes, or none. One caller at a time. What is left of `changes` and
+    /// `effects` is to be dropped when no lock is held; after an error `effects` is good for nothing
+    /// else.
+    pub(crate) fn carry_out(
+        &self,
+        changes: &mut [Change],
+        effects: &mut Effects,
+    ) -> Result<(), Error> {
         let mut draft = Draft {
             core: self,
             topology: Topology::clone(&self.topology()),
             is_other: false,
             edited: BTreeMap::new(),
-            effects: Effects::default(),
+            effects,
         };
         let single = changes.len() == 1;
-        for (index, change) in changes.into_iter().enumerate() {
+        for (index, change) in changes.iter_mut().enumerate() {
             let what = change.to_string();
             draft.step(change).map_err(|source| {
                 if single {
@@ -125,14 +138,15 @@ impl Core {
                 }
             })?;
         }
-        Ok(draft.publish())
+        draft.publish();
+        Ok(())
     }
 }
 
 impl Draft<'_> {
-    fn step(&mut self, change: Change) -> Result<(), Error> {
+    fn step(&mut self, change: &mut Change) -> Result<(), Error> {
         self.is_other |= !matches!(
-            change,
+            *change,
             Change::AddNamespace { .. }
                 | Change::RemoveNamespace { .. }
                 | Change::SetNamespaceHosts { .. }
@@ -140,18 +154,18 @@ impl Draft<'_> {
                 | Change::SetAnaState { .. }
         );
         match change {
-            Change::AddSubsystem(config) => self.add_subsystem(&config),
-            Change::RemoveSubsystem { nqn } => self.remove_subsystem(&nqn),
+            Change::AddSubsystem(config) => self.add_subsystem(config),
+            Change::RemoveSubsystem { nqn } => self.remove_subsystem(nqn),
             Change::AddNamespace {
                 nqn,
                 config,
                 namespace,
-            } => self.add_namespace(&nqn, &config, namespace),
-            Change::RemoveNamespace { nqn, nsid } => self.remove_namespace(&nqn, nsid),
+            } => self.add_namespace(nqn, config, namespace),
+            Change::RemoveNamespace { nqn, nsid } => self.remove_namespace(nqn, *nsid),
             Change::SetNamespaceHosts { nqn, nsid, hosts } => {
                 let visibility = visibility(hosts.as_deref())?;
-                self.namespace(&nqn, nsid)?
-                    .make(Edit::Show(nsid, visibility));
+                self.namespace(nqn, *nsid)?
+                    .make(Edit::Show(*nsid, visibility));
                 Ok(())
             }
             Change::SetAnaGroup {
@@ -159,9 +173,9 @@ impl Draft<'_> {
                 nsid,
                 anagrpid,
             } => {
-                let edited = self.namespace(&nqn, nsid)?;
-                check_group(&edited.subsystem, anagrpid)?;
-                edited.make(Edit::Move(nsid, anagrpid));
+                let edited = self.namespace(nqn, *nsid)?;
+                check_group(&edited.subsystem, *anagrpid)?;
+                edited.make(Edit::Move(*nsid, *anagrpid));
                 Ok(())
             }
             Change::SetAnaState {
@@ -170,33 +184,32 @@ impl Draft<'_> {
                 anagrpid,
                 state,
             } => {
-                let port = self.listener(&listener)?;
+                let port = self.listener(listener)?;
                 if port.role != Role::Io {
                     let text = format!("listener {listener:?} serves discovery only");
                     return Err(Error::config(text));
                 }
-                let listener = port.uid;
-                let edited = self.edit(&nqn)?;
-                check_group(&edited.subsystem, anagrpid)?;
-                edited.make(Edit::State(listener, anagrpid, state));
+                let edited = self.edit(nqn)?;
+                check_group(&edited.subsystem, *anagrpid)?;
+                edited.make(Edit::State(port.uid, *anagrpid, *state));
                 Ok(())
             }
             Change::AllowAnyHost { nqn, allow } => {
-                self.member(&nqn)?.allow_any_host = allow;
+                self.member(nqn)?.allow_any_host = *allow;
                 Ok(())
             }
             Change::AddHost { nqn, host } => {
-                let host = config::nqn("host NQN", &host)?;
-                self.member(&nqn)?.hosts.insert(host);
+                let host = config::nqn("host NQN", host)?;
+                self.member(nqn)?.hosts.insert(host);
                 Ok(())
             }
-            Change::RemoveHost { nqn, host } => self.remove_host(&nqn, &host),
+            Change::RemoveHost { nqn, host } => self.remove_host(nqn, host),
             Change::AddListener(config) => self.add_listener(config),
-            Change::RemoveListener { listener } => self.remove_listener(&listener),
-            Change::Serve { listener, nqn } => self.serve(&listener, &nqn, true),
-            Change::StopServing { listener, nqn } => self.serve(&listener, &nqn, false),
-            Change::AddReferral(referral) => self.add_referral(referral),
-            Change::RemoveReferral(referral) => self.remove_referral(&referral),
+            Change::RemoveListener { listener } => self.remove_listener(listener),
+            Change::Serve { listener, nqn } => self.serve(listener, nqn, true),
+            Change::StopServing { listener, nqn } => self.serve(listener, nqn, false),
+            Change::AddReferral(referral) => self.add_referral(referral.clone()),
+            Change::RemoveReferral(referral) => self.remove_referral(referral),
         }
     }
 
@@ -274,7 +287,7 @@ impl Draft<'_> {
         &mut self,
         nqn: &str,
         config: &NamespaceConfig,
-        namespace: Arc<dyn Namespace>,
+        namespace: &Arc<dyn Namespace>,
     ) -> Result<(), Error> {
         let visibility = visibility(config.hosts.as_deref())?;
         let uid = self.core.new_uid();
@@ -288,8 +301,8 @@ impl Draft<'_> {
         let attached = Attached {
             uid,
             visibility,
-            namespace: Arc::clone(&namespace),
-            gate: self.gate_of(&namespace),
+            namespace: Arc::clone(namespace),
+            gate: self.gate_of(namespace),
         };
         let (entry, sink) = subsystem.entry(config, attached)?;
         let edited = self.edit(nqn)?;
@@ -305,14 +318,17 @@ impl Draft<'_> {
         let reservations = Arc::clone(&entry.shared.reservations);
         edited.make(Edit::Attach(entry));
         self.effects.reservations.push(reservations);
-        self.effects.attached.push((namespace, sink));
+        self.effects.attached.push((Arc::clone(namespace), sink));
         Ok(())
     }
 
     /// The write gate of a backend: the one that it has already, if it is attached elsewhere.
     fn gate_of(&self, namespace: &Arc<dyn Namespace>) -> Arc<Gate> {
         let same = |entry: &&Arc<NsEntry>| {
-            std::ptr::addr_eq(Arc::as_ptr(&entry.shared.namespace), Arc::as_ptr(namespace))
+            std::ptr::addr_eq(
+                Arc::as_ptr(&*entry.shared.namespace),
+                Arc::as_ptr(namespace),
+            )
         };
         let gate_in = |table: &NsTable| {
             let entry = table.iter().find(same);
@@ -345,7 +361,7 @@ impl Draft<'_> {
         }
     }
 
-    fn add_listener(&mut self, config: ListenerConfig) -> Result<(), Error> {
+    fn add_listener(&mut self, config: &mut ListenerConfig) -> Result<(), Error> {
         let target = &self.core.config;
         config.validate(target)?;
         let list = config.subsystems.as_deref();
@@ -373,8 +389,15 @@ impl Draft<'_> {
                 "there is a listener {name:?} already"
             )));
         }
+        self.forget_states()?;
         let (transport, socket) = config.bind()?;
-        let address = transport.address();
+        let address = match contain(|| transport.address()) {
+            Ok(address) => address,
+            Err(panic) => {
+                self.effects.withdrawn.push(transport);
+                return Err(Error::config(format!("the transport {panic}")));
+            }
+        };
         let name = wanted.unwrap_or_else(|| {
             let name = socket.map_or_else(|| address.traddr.clone(), |socket| socket.to_string());
             match self.topology.listener(&name) {
@@ -382,7 +405,6 @@ impl Draft<'_> {
                 Some(_) => format!("{name}#{port_id}"),
             }
         });
-        self.forget_states()?;
         let listener = Arc::new(Listener {
             uid: self.core.new_uid(),
             name,
@@ -437,11 +459,16 @@ impl Draft<'_> {
         let listener = self.listener(name)?;
         self.topology.ports.remove(&listener.port_id);
         // One that the same draft has opened is not even announced.
-        let opened = &mut self.effects.opened;
-        let before = opened.len();
-        opened.retain(|(_, other)| !Arc::ptr_eq(other, &listener));
-        if opened.len() == before {
-            self.effects.closed.push(listener);
+        let Effects {
+            opened,
+            closed,
+            withdrawn,
+            ..
+        } = &mut *self.effects;
+        let same = |(_, other): &(_, Arc<Listener>)| Arc::ptr_eq(other, &listener);
+        match opened.iter().position(same) {
+            Some(at) => withdrawn.push(opened.remove(at).0),
+            None => closed.push(listener),
         }
         Ok(())
     }
@@ -485,7 +512,7 @@ impl Draft<'_> {
     }
 
     /// The draft becomes what there is.
-    fn publish(self) -> Effects {
+    fn publish(self) {
         let Self {
             core,
             mut topology,
@@ -505,7 +532,7 @@ impl Draft<'_> {
             core.replace_topology(&old, Arc::new(topology));
         }
         is_there.into_iter().for_each(Edited::publish);
-        effects
+        effects.replaced = Some(old);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::NsStats;
 use super::reservation::Reservations;
+use crate::contain::Guarded;
 use crate::ns::{Namespace, NsInfo};
 use crate::reactor::Gate;
 use nvmf_proto::wire::feature::WriteProtectState;
@@ -36,7 +37,7 @@ impl NsEntry {
 pub(crate) struct NsShared {
     /// What it is called in log lines.
     pub(crate) name: String,
-    pub(crate) namespace: Arc<dyn Namespace>,
+    pub(crate) namespace: Guarded<Arc<dyn Namespace>>,
     /// Held while the backend is asked for its information, so that what it says last counts.
     pub(super) asking: Mutex<()>,
     /// What the backend's sink calls: kept, for the backend holds a weak reference.

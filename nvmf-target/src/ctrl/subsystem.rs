@@ -8,6 +8,7 @@ use super::{
     Access, Controller, Limits, NsEntry, NsShared, NsStats, NsTable, Opening, View, Visibility,
     lock,
 };
+use crate::contain::{Guarded, contain};
 use crate::ns::{Namespace, NsInfo, NsSink};
 use crate::reactor::Gate;
 use crate::{Error, NamespaceConfig, SubsystemConfig, TargetConfig};
@@ -51,7 +52,7 @@ pub(crate) struct Subsystem {
     /// CSTS.NSSRO: there was an NVM Subsystem Reset.
     was_reset: AtomicBool,
     /// Where reservations are kept that are to outlive the target.
-    reservation_store: Option<Arc<dyn ReservationStore>>,
+    reservation_store: Option<Guarded<Arc<dyn ReservationStore>>>,
     reservations: Known,
     snapshot: Mutex<Snapshot>,
     /// See [`Subsystem::generation`]: what I/O queues compare before each command.
@@ -116,7 +117,8 @@ impl Subsystem {
             cntlid_max: config.cntlid_max,
             resettable: config.subsystem_reset,
             was_reset: AtomicBool::new(false),
-            reservation_store: config.reservation_store.clone(),
+            reservation_store: (config.reservation_store.clone())
+                .map(|store| Guarded::new("a reservation store", store)),
             reservations: Known::default(),
             snapshot: Mutex::default(),
             // A view that was never made is of generation 0.
@@ -262,7 +264,7 @@ impl Subsystem {
         }
         let info = self.checked_info(nsid, &*namespace)?;
         let scope = ReservationScope::new(self.nqn.to_string(), info.uuid);
-        let store = self.reservation_store.clone();
+        let store = self.reservation_store.as_deref().cloned();
         let reservations = self.reservations.get(scope, store)?;
         let weak: Weak<Self> = Arc::downgrade(self);
         let notify: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
@@ -280,7 +282,7 @@ impl Subsystem {
             write_protect: WriteProtectState::NONE,
             shared: Arc::new(NsShared {
                 name: format!("{} namespace {nsid}", self.nqn),
-                namespace,
+                namespace: Guarded::new("a namespace", namespace),
                 asking: Mutex::default(),
                 _notify: notify,
                 gate,
@@ -302,7 +304,7 @@ impl Subsystem {
         let shared = &entry.shared;
         // The backend takes its time, and may have locks of its own: no other lock is held.
         let _alone = lock(&shared.asking);
-        let info = match self.checked_info(nsid, &*shared.namespace) {
+        let info = match self.checked_info(nsid, &**shared.namespace) {
             Ok(info) => info,
             Err(err) => {
                 log::error!("{}: it keeps its old geometry: {err}", shared.name);
@@ -330,7 +332,8 @@ impl Subsystem {
     /// The backend's information, checked, with the identifiers that it left open derived from
     /// subsystem and NSID: stable, and unique as far as the NQN is.
     fn checked_info(&self, nsid: u32, namespace: &dyn Namespace) -> Result<NsInfo, Error> {
-        let mut info = namespace.info();
+        let info = contain(|| namespace.info());
+        let mut info = info.map_err(|panic| Error::config(format!("the namespace {panic}")))?;
         info.validate()?;
         let (block, max) = (info.block_size(), self.limits.max_transfer);
         if block > max {

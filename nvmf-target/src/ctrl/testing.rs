@@ -3,7 +3,7 @@
 use super::admin::AdminCx;
 use super::connect::Caller;
 use super::controller::Join;
-use super::{ConnRef, Controller, Core, Listener, Opening, QueueStats, Subsystem};
+use super::{ConnRef, Controller, Core, Effects, Listener, Opening, QueueStats, Subsystem};
 use crate::change::Change;
 use crate::ns::{Lane, LaneCx, Namespace, NsInfo};
 use crate::reactor::Mailbox;
@@ -88,6 +88,15 @@ pub(super) fn nvm_subsystem(core: &Core, name: &str) -> Arc<Subsystem> {
 }
 
 /// Makes a change as the management of a target would.
+impl Core {
+    /// Carries out all changes, or none, where nobody minds what is dropped when.
+    pub(super) fn apply(&self, mut changes: Vec<Change>) -> Result<Effects, Error> {
+        let mut effects = Effects::default();
+        self.carry_out(&mut changes, &mut effects)?;
+        Ok(effects)
+    }
+}
+
 pub(super) fn apply(core: &Core, change: Change) {
     core.apply(vec![change]).unwrap();
 }

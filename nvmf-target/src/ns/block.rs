@@ -2,12 +2,12 @@
 
 use super::{Lane, LaneCx, LbaRange, Loan, Namespace, NsInfo, NsSink, Op, Request, RequestId};
 use crate::Error;
+use crate::contain::{contain, let_go};
 use log::error;
 use nvmf_proto::wire::Status;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -277,11 +277,11 @@ impl Failure {
 
 /// Calls a device. A panic in it fails the command.
 pub(crate) fn contained(op: Op, call: impl FnOnce() -> Result<(), NsError>) -> Result<(), Failure> {
-    match catch_unwind(AssertUnwindSafe(call)) {
+    match contain(call) {
         Ok(result) => result.map_err(|err| Failure::new(op, err)),
-        Err(_) => Err(Failure {
+        Err(panic) => Err(Failure {
             status: Status::INTERNAL_ERROR,
-            note: Some("the backend panicked; the command fails".to_owned()),
+            note: Some(format!("the backend {panic}; the command fails")),
         }),
     }
 }
@@ -461,7 +461,7 @@ impl Shared {
             if let Some((device, request)) = jobs.queue.pop_front() {
                 drop(jobs);
                 run(&*device, request);
-                drop(device);
+                let_go("a device", device);
                 jobs = self.lock();
             } else if jobs.closed {
                 return;

@@ -2,6 +2,8 @@
 
 use super::{Mailbox, Message, Poller};
 use crate::Error;
+use crate::conn::Wire;
+use crate::contain::{Guarded, contain};
 use crate::ctrl::{Core, Listener};
 use crate::transport::{Stream, Transport};
 use crate::wake::Waker;
@@ -23,9 +25,14 @@ const BATCH: usize = 64;
 /// What the accepting thread is told.
 enum Order {
     Open(Box<dyn Transport>, Arc<Listener>),
-    /// Says so when it is done.
-    Close(Arc<Listener>, SyncSender<()>),
+    /// Hands over what is to be dropped when it is done.
+    Close(Arc<Listener>, SyncSender<Closed>),
 }
+
+/// What was a listener's transport. Dropping it is what frees the address, and code of the
+/// embedder's that may want the locks of whoever closes the listener.
+pub(crate) type Closed = Option<Listening>;
+type Listening = Guarded<Box<dyn Transport>>;
 
 /// `None` once the thread has ended: nobody carries out any more.
 type Orders = Mutex<Option<Vec<Order>>>;
@@ -47,12 +54,12 @@ impl AcceptorHandle {
     }
 
     /// Closes a listener and, by way of the reactors, its connections. The listener is closed when
-    /// this returns.
-    pub(crate) fn close(&self, listener: Arc<Listener>) {
+    /// what this returns is dropped.
+    pub(crate) fn close(&self, listener: Arc<Listener>) -> Closed {
         let (done, closed) = sync_channel(1);
         self.order(Order::Close(listener, done));
         // An error means that the thread has ended, and all listeners with it.
-        let _ = closed.recv();
+        closed.recv().ok().flatten()
     }
 
     fn order(&self, order: Order) {
@@ -92,7 +99,7 @@ pub(crate) struct Acceptor {
     waker: Waker,
     poller: Poller,
     /// By poller token.
-    listeners: BTreeMap<u64, (Box<dyn Transport>, Arc<Listener>)>,
+    listeners: BTreeMap<u64, (Listening, Arc<Listener>)>,
     next_token: u64,
 }
 
@@ -116,7 +123,7 @@ fn cannot_start(err: io::Error) -> Error {
 
 impl Drop for Acceptor {
     fn drop(&mut self) {
-        // Also if a transport has panicked: whoever waits for an order sees that it is dropped.
+        // Whoever waits for an order sees that it is dropped.
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         let left = orders.take();
         drop(orders);
@@ -205,11 +212,11 @@ impl Acceptor {
             error!("looking for connections failed: {err}");
         }
         self.waker.drain();
-        let before = self.core.connections.load(Ordering::Acquire);
+        let before = self.core.door.connections();
         for &token in &ready {
             self.accept(token);
         }
-        self.core.connections.load(Ordering::Acquire) != before
+        self.core.door.connections() != before
     }
 
     fn take_orders(&mut self) {
@@ -221,8 +228,13 @@ impl Acceptor {
                 Order::Open(transport, listener) => {
                     let token = self.next_token;
                     self.next_token += 1;
-                    if let Err(err) = self.poller.add_level(transport.readiness(), token) {
-                        warn!("a listener cannot be watched: {err}");
+                    let transport = Guarded::new("a transport", transport);
+                    match contain(|| self.poller.add_level(transport.readiness(), token)) {
+                        Ok(Ok(())) => {}
+                        Ok(Err(err)) => {
+                            warn!("listener {}: it cannot be watched: {err}", listener.name)
+                        }
+                        Err(panic) => error!("listener {}: its transport {panic}", listener.name),
                     }
                     self.listeners.insert(token, (transport, listener));
                 }
@@ -230,17 +242,24 @@ impl Acceptor {
                     let gone =
                         |(_, (_, other)): &(_, &(_, Arc<Listener>))| Arc::ptr_eq(other, &listener);
                     let token = self.listeners.iter().find(gone).map(|(&token, _)| token);
-                    if let Some((transport, _)) = token.and_then(|t| self.listeners.remove(&t)) {
-                        self.poller.remove(transport.readiness());
-                    }
+                    let closed = token.and_then(|token| self.unwatch(token));
                     // Behind the connections that it has brought.
                     for mailbox in &self.reactors {
                         mailbox.send(Message::Unlistened(Arc::clone(&listener)));
                     }
-                    let _ = done.send(());
+                    let _ = done.send(closed);
                 }
             }
         }
+    }
+
+    /// Takes a transport out of those that are watched.
+    fn unwatch(&mut self, token: u64) -> Closed {
+        let (transport, listener) = self.listeners.remove(&token)?;
+        if let Err(panic) = contain(|| self.poller.remove(transport.readiness())) {
+            error!("listener {}: its transport {panic}", listener.name);
+        }
+        Some(transport)
     }
 
     /// Takes what a listener has; true if accepting has to pause.
@@ -253,7 +272,18 @@ impl Acceptor {
             if self.core.door.is_busy() {
                 return true;
             }
-            match transport.accept() {
+            let accepted = match contain(|| transport.accept()) {
+                Ok(accepted) => accepted,
+                Err(panic) => {
+                    error!(
+                        "listener {}: its transport {panic}; it accepts no more connections",
+                        listener.name
+                    );
+                    drop(self.unwatch(token));
+                    return false;
+                }
+            };
+            match accepted {
                 Ok(None) => return false,
                 Ok(Some(stream)) => admit(&self.core, &self.reactors, listener, stream),
                 // The peer gave up, or a signal came: there may be more.
@@ -280,6 +310,7 @@ fn admit(
     listener: &Arc<Listener>,
     stream: Box<dyn Stream>,
 ) {
+    let stream = Wire::new(stream);
     let least = reactors
         .iter()
         .filter(|m| !m.ended.load(Ordering::Acquire))

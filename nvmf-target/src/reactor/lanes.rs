@@ -1,8 +1,14 @@
 //! A reactor's lanes: opened when first used, never given more than their depth, nor anything that
 //! writes while the namespace's gate is closed.
+//!
+//! Requests are handed to a lane in batches, when the batch is committed: so a panic in it is
+//! caught once for all of them. A lane that has panicked is given up. It is dropped, what it has
+//! not been given yet fails with Namespace Not Ready, and the next command opens another one. Its
+//! place is kept until all requests that it had have come back.
 
 use super::gate::Member;
 use super::{Mailbox, Poller};
+use crate::contain::{Panic, contain, let_go};
 use crate::ctrl::{NsEntry, NsShared, QueueStats};
 use crate::ns::{
     BlockDevice, Completion, Lane, LaneCx, LbaRange, Loan, Op, ReactorRing, Request, RequestId,
@@ -13,7 +19,6 @@ use nvmf_proto::wire::Status;
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// Poller tokens of lanes have this bit.
@@ -44,13 +49,18 @@ impl Hasher for Identity {
 
 struct OpenLane {
     uid: u64,
-    lane: Box<dyn Lane>,
+    /// `None`: it has panicked and is no more.
+    lane: Option<Box<dyn Lane>>,
+    /// It has panicked and is not called any more.
+    panic: Option<Panic>,
     /// See [`Lane::inline_device`].
     device: Option<Arc<dyn BlockDevice>>,
     /// It lends.
     lends: bool,
     depth: u32,
     outstanding: u32,
+    /// What it gets with the next commit.
+    batch: VecDeque<Request>,
     /// What exceeds the depth.
     waiting: VecDeque<Request>,
     /// What the namespace's SMART log counts.
@@ -64,9 +74,10 @@ struct OpenLane {
     /// Requests that write, outstanding or waiting.
     writers: u32,
     parked: VecDeque<Request>,
-    /// Submitted to since the last commit.
+    /// In [`Lanes::touched`].
     touched: bool,
-    /// The namespace is gone; so is the lane when nothing is outstanding.
+    /// The namespace is gone, or the lane has panicked; its place is free when nothing is
+    /// outstanding.
     detached: bool,
 }
 
@@ -82,6 +93,73 @@ impl OpenLane {
     fn is_over(&self) -> bool {
         self.detached && self.outstanding == 0 && self.parked.is_empty()
     }
+
+    /// Gives the lane its batch, and ends that if this is the `end` of the turn.
+    fn submit(&mut self, end: bool) {
+        let Self { lane, batch, .. } = self;
+        if let (Some(lane), None) = (lane, &self.panic) {
+            let submitted = contain(|| {
+                while let Some(request) = batch.pop_front() {
+                    lane.submit(request);
+                }
+                if end {
+                    lane.commit();
+                }
+            });
+            self.panic = submitted.err();
+        }
+    }
+
+    /// Drops the lane, as far as there still is one.
+    fn let_go(&mut self, poller: &Poller) {
+        let Some(lane) = self.lane.take() else { return };
+        // If it panics here, too, it is watched until its descriptor is closed.
+        let unwatched = contain(|| lane.wake_fd().map(|fd| poller.remove(fd)));
+        if let Err(panic) = unwatched {
+            error!("{}: its lane {panic}", self.shared.name);
+        }
+        let_go(&self.shared.name, lane);
+    }
+}
+
+impl Drop for OpenLane {
+    fn drop(&mut self) {
+        let_go(&self.shared.name, self.lane.take());
+        let_go(&self.shared.name, self.device.take());
+    }
+}
+
+/// A lane as its namespace has opened it.
+struct Opened {
+    lane: Box<dyn Lane>,
+    device: Option<Arc<dyn BlockDevice>>,
+    lends: bool,
+}
+
+/// Opens a lane that is watched under `token`, if there is something to watch.
+fn open_lane(entry: &NsEntry, cx: &LaneCx, poller: &Poller, token: u64) -> Result<Opened, String> {
+    let lane = contain(|| entry.shared.namespace.open_lane(cx));
+    let lane = lane.map_err(|panic| panic.to_string())?;
+    let lane = lane.map_err(|err| err.to_string())?;
+    let begun = contain(|| {
+        let device = lane.inline_device();
+        let lends = device.as_ref().is_some_and(|device| device.lends());
+        let watched = lane.wake_fd().map(|fd| poller.add_level(fd, token));
+        (device, lends, watched.unwrap_or(Ok(())))
+    });
+    let problem = match begun {
+        Ok((device, lends, Ok(()))) => {
+            return Ok(Opened {
+                lane,
+                device,
+                lends,
+            });
+        }
+        Ok((_, _, Err(err))) => format!("it cannot be watched: {err}"),
+        Err(panic) => panic.to_string(),
+    };
+    let_go(&entry.shared.name, lane);
+    Err(problem)
 }
 
 #[derive(Default)]
@@ -134,32 +212,27 @@ impl Lanes {
             uring: self.uring.clone(),
         };
         let had_ring = self.uring.is_used();
-        let lane = entry.shared.namespace.open_lane(&cx).map_err(|err| {
-            error!("{}: no lane: {err}", entry.shared.name);
+        let index = self.free.last().copied().unwrap_or(self.lanes.len());
+        let name = &entry.shared.name;
+        let opened = open_lane(entry, &cx, poller, LANE_TOKEN | index as u64);
+        let Opened {
+            lane,
+            device,
+            lends,
+        } = opened.map_err(|problem| {
+            error!("{name}: no lane: {problem}");
             Status::NAMESPACE_NOT_READY
         })?;
-        if !had_ring && let Some(Err(err)) = self.uring.with_fd(|fd| poller.add(fd, URING_TOKEN)) {
-            error!("{}: its ring cannot be watched: {err}", entry.shared.name);
-            self.uring = ReactorRing::default();
-            return Err(Status::NAMESPACE_NOT_READY);
-        }
-        let index = self.free.pop().unwrap_or(self.lanes.len());
-        if let Some(fd) = lane.wake_fd()
-            && let Err(err) = poller.add_level(fd, LANE_TOKEN | index as u64)
-        {
-            error!("{}: its lane cannot be watched: {err}", entry.shared.name);
-            self.free.push(index);
-            return Err(Status::NAMESPACE_NOT_READY);
-        }
         let (member, closed) = entry.shared.gate.join(entry.uid, mailbox);
-        let device = lane.inline_device();
-        let open = OpenLane {
+        let mut open = OpenLane {
             uid: entry.uid,
-            lends: device.as_ref().is_some_and(|device| device.lends()),
+            lane: Some(lane),
+            panic: None,
             device,
-            lane,
+            lends,
             depth: entry.info.depth,
             outstanding: 0,
+            batch: VecDeque::new(),
             waiting: VecDeque::new(),
             stats: entry.shared.stats.lane(),
             shared: Arc::clone(&entry.shared),
@@ -171,6 +244,13 @@ impl Lanes {
             touched: false,
             detached: false,
         };
+        if !had_ring && let Some(Err(err)) = self.uring.with_fd(|fd| poller.add(fd, URING_TOKEN)) {
+            error!("{name}: its ring cannot be watched: {err}");
+            self.uring = ReactorRing::default();
+            open.let_go(poller);
+            return Err(Status::NAMESPACE_NOT_READY);
+        }
+        self.free.pop();
         if index == self.lanes.len() {
             self.lanes.push(Some(open));
         } else {
@@ -210,6 +290,9 @@ impl Lanes {
             return;
         };
         lane.outstanding += 1;
+        if lane.lane.is_none() {
+            return request.complete(Err(Status::NAMESPACE_NOT_READY));
+        }
         let marked = &lane.shared.gate.uncorrectable;
         if marked.any() && marked.spoils(request.op(), request.lba_range()) {
             // NVM Command Set 1.1, Write Uncorrectable command.
@@ -219,7 +302,11 @@ impl Lanes {
             lane.touched = true;
             self.touched.push(index);
         }
-        lane.lane.submit(request);
+        lane.batch.push_back(request);
+        // A device that works on this thread does so while its data is in the CPU's cache.
+        if lane.device.is_some() {
+            lane.submit(false);
+        }
     }
 
     /// Whether the data of a read may be lent instead of read into a buffer.
@@ -231,15 +318,13 @@ impl Lanes {
         })
     }
 
-    /// A loan of a lane's device; see [`BlockDevice::lend`].
+    /// A loan of a lane's device; see [`BlockDevice::lend`]. Panics if that does.
     ///
     /// [`BlockDevice::lend`]: crate::ns::BlockDevice::lend
     pub(crate) fn lend(&self, index: usize, at: u64, len: usize, alone: bool) -> Option<Loan<'_>> {
         let lane = self.lanes.get(index).and_then(Option::as_ref)?;
-        let device = lane.device.as_ref()?;
-        // A panic is a refusal.
-        let loan = catch_unwind(AssertUnwindSafe(|| device.lend(at, len, alone)));
-        loan.ok()?.filter(|loan| loan.len() == len)
+        let loan = lane.device.as_ref()?.lend(at, len, alone);
+        loan.filter(|loan| loan.len() == len)
     }
 
     /// Whether [`Lanes::write`] is possible now.
@@ -267,7 +352,12 @@ impl Lanes {
 
     /// Takes a request back that work has not begun on; it counts as outstanding until
     /// [`Lanes::completed`] is told of it.
-    pub(crate) fn withdraw(&mut self, index: usize, id: RequestId) -> Option<Request> {
+    pub(crate) fn withdraw(
+        &mut self,
+        index: usize,
+        id: RequestId,
+        poller: &Poller,
+    ) -> Option<Request> {
         let lane = self.lanes.get_mut(index).and_then(Option::as_mut)?;
         if let Some(at) = lane.waiting.iter().position(|r| r.id() == id) {
             lane.outstanding += 1;
@@ -278,7 +368,17 @@ impl Lanes {
             lane.writers += 1;
             return lane.parked.remove(at);
         }
-        lane.lane.abort(id).filter(|r| r.id() == id)
+        if let Some(at) = lane.batch.iter().position(|r| r.id() == id) {
+            return lane.batch.remove(at);
+        }
+        let inner = lane.lane.as_mut().filter(|_| lane.panic.is_none())?;
+        match contain(|| inner.abort(id)) {
+            Ok(request) => request.filter(|r| r.id() == id),
+            Err(panic) => {
+                self.give_up(index, &panic, poller);
+                None
+            }
+        }
     }
 
     /// Takes note of a completion, and submits what waited for it.
@@ -313,14 +413,15 @@ impl Lanes {
 
     /// The gate of a namespace closes or opens for one of its lanes.
     pub(super) fn set_gate(&mut self, uid: u64, member: u64, closed: bool) {
-        let Some(index) = self.get(uid) else { return };
+        // The message may be for an earlier lane, which is no more or has panicked.
+        let is_it = |lane: &OpenLane| lane.uid == uid && lane.member.id() == member;
+        let place = |lane: &Option<OpenLane>| lane.as_ref().is_some_and(is_it);
+        let latest = self.get(uid).filter(|&index| place(&self.lanes[index]));
+        let found = latest.or_else(|| self.lanes.iter().position(place));
+        let Some(index) = found else { return };
         let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
             return;
         };
-        // The message may have been for an earlier lane.
-        if lane.member.id() != member {
-            return;
-        }
         lane.closed = closed;
         lane.asked = closed;
         lane.answer();
@@ -349,23 +450,58 @@ impl Lanes {
     }
 
     /// Ends the batch: every lane that was submitted to is told so.
-    pub(super) fn commit(&mut self) {
-        self.ring_doorbells();
+    pub(super) fn commit(&mut self, poller: &Poller) {
+        self.ring_doorbells(poller);
         self.uring.submit();
     }
 
     /// The same, and takes what the ring has finished: once per turn.
-    pub(super) fn commit_turn(&mut self) {
-        self.ring_doorbells();
+    pub(super) fn commit_turn(&mut self, poller: &Poller) {
+        self.ring_doorbells(poller);
         self.uring.turn();
     }
 
-    fn ring_doorbells(&mut self) {
-        for index in self.touched.drain(..) {
+    fn ring_doorbells(&mut self, poller: &Poller) {
+        let mut touched = std::mem::take(&mut self.touched);
+        for index in touched.drain(..) {
             if let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) {
                 lane.touched = false;
-                lane.lane.commit();
+                lane.submit(true);
+                if let Some(panic) = lane.panic.take() {
+                    self.give_up(index, &panic, poller);
+                }
             }
+        }
+        self.touched = touched;
+    }
+
+    /// A lane has panicked.
+    fn give_up(&mut self, index: usize, panic: &Panic, poller: &Poller) {
+        let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
+            return;
+        };
+        if lane.lane.is_none() {
+            return;
+        }
+        error!(
+            "{}: its lane {panic}; it is dropped with what it has, and the next command opens another",
+            lane.shared.name
+        );
+        lane.let_go(poller);
+        lane.detached = true;
+        if self.by_uid.get(&lane.uid) == Some(&index) {
+            self.by_uid.remove(&lane.uid);
+        }
+        self.last.take();
+        lane.outstanding += count(&lane.waiting) + count(&lane.parked);
+        lane.writers += count(&lane.parked);
+        let left = lane.batch.drain(..);
+        let left = left.chain(lane.waiting.drain(..));
+        for request in left.chain(lane.parked.drain(..)) {
+            request.complete(Err(Status::NAMESPACE_NOT_READY));
+        }
+        if lane.is_over() {
+            self.close(index, poller);
         }
     }
 
@@ -375,9 +511,12 @@ impl Lanes {
     }
 
     /// A lane's descriptor is readable.
-    pub(super) fn poll(&mut self, index: usize, budget: u32) {
-        if let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) {
-            lane.lane.poll(budget);
+    pub(super) fn poll(&mut self, index: usize, budget: u32, poller: &Poller) {
+        let lane = self.lanes.get_mut(index).and_then(Option::as_mut);
+        if let Some(lane) = lane.and_then(|lane| lane.lane.as_mut())
+            && let Err(panic) = contain(|| lane.poll(budget))
+        {
+            self.give_up(index, &panic, poller);
         }
     }
 
@@ -396,22 +535,27 @@ impl Lanes {
     }
 
     fn close(&mut self, index: usize, poller: &Poller) {
-        if let Some(lane) = self.lanes[index].take() {
-            if let Some(fd) = lane.lane.wake_fd() {
-                poller.remove(fd);
+        if let Some(mut lane) = self.lanes[index].take() {
+            lane.let_go(poller);
+            if self.by_uid.get(&lane.uid) == Some(&index) {
+                self.by_uid.remove(&lane.uid);
             }
-            self.by_uid.remove(&lane.uid);
             self.last.take();
             self.free.push(index);
             self.touched.retain(|&t| t != index);
         }
     }
 
-    /// The open lanes: index and uid.
+    /// The lanes that work: index and uid.
     pub(super) fn iter(&self) -> impl Iterator<Item = (usize, u64)> {
-        self.lanes
-            .iter()
-            .enumerate()
-            .filter_map(|(i, l)| l.as_ref().map(|l| (i, l.uid)))
+        let lanes = self.lanes.iter().enumerate();
+        lanes.filter_map(|(i, lane)| {
+            let lane = lane.as_ref().filter(|lane| lane.lane.is_some())?;
+            Some((i, lane.uid))
+        })
     }
+}
+
+fn count(requests: &VecDeque<Request>) -> u32 {
+    u32::try_from(requests.len()).unwrap_or(u32::MAX)
 }

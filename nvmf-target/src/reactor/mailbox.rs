@@ -1,10 +1,10 @@
 //! What other threads send to a reactor.
 
 use super::Exclusive;
+use crate::conn::Wire;
 use crate::ctrl::reservation::Waiter;
 use crate::ctrl::{ConnRef, Guest, Listener};
 use crate::ns::Port;
-use crate::transport::Stream;
 use crate::wake::Waker;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) enum Message {
     /// A new connection.
-    Accept(Box<dyn Stream>, Arc<Listener>, Guest),
+    Accept(Wire, Arc<Listener>, Guest),
     /// End this connection, which was no queue yet, to make room for others.
     Evict(u64),
     /// End this connection.

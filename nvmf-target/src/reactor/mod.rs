@@ -12,7 +12,7 @@ mod poller;
 
 #[cfg(feature = "sim")]
 pub(crate) use accept::Acceptor;
-pub(crate) use accept::{AcceptorHandle, spawn_acceptor};
+pub(crate) use accept::{AcceptorHandle, Closed, spawn_acceptor};
 #[cfg(feature = "sim")]
 pub(crate) use clock::set_time;
 pub(crate) use gate::{Exclusive, Gate};
@@ -22,10 +22,9 @@ pub(crate) use poller::{Poller, Ready};
 
 use crate::Error;
 use crate::buf::{BufPool, IoBuf};
-use crate::conn::Conn;
+use crate::conn::{Conn, Wire};
 use crate::ctrl::{Core, Guest, Listener};
 use crate::ns::{Completion, LbaRange, Op, Port, RequestPool, Route};
-use crate::transport::Stream;
 use clock::now;
 use lanes::LANE_TOKEN;
 use log::{debug, error, warn};
@@ -115,6 +114,13 @@ impl Cx {
             self.reserve.give(buf);
         } else {
             self.pool.give(buf);
+        }
+    }
+
+    /// Makes the stage anew if a panic has taken it along.
+    pub(crate) fn restore_stage(&mut self) {
+        if self.stage.is_empty() {
+            self.stage = vec![0; STAGE].into_boxed_slice();
         }
     }
 
@@ -346,13 +352,13 @@ impl Reactor {
         self.ready = ready;
         // Behind the reading, so that no Keep Alive is overlooked that has come in time.
         self.timers();
-        self.cx.lanes.commit_turn();
+        self.cx.lanes.commit_turn(&self.cx.poller);
         worked |= self.completions();
         worked |= self.cx.reclaim();
         self.flush();
         if self.feed() {
             worked = true;
-            self.cx.lanes.commit();
+            self.cx.lanes.commit(&self.cx.poller);
             self.completions();
             self.flush();
         }
@@ -411,7 +417,7 @@ impl Reactor {
             if token == MAILBOX_TOKEN {
                 mailbox.waker.drain();
             } else if token & LANE_TOKEN != 0 {
-                lanes.poll((token & !LANE_TOKEN) as usize, LANE_BUDGET);
+                lanes.poll((token & !LANE_TOKEN) as usize, LANE_BUDGET, poller);
             } else if let Some(conn) = conns.get(token) {
                 conn.set_ready(readiness);
                 ready.push(token);
@@ -534,13 +540,13 @@ impl Reactor {
         }
     }
 
-    fn accept(&mut self, stream: Box<dyn Stream>, listener: Arc<Listener>, guest: Guest) {
+    fn accept(&mut self, stream: Wire, listener: Arc<Listener>, guest: Guest) {
         let id = self.conns.next_id();
         if self.phase != Phase::Running || !guest.arrive(id) {
             return;
         }
         let conn = Box::new(Conn::new(id, stream, listener, guest, &self.cx));
-        let added = self.cx.poller.add(conn.readiness(), id);
+        let added = conn.watch(&self.cx.poller);
         self.conns.insert(conn);
         if let Some(conn) = self.conns.get(id) {
             match added {
@@ -579,7 +585,7 @@ impl Reactor {
                 self.bury(id);
             }
             self.completions = batch;
-            self.cx.lanes.commit();
+            self.cx.lanes.commit(&self.cx.poller);
             // Commands that wait for buffers come before further steps of those that have some.
             if !self.cx.starved.is_empty() {
                 break;
@@ -767,7 +773,7 @@ impl Reactor {
             self.cx.in_flight += 1;
             self.cx.lanes.submit(lane, request);
         }
-        self.cx.lanes.commit();
+        self.cx.lanes.commit(&self.cx.poller);
         self.completions();
     }
 

@@ -132,6 +132,12 @@ impl Witness {
 #[derive(Debug)]
 pub struct HostStream(MemStream);
 
+impl HostStream {
+    pub const fn new(stream: MemStream) -> Self {
+        Self(stream)
+    }
+}
+
 impl nvmf_host::Stream for HostStream {
     fn readv(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         self.0.readv(bufs)

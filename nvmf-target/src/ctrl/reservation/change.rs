@@ -2,6 +2,7 @@
 //! controllers, to the hosts that are to know, and back to the command that asked.
 
 use super::{Command, HostId};
+use crate::contain::contain;
 use crate::ctrl::{Controller, NsEntry, NsShared, Subsystem, lock};
 use crate::reactor::{Mailbox, Message};
 use log::error;
@@ -9,7 +10,6 @@ use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread;
@@ -115,8 +115,8 @@ impl Turns {
                 }
             };
             drop(jobs);
-            if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                error!("a reservation store panicked");
+            if let Err(panic) = contain(job) {
+                error!("keeping reservations {panic}");
             }
         }
     }

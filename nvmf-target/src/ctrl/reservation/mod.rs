@@ -17,12 +17,14 @@ pub use store::{FileReservationStore, ReservationScope, ReservationStore};
 
 use super::lock;
 use crate::Error;
+use crate::contain::{Guarded, contain};
 use log::{error, info, warn};
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::reservation::{CNTLID_NONE, ChangePtpl};
 use state::{Effects, Rights, State};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, Weak};
 
 /// The reservations of a namespace, shared by all controllers of its subsystem, and by attachments
@@ -30,7 +32,7 @@ use std::sync::{Arc, Mutex, Weak};
 #[derive(Debug)]
 pub(crate) struct Reservations {
     scope: ReservationScope,
-    store: Option<Arc<dyn ReservationStore>>,
+    store: Option<Guarded<Arc<dyn ReservationStore>>>,
     state: Mutex<State>,
     /// Why the record that was found makes no sense. It is set aside before anything else is kept.
     damaged: Mutex<Option<String>>,
@@ -57,9 +59,9 @@ impl Reservations {
         store: Option<Arc<dyn ReservationStore>>,
     ) -> Result<Self, Error> {
         let (mut state, mut damaged) = (State::default(), None);
+        let store = store.map(|store| Guarded::new("a reservation store", store));
         if let Some(store) = &store {
-            let record = store
-                .load(&scope)
+            let record = call(|| store.load(&scope))
                 .map_err(|err| Error::io(format!("cannot load reservations of {scope}"), err))?;
             match record.map(|record| record::decode(&scope, &record)) {
                 None => {}
@@ -80,8 +82,7 @@ impl Reservations {
     pub(crate) fn set_aside(&self) {
         let mut damaged = lock(&self.damaged);
         if let (Some(store), Some(reason)) = (&self.store, damaged.take()) {
-            let place = store
-                .set_aside(&self.scope)
+            let place = call(|| store.set_aside(&self.scope))
                 .unwrap_or_else(|err| format!("which cannot be set aside: {err}"));
             error!(
                 "{}: its reservations are LOST, no host is excluded: the record makes no sense, for {reason}: {place}",
@@ -187,10 +188,13 @@ impl Reservations {
         }
         self.set_aside();
         let put = |state: &State| match state.ptpl {
-            true => store.save(&self.scope, &record::encode(&self.scope, state)),
-            false => store.remove(&self.scope),
+            true => {
+                let record = record::encode(&self.scope, state);
+                call(|| store.save(&self.scope, &record))
+            }
+            false => call(|| store.remove(&self.scope)),
         };
-        // Until it is known what has come of it, even if the store panics.
+        // Until it is known what has come of it.
         kept.is_unsure = true;
         let Err(err) = put(after) else {
             kept.is_unsure = false;
@@ -242,4 +246,9 @@ impl Known {
         known.insert(uuid, Arc::downgrade(&opened));
         Ok(opened)
     }
+}
+
+/// Calls a store. A panic in it is a failure.
+fn call<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    contain(call).unwrap_or_else(|panic| Err(io::Error::other(format!("the store {panic}"))))
 }
