@@ -269,7 +269,12 @@ fn connector(options: &LoadOptions, timeout: Duration) -> Connector {
     })
 }
 
-fn discover_one(address: SocketAddr) -> Result<String, Error> {
+/// NQN of the first NVM subsystem that the discovery service at an address names.
+///
+/// # Errors
+///
+/// What the target or the system says, or that there is none.
+pub fn discover_one(address: SocketAddr) -> Result<String, Error> {
     let log = discover(address)?;
     let entry = log.iter().find(|entry| entry.subtype == SubsystemType::NVM);
     let entry = entry.ok_or("the discovery service names no NVM subsystem")?;

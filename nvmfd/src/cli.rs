@@ -355,7 +355,9 @@ pub(crate) struct FirstCommand {
 
 fn first_command(text: OsString) -> Result<FirstCommand, String> {
     match Command::parse(text.as_bytes())? {
-        Command::Quit => Err("quit makes no sense before anything is served".to_owned()),
+        Command::Quit | Command::Stats => {
+            Err("quit and stats make no sense before anything is served".to_owned())
+        }
         command => Ok(FirstCommand {
             text: text.to_string_lossy().into_owned(),
             command,

@@ -172,6 +172,7 @@ impl Control {
             }
             Command::Resize { nsid } => self.devices.resize(*nsid),
             Command::ReadOnly { nsid, on } => self.devices.set_read_only(*nsid, *on),
+            Command::Stats => Ok(self.stats()),
             _ => Ok("quitting".to_owned()),
         }
     }
@@ -186,6 +187,7 @@ impl Control {
             | Command::Remove { .. }
             | Command::Resize { .. }
             | Command::ReadOnly { .. }
+            | Command::Stats
             | Command::Quit => None,
             Command::Visible { nsid, hosts } => {
                 let text = match hosts.as_deref() {
@@ -251,6 +253,18 @@ impl Control {
                 format!("hosts are no longer referred to {address}"),
             ),
         }
+    }
+
+    fn stats(&self) -> String {
+        let stats = self.target.stats();
+        format!(
+            "connections {} controllers {} io-queues {} buffer-bytes {} in-flight {}",
+            stats.connections,
+            stats.controllers,
+            stats.io_queues,
+            stats.buffers_lent,
+            stats.in_flight
+        )
     }
 
     fn host_change(&self, host: Option<String>, allow: bool) -> (Change, String) {

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 
 /// The commands with their arguments, and what each does.
-const USAGE: [(&str, &str); 14] = [
+const USAGE: [(&str, &str); 15] = [
     ("add NSID DEVICE", "a new namespace"),
     ("remove NSID", "no longer a namespace; its device is closed"),
     ("resize NSID", "look at the size of a file or device again"),
@@ -38,6 +38,7 @@ const USAGE: [(&str, &str); 14] = [
     ),
     ("refer ADDR:PORT", "tell hosts of another discovery service"),
     ("unrefer ADDR:PORT", "no longer"),
+    ("stats", "how much there is of what hosts take up"),
     ("quit", "end as by SIGTERM"),
 ];
 
@@ -102,6 +103,7 @@ pub(crate) enum Command {
     Unrefer {
         address: SocketAddr,
     },
+    Stats,
     Quit,
 }
 
@@ -174,6 +176,7 @@ impl Command {
             b"unrefer" => Self::Unrefer {
                 address: words.address()?,
             },
+            b"stats" => Self::Stats,
             _ => Self::Quit,
         };
         match words.rest {
@@ -396,6 +399,7 @@ mod tests {
                 "unrefer [::1]:4421".to_owned(),
                 Command::Unrefer { address },
             ),
+            ("stats".to_owned(), Command::Stats),
             ("quit".to_owned(), Command::Quit),
         ];
         for (usage, _) in USAGE {

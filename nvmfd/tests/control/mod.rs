@@ -10,6 +10,20 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 #[test]
+fn what_hosts_take_up_is_told() {
+    let mut daemon = Daemon::start(&["--stdin-control", "-n", NQN, "ramdisk:1m"]);
+    let nothing = "ok connections 0 controllers 0 io-queues 0 buffer-bytes 0 in-flight 0";
+    assert_eq!(daemon.tell("stats"), nothing);
+    let mut controller = daemon.connect(|_| {});
+    let queue = io_queue(&mut controller);
+    let some = "ok connections 2 controllers 1 io-queues 1 buffer-bytes 0 in-flight 0";
+    while daemon.tell("stats") != some {}
+    drop(queue);
+    controller.disconnect().unwrap();
+    while daemon.tell("stats") != nothing {}
+}
+
+#[test]
 fn namespaces_come_and_go_by_command() {
     let dir = TempDir::new().unwrap();
     let file = file_of(&dir, "a disk", MIB);
