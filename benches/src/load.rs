@@ -21,10 +21,13 @@ use socket2::SockRef;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Whatever ends a run: an [`nvmf_host::Error`], one of the system, or a sentence.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// How long it may take by default until all connections are there.
+pub const CONNECT_WITHIN: Duration = Duration::from_secs(60);
 
 /// What to do to which target.
 #[derive(Clone, Debug)]
@@ -67,6 +70,8 @@ pub struct LoadOptions {
     pub data_digest: bool,
     /// SO_SNDBUF of the sockets, in bytes; by default what the system gives.
     pub send_buffer: Option<u32>,
+    /// How long it may take until all connections are there.
+    pub connect_within: Duration,
     /// Keep SQ flow control; without it a successful read takes no response PDU.
     pub sq_flow_control: bool,
     /// How long.
@@ -97,6 +102,7 @@ impl LoadOptions {
             header_digest: false,
             data_digest: false,
             send_buffer: None,
+            connect_within: CONNECT_WITHIN,
             sq_flow_control: false,
             window,
         }
@@ -238,13 +244,28 @@ fn connect(options: &LoadOptions) -> Result<(Vec<Controller>, Vec<Queue>), Error
     connect.disable_sq_flow_control = !options.sq_flow_control;
     let (mut controllers, mut queues) = (Vec::new(), Vec::new());
     let wanted = options.connections as usize + options.idle as usize;
+    let deadline = Instant::now() + options.connect_within;
+    // A target that has no descriptors left lets connections wait, each for a timeout.
+    let stuck = |have: usize, why: &dyn fmt::Display| {
+        format!(
+            "{have} of {wanted} I/O queues are connected: {why} (is the target out of connections or descriptors?)"
+        )
+    };
     while queues.len() < wanted {
+        let have = queues.len();
         let mut controller =
-            Controller::connect_over(connector(options, connect.timeout), &connect)?;
-        let left = wanted - queues.len();
+            Controller::connect_over(connector(options, connect.timeout), &connect)
+                .map_err(|err| stuck(have, &err))?;
+        let left = wanted - have;
         let granted = controller.set_queue_count(u16::try_from(left).unwrap_or(u16::MAX - 1))?;
         for qid in (1..).take(left.min(granted as usize)) {
-            let queue = controller.io_queue(qid)?.into_queue();
+            let have = queues.len();
+            if Instant::now() > deadline {
+                let within = format!("{:?} are over", options.connect_within);
+                return Err(stuck(have, &within).into());
+            }
+            let queue = controller.io_queue(qid);
+            let queue = queue.map_err(|err| stuck(have, &err))?.into_queue();
             if queue.depth() < options.depth as usize {
                 return Err(
                     format!("the queues of this target hold {} commands", queue.depth()).into(),

@@ -1,7 +1,7 @@
 //! The load generator.
 
 use clap::{Parser, ValueEnum};
-use nvmf_benches::load::{Error, Load, LoadOptions};
+use nvmf_benches::load::{CONNECT_WITHIN, Error, Load, LoadOptions};
 use nvmf_benches::report::Window;
 use nvmf_benches::system::{parse_block_size, parse_size};
 use std::net::SocketAddr;
@@ -77,6 +77,9 @@ struct Cli {
     /// SO_SNDBUF of the sockets [default: what the system gives].
     #[arg(long, value_parser = parse_block_size)]
     send_buffer: Option<u32>,
+    /// Seconds until all connections have to be there.
+    #[arg(long, default_value_t = CONNECT_WITHIN.as_secs())]
+    connect_within: u64,
     /// SQ flow control. With `off` a successful read takes no response PDU.
     #[arg(long, value_enum, default_value = "off")]
     sq_flow_control: Switch,
@@ -121,6 +124,7 @@ fn run(cli: Cli) -> Result<(), Error> {
         header_digest: cli.header_digest,
         data_digest: cli.data_digest,
         send_buffer: cli.send_buffer,
+        connect_within: Duration::from_secs(cli.connect_within),
         sq_flow_control: cli.sq_flow_control == Switch::On,
         window: Window {
             warm_up: Duration::from_secs(cli.warm_up),

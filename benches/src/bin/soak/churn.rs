@@ -85,7 +85,7 @@ pub(crate) fn disturb(
 ) -> Result<(), String> {
     // What has not been done yet comes first.
     let fresh = DEEDS.iter().find(|deed| run.counted(deed.name()) == 0);
-    let deed = *fresh.unwrap_or(&DEEDS[random.index(DEEDS.len())]);
+    let deed = *fresh.unwrap_or_else(|| &DEEDS[random.index(DEEDS.len())]);
     run.board.turn(Word::Notice);
     if deed.disturbs() {
         run.board.turn(Word::Churn);

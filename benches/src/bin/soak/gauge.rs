@@ -43,10 +43,17 @@ pub(crate) struct Reading {
     pub(crate) settled: Duration,
 }
 
+/// How long a daemon has to be measured for its growth to say anything: buffers and RAM disks take
+/// their memory as they are used.
+const LONG: Duration = Duration::from_secs(600);
+
 /// Growth of resident memory from the middle third to the last of the readings of one daemon, in
-/// bytes, medians of both; `None` of fewer than nine.
+/// bytes, medians of both; `None` of fewer than nine, or in less than ten minutes.
 pub(crate) fn growth(readings: &[Reading]) -> Option<i64> {
-    if readings.len() < 9 {
+    let [first, .., last] = readings else {
+        return None;
+    };
+    if readings.len() < 9 || last.at.saturating_sub(first.at) < LONG {
         return None;
     }
     let third = readings.len() / 3;
@@ -68,9 +75,9 @@ pub(crate) fn by_daemon(readings: &[Reading]) -> impl Iterator<Item = &[Reading]
 mod tests {
     use super::*;
 
-    fn reading(run: u64, resident: u64) -> Reading {
+    fn reading(run: u64, minute: u64, resident: u64) -> Reading {
         Reading {
-            at: Duration::ZERO,
+            at: Duration::from_secs(minute * 60),
             run,
             usage: Usage {
                 resident,
@@ -82,12 +89,18 @@ mod tests {
 
     #[test]
     fn growth_is_what_goes_on_after_the_beginning() {
-        let warm_up = [1, 9, 9, 9, 9, 9, 9, 9, 9].map(|size| reading(0, size));
-        assert_eq!(growth(&warm_up), Some(0));
-        let leak = [1, 2, 3, 4, 5, 6, 7, 8, 9].map(|size| reading(0, size));
+        let readings = |step: u64, sizes: [u64; 9]| {
+            let all = (0..).zip(sizes);
+            let all = all.map(|(number, size)| reading(0, number * step, size));
+            all.collect::<Vec<_>>()
+        };
+        let warm_up = [1, 9, 9, 9, 9, 9, 9, 9, 9];
+        assert_eq!(growth(&readings(2, warm_up)), Some(0));
+        assert_eq!(growth(&readings(1, warm_up)), None, "too short");
+        let leak = readings(2, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
         assert_eq!(growth(&leak), Some(3));
-        assert_eq!(growth(&leak[1..]), None);
-        let two = [reading(0, 1), reading(2, 1), reading(2, 1)];
+        assert_eq!(growth(&leak[1..]), None, "too few");
+        let two = [reading(0, 1, 1), reading(2, 2, 1), reading(2, 3, 1)];
         let lens: Vec<_> = by_daemon(&two).map(<[_]>::len).collect();
         assert_eq!(lens, [1, 2]);
     }

@@ -210,7 +210,7 @@ impl<'a> Session<'a> {
     }
 
     /// A command that takes as long as this has been lost.
-    fn look_for_late_ones(&mut self) -> Result<(), Trouble> {
+    fn look_for_late_ones(&self) -> Result<(), Trouble> {
         let patience = Duration::from_secs(self.host.args.patience);
         let late = |op: &&Op| op.started.elapsed() > patience;
         let Some(op) = self.ops.iter().flatten().find(late) else {
