@@ -109,11 +109,12 @@ impl<'a> Director<'a> {
         self.pid = Some(daemon.pid());
         self.daemon = Some(daemon);
         self.daemons.push(more.join(" "));
-        lock(&self.run.namespaces).clone_from(&self.stage.namespaces);
         self.measure_beginning()
     }
 
+    /// Nobody is connected.
     fn measure_beginning(&mut self) -> Result<(), String> {
+        lock(&self.run.namespaces).clone_from(&self.stage.namespaces);
         if let Some(pid) = self.pid {
             self.beginning = Usage::of(pid).map_err(|err| format!("process {pid}: {err}"))?;
         }
@@ -388,7 +389,7 @@ impl<'a> Director<'a> {
             n("load: cuts"),
             n("hosts killed"),
             n("daemon killed") + n("daemon terminated"),
-            n("hostile cases that conformed"),
+            n("hostile cases"),
             churn::all().map(n).sum::<u64>(),
             slowest as f64 / 1e9,
             usage.resident >> 20,

@@ -37,7 +37,7 @@ pub(crate) fn torture(run: &Run, scratch: &Blocks) {
             let Some(since) = run.ready() else { return };
             match play(run, case.name, scratch) {
                 Ok(()) => {
-                    run.count("hostile cases that conformed", 1);
+                    run.count("hostile cases", 1);
                     break;
                 }
                 // Events, restarts and hosts that are forbidden change what is right.
@@ -67,7 +67,13 @@ fn play(run: &Run, name: &str, scratch: &Blocks) -> Result<(), String> {
     let began = Instant::now();
     let torture = Torture::begin(&options).map_err(|err| err.to_string())?;
     for outcome in torture.filter(|outcome| outcome.case.name == name) {
-        if !matches!(outcome.verdict, Verdict::Conforms | Verdict::Skipped) {
+        // Of somebody else's target no more is wanted than that it harms nobody.
+        let fine = match outcome.verdict {
+            Verdict::Conforms | Verdict::Skipped => true,
+            Verdict::Harmed => false,
+            _ => run.is_foreign,
+        };
+        if !fine {
             return Err(format!("{}: {}", outcome.verdict, outcome.answer));
         }
     }

@@ -139,7 +139,8 @@ fn soak(options: &SoakOptions) -> Result<bool, String> {
     let mut stage = set_stage(options, &dir, seed)?;
     let board = Board::create(&dir.join("board")).map_err(|err| format!("board: {err}"))?;
     let slow = Duration::from_secs(options.slow);
-    let run = Arc::new(Run::new(board, stage.place.clone(), seed, slow));
+    let place = stage.place.clone();
+    let run = Arc::new(Run::new(board, place, seed, stage.recipe.is_none(), slow));
     let length = match options.commands {
         Some(commands) => Length::Commands(commands),
         None => Length::Time(Duration::from_secs_f64(options.minutes * 60.0)),

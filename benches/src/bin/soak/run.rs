@@ -35,6 +35,8 @@ pub(crate) struct Run {
     pub(crate) board: Board,
     pub(crate) place: Place,
     pub(crate) seed: u64,
+    /// The target is somebody else's.
+    pub(crate) is_foreign: bool,
     /// Longest time that an answer to a host that is watched may take.
     pub(crate) slow: Duration,
     pub(crate) began: Instant,
@@ -51,8 +53,15 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Run {
-    pub(crate) fn new(board: Board, place: Place, seed: u64, slow: Duration) -> Self {
+    pub(crate) fn new(
+        board: Board,
+        place: Place,
+        seed: u64,
+        is_foreign: bool,
+        slow: Duration,
+    ) -> Self {
         Self {
+            is_foreign,
             board,
             place,
             seed,

@@ -250,13 +250,20 @@ impl Host {
         let mut session = Session::new(self, connections, limits);
         session.work()?;
         let is_idle = session.is_idle();
-        drop(session);
-        if is_idle && self.random.percent(50) {
-            controller.disconnect()?;
-            self.tally.count("disconnects", 1);
-        } else {
+        let left_over = session.into_queues();
+        match self.random.below(3) {
+            0 => {
+                // With all that is under way.
+                controller.reset()?;
+                self.tally.count("controller-resets", 1);
+            }
+            1 if is_idle => {
+                drop(left_over);
+                controller.disconnect()?;
+                self.tally.count("disconnects", 1);
+            }
             // FIN on all connections, as of a process that ends.
-            self.tally.count("drops", 1);
+            _ => self.tally.count("drops", 1),
         }
         Ok(is_idle)
     }

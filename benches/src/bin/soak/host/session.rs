@@ -56,6 +56,11 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// The connections, with what is under way on them.
+    pub(super) fn into_queues(self) -> Vec<Queue> {
+        self.queues
+    }
+
     /// Whether no command is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.ops.iter().all(Option::is_none)
