@@ -4,7 +4,7 @@ use crate::Error;
 use crate::config::TargetConfig;
 use crate::ctrl::Core;
 use crate::reactor::{self, AcceptorHandle, Mailbox, Message, spawn_acceptor};
-use log::{debug, warn};
+use log::{debug, error, warn};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -109,9 +109,9 @@ impl Target {
     /// two seconds; what is not done `within` the time is cut off. No listener can be added
     /// from here on.
     ///
-    /// True if everything was done; also if it was shut down before. If another thread is shutting
+    /// True if everything was done, and flushed; also if it was shut down before. If another thread is shutting
     /// down, the shorter time counts for both.
-    #[must_use = "false means that commands were cut off"]
+    #[must_use = "false means that commands were cut off, or caches not flushed"]
     pub fn shutdown(&self, within: Duration) -> bool {
         self.0.shutdown(within)
     }
@@ -153,8 +153,13 @@ impl Inner {
             );
         }
         let finished = threads.iter().all(JoinHandle::is_finished);
-        let complete = finished && !self.hurried.load(Ordering::Acquire);
-        if !complete && !within.is_zero() {
+        let unflushed = self.core.unflushed.load(Ordering::Acquire);
+        let finished = finished && !self.hurried.load(Ordering::Acquire);
+        let complete = finished && !unflushed;
+        if unflushed {
+            error!("shutdown: what hosts have written may not be on stable storage");
+        }
+        if !finished && !within.is_zero() {
             warn!("shutdown: not everything was finished in {within:?}, the rest is cut off");
         }
         for mailbox in &self.reactors {

@@ -81,6 +81,40 @@ fn writes_get_the_data_that_they_wait_for() {
 #[derive(Default)]
 struct Cached(AtomicBool);
 
+/// Cannot be flushed.
+struct Broken;
+
+impl BlockDevice for Broken {
+    fn info(&self) -> NsInfo {
+        NsInfo::new(512, 4096).with_volatile_cache()
+    }
+
+    fn read_at(&self, _: u64, _: &mut [u8]) -> Result<(), NsError> {
+        Ok(())
+    }
+
+    fn write_at(&self, _: u64, _: &[u8], _: bool) -> Result<(), NsError> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), NsError> {
+        Err(io::Error::other("the medium is gone").into())
+    }
+}
+
+#[test]
+fn a_cache_that_cannot_be_flushed_is_told_of() {
+    let mut rig = rig();
+    rig.target
+        .add_namespace(NQN, 3, Inline::new(Broken))
+        .unwrap();
+    let mut sqe = write_in_capsule(1, 0, 8);
+    sqe.set_nsid(3);
+    rig.io.ok(&sqe, &pattern(1, 4096));
+    drop((rig.io, rig.admin));
+    assert!(!rig.target.shutdown(PATIENCE));
+}
+
 impl BlockDevice for Cached {
     fn info(&self) -> NsInfo {
         NsInfo::new(512, 4096).with_volatile_cache()

@@ -125,7 +125,9 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     wait(signals);
     stopping.store(true, Ordering::Relaxed);
     if !target.shutdown(SHUTDOWN_WITHIN) {
-        eprintln!("nvmfd: not all that was in flight has finished within {SHUTDOWN_WITHIN:?}");
+        eprintln!(
+            "nvmfd: not all that was in flight has finished, and was flushed, within {SHUTDOWN_WITHIN:?}"
+        );
         // Not by returning: that would wait for the pool's threads, which may hang in a device.
         std::process::exit(1);
     }

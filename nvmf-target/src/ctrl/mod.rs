@@ -38,7 +38,7 @@ use nvmf_proto::tcp::Slot;
 use reservation::Keeper;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// A listener as controllers and the discovery log see it.
@@ -111,6 +111,8 @@ pub(crate) struct Core {
     pub(crate) door: Arc<Door>,
     /// Makes changes of reservations that may block.
     pub(crate) keeper: Keeper,
+    /// A cache could not be flushed when the target was shut down.
+    pub(crate) unflushed: AtomicBool,
 }
 
 impl Core {
@@ -123,6 +125,7 @@ impl Core {
             next_port: AtomicU16::new(1),
             next_uid: AtomicU64::new(1),
             keeper: Keeper::default(),
+            unflushed: AtomicBool::new(false),
         })
     }
 

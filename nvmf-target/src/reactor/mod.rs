@@ -579,7 +579,12 @@ impl Reactor {
                 self.cx.flushed &= id == NO_CONN;
                 match self.conns.get(id) {
                     Some(conn) => conn.on_completion(&mut self.cx, &mut completion),
-                    None => self.cx.give_buffer(completion.take_buf()),
+                    None => {
+                        if id == NO_CONN && !completion.status().is_success() {
+                            self.cx.core.unflushed.store(true, Ordering::Release);
+                        }
+                        self.cx.give_buffer(completion.take_buf());
+                    }
                 }
                 self.cx.requests.recycle(completion);
                 self.bury(id);

@@ -6,6 +6,7 @@
 
 #[path = "../../../nvmf-target/tests/common/ledger.rs"]
 mod ledger;
+mod reserve;
 mod storage;
 mod term;
 #[path = "../../../nvmf-target/tests/common/writer.rs"]

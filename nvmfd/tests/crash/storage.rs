@@ -31,6 +31,15 @@ impl Storage {
         storage.node.is_some().then_some(storage)
     }
 
+    /// How often the kernel has flushed the device's cache (Documentation/block/stat.rst); `None`
+    /// if it is a file.
+    pub(super) fn flushes(&self) -> Option<u64> {
+        let name = self.node.as_ref()?.strip_prefix("/dev/")?;
+        let text = std::fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
+        let count = text.split_whitespace().nth(15);
+        Some(count.unwrap().parse().unwrap())
+    }
+
     pub(super) fn path(&self) -> &str {
         match &self.node {
             Some(node) => node,

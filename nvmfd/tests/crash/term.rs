@@ -1,5 +1,6 @@
 //! SIGTERM, beyond what the rounds show: while hosts come, and with a host that holds it up.
 
+use super::storage::Storage;
 use super::writer::end_of_target;
 use crate::common::*;
 use nvmf_host::{ConnectOptions, Controller, Data, Error, command};
@@ -97,4 +98,25 @@ fn a_second_sigterm_is_the_end() {
     // The host might have been given up before the second signal came.
     let status = (0..20).map(|_| end_with_a_stalled_host(true));
     assert!(status.into_iter().any(|status| status == Some(1)));
+}
+
+/// What hosts have written and not flushed is on stable storage when the daemon has ended.
+#[test]
+fn what_is_cached_is_flushed() {
+    let Some(storage) = Storage::device(4 * MIB, 512) else {
+        eprintln!("skipped: no loop device is to be had here");
+        return;
+    };
+    for engine in ["threads", "auto"] {
+        let arguments = ["--direct", "off", "--io-engine", engine, storage.path()];
+        let daemon = Daemon::start(&arguments);
+        let mut controller = daemon.connect(|_| {});
+        let namespace = controller.namespace(1).unwrap();
+        let mut queue = io_queue(&mut controller);
+        queue.write(&namespace, 0, &vec![1; 1 << 20]).unwrap();
+        let before = storage.flushes();
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.end(), Some(0));
+        assert!(storage.flushes() > before, "{engine}");
+    }
 }
