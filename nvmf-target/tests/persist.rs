@@ -10,14 +10,14 @@ use nvmf_host::nvmf_proto::wire::Status;
 use nvmf_host::nvmf_proto::wire::feature::{Fid, GetFeatures, SetFeatures};
 use nvmf_host::nvmf_proto::wire::identify::Rescap;
 use nvmf_host::nvmf_proto::wire::reservation::{ChangePtpl, RegisterAction};
-use nvmf_target::ns::{Inline, Namespace, RamDisk};
+use nvmf_target::ns::{Inline, RamDisk};
 use nvmf_target::{
     Change, FileReservationStore, NamespaceConfig, ReservationScope, ReservationStore,
     SubsystemConfig, Target,
 };
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -306,35 +306,27 @@ fn without_persistence_reservations_go_with_their_namespace() {
 #[test]
 fn a_change_that_fails_sets_nothing_aside() {
     let dir = tempfile::tempdir().unwrap();
-    let (target, _) = target_with(store(dir.path()));
-    let disk =
-        || -> Arc<dyn Namespace> { Arc::new(Inline::new(RamDisk::new(8 << 20, 512).unwrap())) };
-    let uuid = disk_uuid(&target, dir.path());
-    std::fs::write(&uuid, b"junk").unwrap();
-    let add = |nsid| Change::AddNamespace {
-        nqn: NQN.to_owned(),
-        config: NamespaceConfig::new(nsid),
-        namespace: disk(),
-    };
-    target.apply(vec![add(2), add(1)]).unwrap_err();
-    assert_eq!(std::fs::read(&uuid).unwrap(), b"junk");
-    target.apply(vec![add(2)]).unwrap();
-    assert!(!uuid.exists());
-}
-
-/// The file of namespace 2, which is not there yet.
-fn disk_uuid(target: &Target, dir: &Path) -> PathBuf {
-    ram(target, 2);
-    let address = target.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let (target, address) = target_with(store(dir.path()));
+    ram(&target, 2);
     let mut a = Host::new(address, 1);
     a.ns.nsid = 2;
     a.register_with(RegisterAction::REGISTER, ChangePtpl::SET);
-    target.remove_namespace(NQN, 2).unwrap();
     drop(a);
-    let mut files = std::fs::read_dir(dir).unwrap();
-    let path = files.next().unwrap().unwrap().path();
-    assert!(files.next().is_none());
-    path
+    assert!(target.shutdown(PATIENCE));
+    let path = std::fs::read_dir(dir.path()).unwrap().next();
+    let path = path.unwrap().unwrap().path();
+    std::fs::write(&path, b"junk").unwrap();
+
+    let (target, _) = target_with(store(dir.path()));
+    let add = |nsid| Change::AddNamespace {
+        nqn: NQN.to_owned(),
+        config: NamespaceConfig::new(nsid),
+        namespace: Arc::new(Inline::new(RamDisk::new(8 << 20, 512).unwrap())),
+    };
+    target.apply(vec![add(2), add(1)]).unwrap_err();
+    assert_eq!(std::fs::read(&path).unwrap(), b"junk");
+    target.apply(vec![add(2)]).unwrap();
+    assert!(!path.exists());
 }
 
 #[test]
