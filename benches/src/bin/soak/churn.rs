@@ -15,13 +15,13 @@ const SIZE_MAX: u64 = 256 << 20;
 /// And by this.
 const SIZE_STEP: u64 = 1 << 20;
 
-/// What the churned namespace is, and who uses it.
+/// The churned namespace. Its hosts are on no list.
 #[derive(Clone, Debug)]
 pub(crate) struct Churned {
     pub(crate) nsid: u32,
     pub(crate) file: PathBuf,
-    /// NQNs of its hosts, who are on no list.
-    pub(crate) hosts: Vec<String>,
+    /// NQN of one of its hosts.
+    pub(crate) host: String,
 }
 
 /// What an operator may do.
@@ -141,7 +141,7 @@ fn carry_out(
             )?;
         }
         Deed::Hide => {
-            let who = ["none", &churned.hosts[0]][random.index(2)];
+            let who = ["none", &churned.host][random.index(2)];
             let back = format!("visible {nsid} all");
             there_and_back(
                 run,

@@ -276,14 +276,16 @@ pub(crate) fn idlers(run: &Run, nsid: u32) {
 pub(crate) fn rivals(run: &Run, nsid: u32) {
     let mut random = Random::new(run.seed, RIVAL.into());
     run.repeat("the rivals for a reservation", |_| {
-        let (mut controllers, mut queues) = (Vec::new(), Vec::new());
-        for number in [RIVAL, RIVAL + 1] {
+        let rival = |number| {
             let options = run.options(number).map_err(doing("rival"))?;
             let mut controller = Controller::connect(&options).map_err(doing("Connect"))?;
-            queues.push(one_queue(&mut controller)?);
-            controllers.push(controller);
-        }
-        let namespace = controllers[0].namespace(nsid).map_err(doing("Identify"))?;
+            let queue = one_queue(&mut controller)?;
+            Ok::<_, String>((controller, queue))
+        };
+        let (mut one, queue) = rival(RIVAL)?;
+        let (other, others_queue) = rival(RIVAL + 1)?;
+        let mut queues = [queue, others_queue];
+        let namespace = one.namespace(nsid).map_err(doing("Identify"))?;
         let mut rounds = random.within(1, 5);
         while rounds > 0 && !run.is_paused() {
             rounds -= 1;
@@ -292,7 +294,7 @@ pub(crate) fn rivals(run: &Run, nsid: u32) {
             run.count("quarrels about a reservation", 1);
         }
         drop(queues);
-        for controller in controllers {
+        for controller in [one, other] {
             controller.disconnect().map_err(doing("disconnect"))?;
         }
         run.sleep(Duration::from_millis(random.within(10, 1000)));

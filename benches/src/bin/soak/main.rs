@@ -28,7 +28,7 @@ use random::Random;
 use run::Run;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use stage::Stage;
+use stage::{Manner, Stage};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -174,13 +174,17 @@ fn soak(options: &SoakOptions) -> Result<bool, String> {
 }
 
 fn set_stage(options: &SoakOptions, dir: &Path, seed: u64) -> Result<Stage, String> {
-    let patience = options.slow * 3;
+    let manner = Manner {
+        dir,
+        rate: options.rate,
+        patience: options.slow * 3,
+    };
     if let Some(address) = options.address {
         let nqn = match &options.nqn {
             Some(nqn) => nqn.clone(),
             None => discover_one(address).map_err(|err| err.to_string())?,
         };
-        return stage::foreign(dir, address, nqn, options.rate, patience);
+        return stage::foreign(manner, address, nqn);
     }
     let program = match &options.daemon {
         Some(program) => program.clone(),
@@ -195,7 +199,7 @@ fn set_stage(options: &SoakOptions, dir: &Path, seed: u64) -> Result<Stage, Stri
         ));
     }
     let mut random = Random::new(seed, 0);
-    let stage = stage::own(dir, program, &mut random, options.rate, patience);
+    let stage = stage::own(manner, program, &mut random);
     stage.map_err(|err| format!("{}: {err}", dir.display()))
 }
 

@@ -37,22 +37,6 @@ fn register(
     )
 }
 
-fn acquire(
-    queue: &mut IoQueue,
-    nsid: u32,
-    action: AcquireAction,
-    rtype: ReservationType,
-    (crkey, prkey): (u64, u64),
-) -> Result<Status, String> {
-    let command = AcquireCommand {
-        action,
-        iekey: false,
-        rtype,
-    };
-    let done = queue.reservation_acquire(nsid, &command, &AcquireData { crkey, prkey });
-    done.map_err(doing("Acquire"))
-}
-
 /// Ends all registrations and the reservation.
 fn clear(queue: &mut IoQueue, nsid: u32, crkey: u64) -> Outcome {
     let command = ReleaseCommand {
@@ -77,84 +61,126 @@ fn io(who: &str, queue: &mut IoQueue, namespace: &Namespace, expected: [Status; 
     expect(&format!("Read of {who}"), read, expected[1])
 }
 
+/// What a host sees that may do everything.
+const ALL: [Status; 2] = [Status::SUCCESS; 2];
+
+/// A quarrel: who has which key, and what it is about.
+struct Quarrel {
+    nsid: u32,
+    keys: [u64; 2],
+    holder: usize,
+    other: usize,
+    rtype: ReservationType,
+    cptpl: ChangePtpl,
+}
+
 /// One reservation; `holder` gets it first.
 pub(crate) fn round(
-    queues: &mut [IoQueue],
+    queues: &mut [IoQueue; 2],
     holder: usize,
     namespace: &Namespace,
     random: &mut Random,
 ) -> Outcome {
-    const ALL: [Status; 2] = [Status::SUCCESS; 2];
-    let nsid = namespace.nsid;
-    let keys = [random.next() | 1, random.next() | 1];
-    let other = 1 - holder;
-    let cptpl = if random.percent(50) {
-        ChangePtpl::SET
-    } else {
-        ChangePtpl::CLEAR
+    let quarrel = Quarrel {
+        nsid: namespace.nsid,
+        keys: [random.next() | 1, random.next() | 1],
+        holder,
+        other: 1 - holder,
+        rtype: [
+            ReservationType::WRITE_EXCLUSIVE,
+            ReservationType::EXCLUSIVE_ACCESS,
+        ][random.index(2)],
+        cptpl: [ChangePtpl::SET, ChangePtpl::CLEAR][random.index(2)],
     };
-    let rtype = if random.percent(50) {
-        ReservationType::WRITE_EXCLUSIVE
-    } else {
-        ReservationType::EXCLUSIVE_ACCESS
-    };
-    // What a round that a restart has ended left, goes first.
-    for (queue, key) in queues.iter_mut().zip(keys) {
-        register(queue, nsid, RegisterAction::REPLACE, key, cptpl)?;
+    quarrel.begin(queues)?;
+    quarrel.exclude(queues, namespace)?;
+    quarrel.end(queues, namespace, random.percent(50))?;
+    io("anyone", &mut queues[0], namespace, ALL)?;
+    io("anyone", &mut queues[1], namespace, ALL)
+}
+
+impl Quarrel {
+    /// Both are registered, and nobody has anything.
+    fn begin(&self, queues: &mut [IoQueue; 2]) -> Outcome {
+        // What a round that a restart has ended left, goes first.
+        for (queue, key) in queues.iter_mut().zip(self.keys) {
+            register(queue, self.nsid, RegisterAction::REPLACE, key, self.cptpl)?;
+        }
+        clear(&mut queues[self.other], self.nsid, self.keys[self.other])?;
+        for (queue, key) in queues.iter_mut().zip(self.keys) {
+            register(queue, self.nsid, RegisterAction::REGISTER, key, self.cptpl)?;
+        }
+        Ok(())
     }
-    clear(&mut queues[other], nsid, keys[other])?;
-    for (queue, key) in queues.iter_mut().zip(keys) {
-        register(queue, nsid, RegisterAction::REGISTER, key, cptpl)?;
+
+    fn acquire(
+        &self,
+        queues: &mut [IoQueue; 2],
+        who: usize,
+        action: AcquireAction,
+    ) -> Result<Status, String> {
+        let command = AcquireCommand {
+            action,
+            iekey: false,
+            rtype: self.rtype,
+        };
+        let data = AcquireData {
+            crkey: self.keys[who],
+            prkey: if action == AcquireAction::ACQUIRE {
+                0
+            } else {
+                self.keys[1 - who]
+            },
+        };
+        let done = queues[who].reservation_acquire(self.nsid, &command, &data);
+        done.map_err(doing("Acquire"))
     }
-    let acquired = acquire(
-        &mut queues[holder],
-        nsid,
-        AcquireAction::ACQUIRE,
-        rtype,
-        (keys[holder], 0),
-    )?;
-    expect("Acquire", acquired, Status::SUCCESS)?;
-    let refused = acquire(
-        &mut queues[other],
-        nsid,
-        AcquireAction::ACQUIRE,
-        rtype,
-        (keys[other], 0),
-    )?;
-    expect(
-        "Acquire of what is held",
-        refused,
-        Status::RESERVATION_CONFLICT,
-    )?;
-    let excluded = [
-        Status::RESERVATION_CONFLICT,
-        if rtype.excludes_reads() {
+
+    /// What a host sees that does not hold the reservation.
+    const fn excluded(&self) -> [Status; 2] {
+        let read = if self.rtype.excludes_reads() {
             Status::RESERVATION_CONFLICT
         } else {
             Status::SUCCESS
-        },
-    ];
-    io("the holder", &mut queues[holder], namespace, ALL)?;
-    io("the other", &mut queues[other], namespace, excluded)?;
-    let report = queues[other].reservation_report(nsid, 4);
-    let report = report.map_err(doing("Report"))?;
-    if report.registrants.len() != 2 || report.status.rtype != rtype {
-        return Err(format!("two are registered, not {report:?}"));
+        };
+        [Status::RESERVATION_CONFLICT, read]
     }
-    if random.percent(50) {
-        let preempted = acquire(
-            &mut queues[other],
-            nsid,
-            AcquireAction::PREEMPT,
-            rtype,
-            (keys[other], keys[holder]),
+
+    /// The holder gets the reservation and the other one does not.
+    fn exclude(&self, queues: &mut [IoQueue; 2], namespace: &Namespace) -> Outcome {
+        let acquired = self.acquire(queues, self.holder, AcquireAction::ACQUIRE)?;
+        expect("Acquire", acquired, Status::SUCCESS)?;
+        let refused = self.acquire(queues, self.other, AcquireAction::ACQUIRE)?;
+        expect(
+            "Acquire of what is held",
+            refused,
+            Status::RESERVATION_CONFLICT,
         )?;
-        expect("Preempt", preempted, Status::SUCCESS)?;
-        io("the preempted", &mut queues[holder], namespace, excluded)?;
-        clear(&mut queues[other], nsid, keys[other])?;
-    } else {
-        clear(&mut queues[holder], nsid, keys[holder])?;
+        io("the holder", &mut queues[self.holder], namespace, ALL)?;
+        io(
+            "the other",
+            &mut queues[self.other],
+            namespace,
+            self.excluded(),
+        )?;
+        let report = queues[self.other].reservation_report(self.nsid, 4);
+        let report = report.map_err(doing("Report"))?;
+        if report.registrants.len() != 2 || report.status.rtype != self.rtype {
+            return Err(format!("two are registered, not {report:?}"));
+        }
+        Ok(())
     }
-    io("anyone", &mut queues[holder], namespace, ALL)?;
-    io("anyone", &mut queues[other], namespace, ALL)
+
+    /// The holder lets go, or is preempted.
+    fn end(&self, queues: &mut [IoQueue; 2], namespace: &Namespace, preempt: bool) -> Outcome {
+        let mut last = self.holder;
+        if preempt {
+            last = self.other;
+            let preempted = self.acquire(queues, last, AcquireAction::PREEMPT)?;
+            expect("Preempt", preempted, Status::SUCCESS)?;
+            let holder = &mut queues[self.holder];
+            io("the preempted", holder, namespace, self.excluded())?;
+        }
+        clear(&mut queues[last], self.nsid, self.keys[last])
+    }
 }

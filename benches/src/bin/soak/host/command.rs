@@ -11,6 +11,9 @@ use std::ops::Range;
 /// Blocks of a Compare or of a half of a fused operation.
 const COMPARED_MAX: usize = 16;
 
+/// Bytes of a read that is part of one of the whole region; less than any MDTS.
+const AUDITED: usize = 128 << 10;
+
 /// What a session may do where.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -114,6 +117,9 @@ impl Host {
         limits: &Limits,
         room: usize,
     ) -> Result<Option<Chosen>, Trouble> {
+        if let Some(range) = self.next_of_audit(limits) {
+            return self.build_chosen(limits, Kind::Read, range).map(Some);
+        }
         let mut kind = Kind::choose(self);
         if kind == Kind::Flush {
             let sqe = command::flush(limits.namespace.nsid);
@@ -133,6 +139,29 @@ impl Host {
             // What is not known is found out first.
             kind = Kind::Read;
         }
+        self.build_chosen(limits, kind, range).map(Some)
+    }
+
+    /// The next blocks of the read of the whole region, unless something is under way on them.
+    fn next_of_audit(&mut self, limits: &Limits) -> Option<Range<usize>> {
+        let start = self.audit?;
+        let most = AUDITED / limits.block_size();
+        let end = (start + most).min(self.model.len());
+        let range = self.model.claim(start..end)?;
+        self.audit = Some(range.end);
+        if range.end == self.model.len() {
+            self.audit = None;
+            self.tally.count("regions-read", 1);
+        }
+        Some(range)
+    }
+
+    fn build_chosen(
+        &mut self,
+        limits: &Limits,
+        kind: Kind,
+        range: Range<usize>,
+    ) -> Result<Chosen, Trouble> {
         let mut chosen = Chosen {
             kind,
             range,
@@ -143,7 +172,7 @@ impl Host {
             self.choose_sources(&mut chosen);
         }
         self.build(limits, &mut chosen)?;
-        Ok(Some(chosen))
+        Ok(chosen)
     }
 
     /// Blocks of a command: mostly few.

@@ -134,6 +134,8 @@ struct Host {
     told: Instant,
     /// Number of the next stamp.
     stamps: u64,
+    /// The next block of a read of the whole region, if one is going on.
+    audit: Option<usize>,
     /// When something was last going on that excuses errors.
     disturbed: Option<Instant>,
 }
@@ -167,6 +169,8 @@ impl Host {
             tally: Tally::default(),
             told: Instant::now(),
             stamps: u64::from(args.number) << 48 | u64::from(args.life) << 32 | 1,
+            // What the host before has left is looked at from end to end.
+            audit: Some(0),
             disturbed: None,
             args,
         })
@@ -298,6 +302,7 @@ impl Host {
         // Whoever ends a daemon says so on the board before.
         if !self.board.moment().same_run(since) {
             self.tally.count("ended-by-restarts", 1);
+            self.audit = Some(0);
             return Ok(());
         }
         if self.is_disturbed(since) {
