@@ -5,14 +5,15 @@
 //! joined again only when a larger block is wanted, so that taking and returning a block costs a
 //! push and a pop, and the block used last (still in the CPU's cache) is the next to go out.
 
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, Mutex};
 use crate::wake::Waker;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::PoisonError;
 
 /// Size and alignment of the smallest block.
 pub(crate) const BLOCK: usize = 4096;

@@ -87,11 +87,14 @@ mod conn;
 mod contain;
 mod ctrl;
 mod error;
+#[cfg(all(loom, test))]
+mod loom_models;
 mod manage;
 pub mod ns;
 mod reactor;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod sync;
 mod target;
 pub mod transport;
 mod wake;

@@ -1,10 +1,9 @@
 //! Waking a reactor from another thread: an eventfd, written only when the reactor sleeps.
 
-use rustix::event::{EventfdFlags, eventfd};
+use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::{Arc, EventFd};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::os::fd::{AsFd, BorrowedFd};
 
 const AWAKE: u8 = 0;
 const ASLEEP: u8 = 1;
@@ -12,26 +11,26 @@ const NOTIFIED: u8 = 2;
 
 #[derive(Debug)]
 struct Inner {
-    fd: OwnedFd,
+    event: EventFd,
     state: AtomicU8,
 }
 
 /// A handle that wakes one reactor. Cheap to clone; usable from any thread.
 ///
 /// The protocol: whoever has something for the reactor makes it visible, then calls [`wake`]. The
-/// reactor calls [`prepare_sleep`], looks once more, and only then blocks. So either the reactor
-/// sees the news or the waker sees the sleeper.
+/// reactor calls [`prepare_sleep`], blocks only if that says so, calls [`awake`], and looks for
+/// news after that. So news that it has not seen either keep it from blocking or see it asleep.
 ///
 /// [`wake`]: Waker::wake
 /// [`prepare_sleep`]: Waker::prepare_sleep
+/// [`awake`]: Waker::awake
 #[derive(Clone, Debug)]
 pub(crate) struct Waker(Arc<Inner>);
 
 impl Waker {
     pub(crate) fn new() -> io::Result<Self> {
-        let fd = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         Ok(Self(Arc::new(Inner {
-            fd,
+            event: EventFd::new()?,
             state: AtomicU8::new(AWAKE),
         })))
     }
@@ -40,8 +39,7 @@ impl Waker {
     /// has woken it yet.
     pub(crate) fn wake(&self) {
         if self.0.state.swap(NOTIFIED, Ordering::SeqCst) == ASLEEP {
-            // It can fail only by overflow of the counter, and then the descriptor is readable.
-            let _ = rustix::io::write(&self.0.fd, &1u64.to_ne_bytes());
+            self.0.event.raise();
         }
     }
 
@@ -64,14 +62,19 @@ impl Waker {
 
     /// Takes the eventfd's readiness back, after the poller reported it.
     pub(crate) fn drain(&self) {
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&self.0.fd, &mut count);
+        self.0.event.lower();
+    }
+
+    /// What waiting for the eventfd does, in a model.
+    #[cfg(all(loom, test))]
+    pub(crate) fn wait(&self) {
+        self.0.event.wait();
     }
 }
 
 impl AsFd for Waker {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.fd.as_fd()
+        self.0.event.as_fd()
     }
 }
 

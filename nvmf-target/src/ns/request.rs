@@ -1,14 +1,15 @@
 //! Owned requests, and the way their completions take back to the reactor.
 
 use crate::buf::IoBuf;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, MutexGuard, thread_local};
 use crate::wake::Waker;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,7 +245,7 @@ impl fmt::Debug for Request {
 
 fn send(mut inner: Box<Inner>, result: Result<(), Status>) {
     inner.status = result.err().unwrap_or(Status::SUCCESS);
-    let elsewhere = LOCAL.with_borrow_mut(|local| match local {
+    let elsewhere = LOCAL.with(|local| match &mut *local.borrow_mut() {
         Some(local) if Arc::ptr_eq(&local.port, &inner.port) => {
             local.done.push(Completion(inner));
             None
@@ -321,9 +322,9 @@ thread_local! {
 impl LocalPort {
     /// Calls `f` on behalf of this port's reactor, on a thread that has several.
     pub(crate) fn with<T>(this: &mut Option<Self>, f: impl FnOnce() -> T) -> T {
-        let outer = LOCAL.replace(this.take());
+        let outer = LOCAL.with(|bound| bound.replace(this.take()));
         let result = f();
-        *this = LOCAL.replace(outer);
+        *this = LOCAL.with(|bound| bound.replace(outer));
         result
     }
 }
@@ -348,7 +349,8 @@ impl Port {
 
     /// Declares the calling thread to be this port's reactor.
     pub(crate) fn bind_to_thread(self: &Arc<Self>) {
-        LOCAL.set(Some(self.local()));
+        let local = self.local();
+        drop(LOCAL.with(|bound| bound.replace(Some(local))));
     }
 
     pub(crate) fn local(self: &Arc<Self>) -> LocalPort {
@@ -360,7 +362,7 @@ impl Port {
 
     /// Undoes [`Port::bind_to_thread`].
     pub(crate) fn unbind_from_thread() {
-        LOCAL.set(None);
+        drop(LOCAL.with(RefCell::take));
     }
 
     fn done(&self) -> MutexGuard<'_, Option<Vec<Completion>>> {
@@ -387,8 +389,8 @@ impl Port {
     /// Moves all completions into `out`: those of this thread, then those of others. Only on the
     /// reactor's own thread.
     pub(crate) fn collect(&self, out: &mut Vec<Completion>) {
-        LOCAL.with_borrow_mut(|local| {
-            if let Some(local) = local {
+        LOCAL.with(|local| {
+            if let Some(local) = &mut *local.borrow_mut() {
                 out.append(&mut local.done);
             }
         });

@@ -10,9 +10,10 @@
 
 use super::{Mailbox, Message};
 use crate::ns::Uncorrectable;
+use crate::sync::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 /// What is done when the gate is closed.
 type Then = Box<dyn FnOnce(Exclusive) + Send>;
@@ -273,5 +274,72 @@ mod tests {
         assert_eq!(told(&mailboxes[1]), [true]);
         assert_eq!(told(&mailboxes[2]), [false, true]);
         next.try_recv().unwrap_err();
+    }
+}
+
+/// The gate in every order of its steps; see [`crate::loom_models`].
+#[cfg(all(loom, test))]
+mod loom_tests {
+    use super::*;
+    use crate::loom_models::{model, wait};
+    use loom::cell::UnsafeCell;
+    use loom::thread;
+    use nvmf_proto::tcp::Slot;
+
+    /// A reactor with one lane: it writes while the gate is open to it, until it is told to end.
+    fn lane(gate: &Arc<Gate>, mailbox: Arc<Mailbox>, blocks: Arc<UnsafeCell<()>>) {
+        let (member, mut closed) = gate.join(1, &mailbox);
+        let mut messages = Vec::new();
+        loop {
+            if !closed {
+                blocks.with_mut(|_| ());
+            }
+            wait(&mailbox.waker);
+            mailbox.take(&mut messages);
+            for message in messages.drain(..) {
+                match message {
+                    Message::Gate { closed: now, .. } => {
+                        closed = now;
+                        if closed {
+                            member.answer();
+                        }
+                    }
+                    Message::Quit => return,
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    /// That nobody writes beside who has closed it is what loom sees.
+    #[test]
+    fn who_has_closed_it_is_alone() {
+        model(|| {
+            let gate = Arc::<Gate>::default();
+            let blocks = Arc::new(UnsafeCell::new(()));
+            let (own, other) = (Mailbox::new().unwrap(), Mailbox::new().unwrap());
+            let writer = {
+                let (gate, other, blocks) = (gate.clone(), other.clone(), blocks.clone());
+                thread::spawn(move || lane(&gate, other, blocks))
+            };
+            for _ in 0..2 {
+                let mailbox = Arc::clone(&own);
+                gate.close(move |exclusive| {
+                    mailbox.send(Message::Exclusive(0, Slot::default(), exclusive));
+                });
+            }
+            let (mut messages, mut turns) = (Vec::new(), 0);
+            while turns < 2 {
+                wait(&own.waker);
+                own.take(&mut messages);
+                for message in messages.drain(..) {
+                    turns += 1;
+                    blocks.with_mut(|_| ());
+                    drop(message);
+                }
+            }
+            other.send(Message::Quit);
+            writer.join().unwrap();
+        });
     }
 }

@@ -5,13 +5,15 @@ use crate::conn::Wire;
 use crate::ctrl::reservation::Waiter;
 use crate::ctrl::{ConnRef, Guest, Listener};
 use crate::ns::Port;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crate::wake::Waker;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, PoisonError};
 
 pub(crate) enum Message {
     /// A new connection.

@@ -1,15 +1,20 @@
 //! The memory of a RAM disk: one mapping, and a lock for each of its pages.
 
+use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::{spin_loop, yield_now};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::io;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 /// What one lock stands for.
 pub(super) const PAGE: usize = 4096;
 /// What is taken and given back at a time: a huge page, where the system has them.
-pub(super) const CHUNK: usize = 2 << 20;
+pub(super) const CHUNK: usize = if cfg!(all(loom, test)) {
+    2 * PAGE
+} else {
+    2 << 20
+};
 
 /// Somebody writes to the page, or is about to.
 const WRITER: u8 = 0x80;
@@ -37,10 +42,11 @@ pub(super) struct Memory {
     /// Where its parts begin.
     data: NonNull<u8>,
     zeroes: NonNull<u8>,
-    locks: NonNull<AtomicU8>,
-    taken: NonNull<AtomicU8>,
+    locks: AtomicBytes,
+    /// For each chunk: whether it may hold anything but zeroes. Changed by holders of a lock in
+    /// the chunk only, from 1 to 0 by one who holds all of them.
+    taken: AtomicBytes,
     len: usize,
-    chunks: usize,
 }
 
 // SAFETY: the mapping is plain memory without thread affinity. Its data is reached through
@@ -70,24 +76,25 @@ impl Memory {
         }?;
         let map = NonNull::new(map.cast::<u8>())
             .ok_or_else(|| io::Error::other("the kernel mapped the disk at address 0"))?;
-        let chunks = data_len / CHUNK;
+        let (pages, chunks) = (data_len / PAGE, data_len / CHUNK);
         // SAFETY: the start moves by less than CHUNK, and what follows adds up to no more than
-        // `map_len` with that.
+        // `map_len` with that. The kernel has initialised it, and nothing but the `AtomicBytes`
+        // goes to locks and flags.
         let (data, zeroes, locks, taken) = unsafe {
             let data = map.add(map.addr().get().wrapping_neg() % CHUNK);
             let zeroes = data.add(data_len);
             let locks = zeroes.add(CHUNK);
-            (data, zeroes, locks, locks.add(data_len / PAGE))
+            let taken = AtomicBytes::new(locks.add(pages), chunks);
+            (data, zeroes, AtomicBytes::new(locks, pages), taken)
         };
         let memory = Self {
             map,
             map_len,
             data,
             zeroes,
-            locks: locks.cast(),
-            taken: taken.cast(),
+            locks,
+            taken,
             len,
-            chunks,
         };
         // A last chunk that is not whole is not worth a huge page.
         let whole = len - len % CHUNK;
@@ -98,15 +105,13 @@ impl Memory {
     }
 
     fn locks(&self) -> &[AtomicU8] {
-        // SAFETY: see `new`; initialised by the kernel, and used as atomics only.
-        unsafe { std::slice::from_raw_parts(self.locks.as_ptr(), self.chunks * (CHUNK / PAGE)) }
+        // SAFETY: the mapping lives as long as `self`.
+        unsafe { self.locks.get() }
     }
 
-    /// For each chunk: whether it may hold anything but zeroes. Changed by holders of a lock in
-    /// the chunk only, from 1 to 0 by one who holds all of them.
     fn taken(&self) -> &[AtomicU8] {
         // SAFETY: as in `locks`.
-        unsafe { std::slice::from_raw_parts(self.taken.as_ptr(), self.chunks) }
+        unsafe { self.taken.get() }
     }
 
     /// Bytes of memory taken, in whole chunks.
@@ -192,6 +197,52 @@ impl Drop for Memory {
     }
 }
 
+/// Atomic bytes of a mapping, without a claim to it; in a model they have memory of their own.
+#[cfg(not(all(loom, test)))]
+struct AtomicBytes {
+    first: NonNull<AtomicU8>,
+    count: usize,
+}
+
+#[cfg(not(all(loom, test)))]
+impl AtomicBytes {
+    /// # Safety
+    ///
+    /// `first` is the address of `count` initialised bytes that are used as these atomics only.
+    const unsafe fn new(first: NonNull<u8>, count: usize) -> Self {
+        let first = first.cast();
+        Self { first, count }
+    }
+
+    /// # Safety
+    ///
+    /// The mapping is still there, and stays as long as what is returned.
+    const unsafe fn get(&self) -> &[AtomicU8] {
+        // SAFETY: as the callers of this and of `new` say.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.count) }
+    }
+}
+
+#[cfg(all(loom, test))]
+struct AtomicBytes(Vec<AtomicU8>);
+
+#[cfg(all(loom, test))]
+impl AtomicBytes {
+    /// # Safety
+    ///
+    /// None is asked for here.
+    unsafe fn new(_: NonNull<u8>, count: usize) -> Self {
+        Self((0..count).map(|_| AtomicU8::new(0)).collect())
+    }
+
+    /// # Safety
+    ///
+    /// None is asked for here.
+    unsafe fn get(&self) -> &[AtomicU8] {
+        &self.0
+    }
+}
+
 fn try_share(lock: &AtomicU8) -> bool {
     let mut state = lock.load(Ordering::Relaxed);
     // A writer that waits keeps new readers out, so that they do not keep it out for ever.
@@ -213,9 +264,9 @@ fn wait_until(mut done: impl FnMut() -> bool) {
     while !done() {
         if spins < SPINS {
             spins += 1;
-            std::hint::spin_loop();
+            spin_loop();
         } else {
-            std::thread::yield_now();
+            yield_now();
         }
     }
 }
@@ -333,7 +384,7 @@ impl Drop for Exclusive<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicBool;
@@ -356,7 +407,7 @@ mod tests {
             });
             // A writer that waits keeps new readers out.
             while memory.try_share(PAGE, 1).is_some() {
-                std::thread::yield_now();
+                yield_now();
             }
             assert!(!written.load(Ordering::SeqCst));
             assert_eq!(all[PAGE], 0);
@@ -421,5 +472,119 @@ mod tests {
         memory.exclude(0, CHUNK).clear();
         assert_eq!(memory.taken_bytes(), 0);
         assert_eq!(memory.share(CHUNK - 1, 2)[..], [0, 0]);
+    }
+}
+
+/// The locks in every order of their steps; see [`crate::loom_models`].
+#[cfg(all(loom, test))]
+mod loom_tests {
+    use super::*;
+    use crate::loom_models::model;
+    use loom::cell::UnsafeCell;
+    use loom::thread;
+    use std::sync::Arc;
+
+    /// Memory, and for each of its pages what tells loom of accesses to it.
+    struct Watched {
+        memory: Memory,
+        pages: Vec<UnsafeCell<()>>,
+    }
+
+    impl Watched {
+        fn new(pages: usize) -> Arc<Self> {
+            Arc::new(Self {
+                memory: Memory::new(pages * PAGE).unwrap(),
+                pages: (0..pages).map(|_| UnsafeCell::new(())).collect(),
+            })
+        }
+
+        fn write(&self, pages: Range<usize>, value: u8) {
+            let mut bytes = self.memory.exclude(pages.start * PAGE, pages.len() * PAGE);
+            for page in pages {
+                self.pages[page].with_mut(|_| ());
+            }
+            bytes.fill(value);
+        }
+
+        fn clear(&self, pages: Range<usize>) {
+            let mut bytes = self.memory.exclude(pages.start * PAGE, pages.len() * PAGE);
+            for page in pages {
+                self.pages[page].with_mut(|_| ());
+            }
+            bytes.clear();
+        }
+
+        fn check(&self, pages: Range<usize>, bytes: Shared<'_>) -> u8 {
+            for page in pages {
+                self.pages[page].with(|_| ());
+            }
+            assert!(bytes.iter().all(|&byte| byte == bytes[0]), "half a write");
+            bytes[0]
+        }
+
+        fn read(&self, pages: Range<usize>) -> u8 {
+            let (at, len) = (pages.start * PAGE, pages.len() * PAGE);
+            self.check(pages, self.memory.share(at, len))
+        }
+
+        fn try_read(&self, pages: Range<usize>) -> Option<u8> {
+            let (at, len) = (pages.start * PAGE, pages.len() * PAGE);
+            let shared = self.memory.try_share(at, len)?;
+            Some(self.check(pages, shared))
+        }
+    }
+
+    #[test]
+    fn a_write_of_two_pages_is_seen_whole_or_not_at_all() {
+        model(|| {
+            let disk = Watched::new(2);
+            let threads = [1, 2].map(|value| {
+                let disk = Arc::clone(&disk);
+                thread::spawn(move || disk.write(0..2, value))
+            });
+            assert!(disk.try_read(0..2).is_none_or(|value| value <= 2));
+            threads.into_iter().for_each(|t| t.join().unwrap());
+            assert!((1..=2).contains(&disk.read(0..2)));
+        });
+    }
+
+    #[test]
+    fn readers_that_wait_see_the_last_write() {
+        model(|| {
+            let disk = Watched::new(1);
+            let writer = {
+                let disk = Arc::clone(&disk);
+                thread::spawn(move || disk.write(0..1, 1))
+            };
+            let reader = {
+                let disk = Arc::clone(&disk);
+                thread::spawn(move || disk.read(0..1))
+            };
+            assert!(disk.read(0..1) <= 1);
+            writer.join().unwrap();
+            assert!(reader.join().unwrap() <= 1);
+            assert_eq!(disk.read(0..1), 1);
+        });
+    }
+
+    #[test]
+    fn what_is_given_back_reads_as_zeroes_and_nothing_else_is_lost() {
+        model(|| {
+            let disk = Watched::new(2);
+            disk.write(1..2, 7);
+            let writer = {
+                let disk = Arc::clone(&disk);
+                thread::spawn(move || disk.write(0..1, 9))
+            };
+            let clearer = {
+                let disk = Arc::clone(&disk);
+                thread::spawn(move || disk.clear(0..2))
+            };
+            assert!([0, 7].contains(&disk.read(1..2)));
+            writer.join().unwrap();
+            clearer.join().unwrap();
+            assert!([0, 9].contains(&disk.read(0..1)));
+            assert_eq!(disk.read(1..2), 0);
+        });
     }
 }
