@@ -29,7 +29,7 @@ pub(crate) use fault::Fault;
 pub(crate) use namespaces::{NsEntry, NsShared, NsTable, Visibility};
 pub(crate) use subsystem::{Kind, Snapshot, Subsystem};
 pub(crate) use topology::{Port, Reach, Topology};
-pub(crate) use view::{Access, Seen, View};
+pub(crate) use view::{Seen, Usage, View};
 
 use crate::config::{Role, SubsystemConfig, TargetConfig};
 use crate::reactor::{Mailbox, Message};

@@ -5,8 +5,7 @@ use super::connect::Refusal;
 use super::persistent::PersistentLog;
 use super::reservation::{Known, ReservationScope, ReservationStore};
 use super::{
-    Access, Controller, Limits, NsEntry, NsShared, NsStats, NsTable, Opening, View, Visibility,
-    lock,
+    Controller, Limits, NsEntry, NsShared, NsStats, NsTable, Opening, View, Visibility, lock,
 };
 use crate::contain::{Guarded, contain};
 use crate::ns::{Namespace, NsInfo, NsSink};
@@ -57,6 +56,8 @@ pub(crate) struct Subsystem {
     snapshot: Mutex<Snapshot>,
     /// See [`Subsystem::generation`]: what I/O queues compare before each command.
     generation: AtomicU64,
+    /// Held while the generation moves.
+    changes: Mutex<Changes>,
     controllers: Mutex<Controllers>,
     pub(crate) persistent: PersistentLog,
 }
@@ -66,6 +67,27 @@ pub(crate) struct Subsystem {
 pub(crate) struct Snapshot {
     pub(crate) table: Arc<NsTable>,
     pub(crate) ana: Arc<AnaStates>,
+}
+
+/// What has happened in which generation, as far as controllers need it that have a view of an
+/// earlier one. A host that changes rights as fast as it can costs others the namespaces that it
+/// has changed, each once.
+#[derive(Debug, Default)]
+struct Changes {
+    /// Views of earlier generations are of no use any more.
+    all: u64,
+    /// Namespaces whose reservations have changed rights after that, by the latest generation.
+    rights: BTreeMap<u64, u32>,
+    /// The same by NSID.
+    latest: BTreeMap<u32, u64>,
+}
+
+/// What a controller has to look at again.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Changed {
+    /// Its rights on these namespaces.
+    Rights(Vec<u32>),
+    All,
 }
 
 /// What a namespace is attached with, besides its configuration.
@@ -123,6 +145,7 @@ impl Subsystem {
             snapshot: Mutex::default(),
             // A view that was never made is of generation 0.
             generation: AtomicU64::new(1),
+            changes: Mutex::default(),
             controllers: Mutex::new(Controllers {
                 live: BTreeMap::new(),
                 next: config.cntlid_min,
@@ -154,23 +177,47 @@ impl Subsystem {
         let over = controller
             .is_ending()
             .then_some(Status::ABORTED_SQ_DELETION);
-        View::new(&table, &controller.hostnqn, ana, |entry| {
-            let rights = entry.shared.reservations.rights(&controller.hostid);
-            let unless = |right: bool| (!right).then_some(Status::RESERVATION_CONFLICT.dnr());
-            let protected = entry
-                .is_protected()
-                .then_some(Status::NAMESPACE_WRITE_PROTECTED.dnr());
-            Access {
-                ana: over,
-                reads: unless(rights.read),
-                flush: unless(rights.write),
-                writes: unless(rights.write).or(protected),
-            }
+        View::new(&table, &controller.hostnqn, ana, over, |entry| {
+            controller.rights(entry)
         })
     }
 
-    /// What hosts may do with namespaces has changed, other than by a change of the snapshot.
+    /// The generation of this moment, and what has changed since another one.
+    pub(super) fn changed_since(&self, generation: u64) -> (u64, Changed) {
+        let changes = lock(&self.changes);
+        let changed = if generation < changes.all {
+            Changed::All
+        } else {
+            let later = changes.rights.range(generation + 1..);
+            Changed::Rights(later.map(|(_, &nsid)| nsid).collect())
+        };
+        (self.generation(), changed)
+    }
+
+    /// What hosts may do with any namespace has changed, other than by a change of the snapshot.
     pub(super) fn access_changed(&self) {
+        let mut changes = lock(&self.changes);
+        *changes = Changes {
+            all: self.generation() + 1,
+            ..Changes::default()
+        };
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// What hosts may do with a namespace has changed, by a reservation.
+    pub(super) fn rights_changed(&self, nsid: u32) {
+        let mut changes = lock(&self.changes);
+        let next = self.generation() + 1;
+        if let Some(before) = changes.latest.insert(nsid, next) {
+            changes.rights.remove(&before);
+        }
+        changes.rights.insert(next, nsid);
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Settings of a controller have changed that its I/O queues look at.
+    pub(super) fn settings_changed(&self) {
+        let _changes = lock(&self.changes);
         self.generation.fetch_add(1, Ordering::Release);
     }
 
@@ -192,7 +239,7 @@ impl Subsystem {
             if !change(&mut snapshot) {
                 return;
             }
-            self.generation.fetch_add(1, Ordering::Release);
+            self.access_changed();
             (old, snapshot.clone())
         };
         let differing = old.table.differing(&new.table);

@@ -1,70 +1,137 @@
 //! What one controller sees of its subsystem's namespaces.
 
 use super::ana::{AnaState, PortStates};
+use super::reservation::Rights;
 use super::{NsEntry, NsTable};
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::identify::NSID_BROADCAST;
 use nvmf_proto::wire::nqn::Nqn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-/// Everything that decides whether a command of this controller may touch a namespace. Made anew
-/// when the subsystem's generation moves, so that I/O looks at nothing else.
+/// Everything that decides whether a command of this controller may touch a namespace, so that I/O
+/// looks at nothing else. Made anew when namespaces or their ANA states change; what hosts change
+/// themselves, rights and the write cache, changes in place.
 #[derive(Debug, Default)]
 pub(crate) struct View {
     seen: Vec<Option<Seen>>,
     ana: Arc<PortStates>,
-    /// The host has turned the volatile write cache off: every write is as with FUA.
-    pub(crate) write_through: bool,
+    write_through: AtomicBool,
 }
 
 /// A namespace that is there for the controller's host.
 #[derive(Debug)]
 pub(crate) struct Seen {
     pub(crate) entry: Arc<NsEntry>,
-    pub(crate) access: Access,
+    /// Why any I/O command is refused: the end of the controller, or the state of the ANA group at
+    /// the controller's port.
+    pub(crate) ana: Option<Status>,
+    /// What is refused at the moment, as bits of [`Usage`], and of `ana`.
+    refused: AtomicU8,
 }
 
-/// Why commands to a namespace are refused at the moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Access {
-    /// Any I/O command: the end of the controller, or the state of its ANA group at the
-    /// controller's port.
-    pub(crate) ana: Option<Status>,
-    /// Commands that read: a reservation that another host holds.
-    pub(crate) reads: Option<Status>,
-    /// Flush: a reservation, as for commands that write.
-    pub(crate) flush: Option<Status>,
-    /// Commands that write: a reservation, then write protection.
-    pub(crate) writes: Option<Status>,
+/// What a command does to a namespace, as far as access goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Usage {
+    Read,
+    Flush,
+    Write,
+}
+
+/// [`Seen::ana`] is a reason.
+const ANA: u8 = 1 << 0;
+/// Another host's reservation excludes commands that read.
+const READS: u8 = 1 << 1;
+/// Another host's reservation excludes commands that write, and Flush.
+const WRITES: u8 = 1 << 2;
+/// The namespace is write protected.
+const PROTECTED: u8 = 1 << 3;
+
+impl Usage {
+    const fn bits(self) -> u8 {
+        match self {
+            Self::Read => ANA | READS,
+            Self::Flush => ANA | WRITES,
+            Self::Write => ANA | WRITES | PROTECTED,
+        }
+    }
+}
+
+impl Seen {
+    fn new(entry: &Arc<NsEntry>, ana: Option<Status>, rights: Rights) -> Self {
+        let seen = Self {
+            entry: Arc::clone(entry),
+            ana,
+            refused: AtomicU8::new(0),
+        };
+        seen.set_rights(rights);
+        seen
+    }
+
+    /// Sets what reservations leave to the host.
+    pub(super) fn set_rights(&self, rights: Rights) {
+        let bit = |refused, bit| if refused { bit } else { 0 };
+        let refused = bit(self.ana.is_some(), ANA)
+            | bit(!rights.read, READS)
+            | bit(!rights.write, WRITES)
+            | bit(self.entry.is_protected(), PROTECTED);
+        // Ordered by the generation that queues compare, where that matters.
+        self.refused.store(refused, Ordering::Relaxed);
+    }
+
+    /// Why a command that does this is refused at the moment.
+    #[inline]
+    pub(crate) fn refusal(&self, usage: Usage) -> Option<Status> {
+        let refused = self.refused.load(Ordering::Relaxed) & usage.bits();
+        if refused == 0 {
+            return None;
+        }
+        self.reason(refused)
+    }
+
+    #[cold]
+    fn reason(&self, refused: u8) -> Option<Status> {
+        if refused & ANA != 0 {
+            self.ana
+        } else if refused & (READS | WRITES) != 0 {
+            Some(Status::RESERVATION_CONFLICT.dnr())
+        } else {
+            Some(Status::NAMESPACE_WRITE_PROTECTED.dnr())
+        }
+    }
 }
 
 impl View {
-    /// What `hostnqn` may see of `table` at a port with these ANA states; `access` says what it may
-    /// do beyond them.
+    /// What `hostnqn` may see of `table` at a port with these ANA states, with what reservations
+    /// leave to it. `over` refuses everything.
     pub(crate) fn new(
         table: &NsTable,
         hostnqn: &Nqn,
         ana: Arc<PortStates>,
-        access: impl Fn(&NsEntry) -> Access,
+        over: Option<Status>,
+        rights: impl Fn(&NsEntry) -> Rights,
     ) -> Self {
         let mut seen = Vec::new();
         for entry in table.iter().filter(|e| e.visibility.includes(hostnqn)) {
             // They come in ascending order of NSID.
             seen.resize_with(entry.nsid as usize - 1, || None);
-            let access = access(entry);
-            seen.push(Some(Seen {
-                access: Access {
-                    ana: access.ana.or_else(|| ana.get(entry.anagrpid).refusal()),
-                    ..access
-                },
-                entry: Arc::clone(entry),
-            }));
+            let ana = over.or_else(|| ana.get(entry.anagrpid).refusal());
+            seen.push(Some(Seen::new(entry, ana, rights(entry))));
         }
         Self {
             seen,
             ana,
-            write_through: false,
+            write_through: AtomicBool::new(false),
         }
+    }
+
+    /// The host has turned the volatile write cache off: every write is as with FUA.
+    pub(crate) fn write_through(&self) -> bool {
+        self.write_through.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_write_through(&self, write_through: bool) {
+        self.write_through.store(write_through, Ordering::Relaxed);
     }
 
     /// In O(1).
@@ -81,9 +148,9 @@ impl View {
     /// their ANA groups. Of several reasons it is the one that lasts longest.
     pub(crate) fn refused_by_ana(&self, nsid: u32) -> Option<Status> {
         if nsid != NSID_BROADCAST {
-            return self.get(nsid)?.access.ana;
+            return self.get(nsid)?.ana;
         }
-        let reasons = self.iter().filter_map(|seen| seen.access.ana);
+        let reasons = self.iter().filter_map(|seen| seen.ana);
         reasons.min_by_key(|status| status.sc())
     }
 
@@ -91,3 +158,6 @@ impl View {
         self.ana.get(anagrpid)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,12 @@
 //! Compare, and the fused operation Compare and Write.
 
 use super::NOWHERE;
-use super::plan::{NsRef, Usage, force, inside};
+use super::plan::{NsRef, force, inside};
 use super::steps::{Now, Step, split};
 use crate::buf::IoBuf;
 use crate::conn::command::CHANGED;
 use crate::conn::{Conn, Queue};
-use crate::ctrl::Fault;
+use crate::ctrl::{Fault, Usage};
 use crate::ns::{LbaRange, Op, Support};
 use crate::reactor::{Cx, Gate};
 use nvmf_proto::tcp::Slot;
@@ -162,7 +162,7 @@ impl Conn {
         }
         let (compare, write) = (self.command(first).sqe, self.command(second).sqe);
         let (seen, write_through) = match &self.queue {
-            Queue::Io(queue) => (queue.view.get(write.nsid()), queue.view.write_through),
+            Queue::Io(queue) => (queue.view.get(write.nsid()), queue.view.write_through()),
             Queue::None | Queue::Admin(_) => (None, false),
         };
         let entry = &seen

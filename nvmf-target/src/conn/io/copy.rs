@@ -1,10 +1,10 @@
 //! Copy: source ranges are read one after the other, and written together as far as a buffer goes.
 
-use super::plan::{COPY_FORMAT, NsRef, Usage, inside};
+use super::plan::{COPY_FORMAT, NsRef, inside};
 use super::steps::{Now, Step};
 use crate::buf::IoBuf;
 use crate::conn::{Conn, Queue};
-use crate::ctrl::Fault;
+use crate::ctrl::{Fault, Usage};
 use crate::ns::{LbaRange, NsInfo, Op, Support};
 use crate::reactor::Cx;
 use nvmf_proto::tcp::Slot;
@@ -159,7 +159,7 @@ impl Conn {
                 Status::INVALID_FIELD.dnr()
             }
         })?;
-        if let Some(status) = Usage::Read.refused_by(&seen.access) {
+        if let Some(status) = seen.refusal(Usage::Read) {
             return Err(status);
         }
         let source = NsRef::of(&seen.entry);

@@ -47,7 +47,7 @@ impl Conn {
         queue.refresh();
         let view = &queue.view;
         let max_transfer = queue.controller.limits.max_transfer;
-        if view.write_through && is_write(sqe) {
+        if view.write_through() && is_write(sqe) {
             let mut forced = *sqe;
             forced.set_fua();
             return IoPlan::new(&forced, view, max_transfer);

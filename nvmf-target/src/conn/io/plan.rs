@@ -4,7 +4,7 @@ use super::copy::CopyLimits;
 use super::steps::{Step, Zeroes};
 use crate::conn::reservation;
 use crate::ctrl::admin::Transfer;
-use crate::ctrl::{Access, Fault, NsEntry, Seen, View};
+use crate::ctrl::{Fault, NsEntry, Usage, View};
 use crate::ns::{LbaRange, NsInfo, Op, Support};
 use nvmf_proto::wire::copy::{CopyCommand, CopyFormat};
 use nvmf_proto::wire::dsm::{DsmCommand, DsmRange};
@@ -48,29 +48,12 @@ impl NsRef {
     }
 }
 
-/// What a command does to a namespace, as far as access goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Usage {
-    Read,
-    Flush,
-    Write,
-}
-
-impl Usage {
-    const fn of(opcode: NvmOpcode) -> Self {
-        match opcode {
-            NvmOpcode::READ | NvmOpcode::COMPARE | NvmOpcode::VERIFY => Self::Read,
-            NvmOpcode::FLUSH => Self::Flush,
-            _ => Self::Write,
-        }
-    }
-
-    pub(super) fn refused_by(self, access: &Access) -> Option<Status> {
-        access.ana.or(match self {
-            Self::Read => access.reads,
-            Self::Flush => access.flush,
-            Self::Write => access.writes,
-        })
+/// What a command of a namespace does to it.
+const fn usage(opcode: NvmOpcode) -> Usage {
+    match opcode {
+        NvmOpcode::READ | NvmOpcode::COMPARE | NvmOpcode::VERIFY => Usage::Read,
+        NvmOpcode::FLUSH => Usage::Flush,
+        _ => Usage::Write,
     }
 }
 
@@ -131,23 +114,23 @@ impl IoPlan {
         }
         if opcode == NvmOpcode::FLUSH && sqe.nsid() == NSID_BROADCAST {
             // NVMe Base 2.1 §8.1.1 and §8.1.22: what any of them refuses is refused.
-            let conflict = || view.iter().find_map(|seen| seen.access.flush);
+            let conflict = || view.iter().find_map(|seen| seen.refusal(Usage::Flush));
             let refused = view.refused_by_ana(sqe.nsid()).or_else(conflict);
             return refused.map_or(Ok(Self::FlushAll), |status| Err(status.into()));
         }
-        let Seen { entry, access } = view
+        let seen = view
             .get(sqe.nsid())
             .ok_or(Status::INVALID_NAMESPACE.dnr())?;
         if let Some(transfer) = reservation::transfer(sqe, max_transfer) {
             // Which reservation there is decides about these when they are carried out.
-            let refused = access.ana.map(Fault::from);
+            let refused = seen.ana.map(Fault::from);
             return refused.map_or_else(|| transfer.map(Self::Reservation), Err);
         }
-        if let Some(status) = Usage::of(opcode).refused_by(access) {
+        if let Some(status) = seen.refusal(usage(opcode)) {
             return Err(status.into());
         }
-        let ns = NsRef::of(entry);
-        let info = &entry.info;
+        let ns = NsRef::of(&seen.entry);
+        let info = &seen.entry.info;
         match opcode {
             NvmOpcode::READ | NvmOpcode::WRITE => Self::rw(sqe, info, ns, max_transfer),
             NvmOpcode::FLUSH if info.volatile_cache && info.caps.flush == Support::Native => {

@@ -3,11 +3,11 @@
 //! Between two requests anything may have changed: each step looks at the namespace and at what
 //! the host may do with it anew.
 
-use super::plan::{NsRef, Usage, inside};
+use super::plan::{NsRef, inside};
 use super::{NOWHERE, PIECE};
 use crate::buf::{BLOCK, IoBuf};
 use crate::conn::{Conn, Queue};
-use crate::ctrl::Fault;
+use crate::ctrl::{Fault, Usage};
 use crate::ns::{Caps, LbaRange, Op, Support};
 use crate::reactor::Cx;
 use nvmf_proto::tcp::Slot;
@@ -119,7 +119,7 @@ impl Conn {
         let seen = queue.view.get(ns.nsid);
         let seen = seen.filter(|seen| NsRef::of(&seen.entry) == ns);
         let seen = seen.ok_or(Status::INVALID_NAMESPACE.dnr())?;
-        match usage.refused_by(&seen.access) {
+        match seen.refusal(usage) {
             // NVMe Base 2.1 §8.1.22: a command that has begun does not end with a conflict. What is
             // to stop it is Preempt and Abort.
             Some(status) if !status.same_code(Status::RESERVATION_CONFLICT) => Err(status),

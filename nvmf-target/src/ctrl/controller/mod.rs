@@ -13,7 +13,9 @@ pub(super) use settings::{Clock, Settings, TEMPERATURE, WCTEMP};
 pub(super) use state::{Join, Shutdown};
 pub(crate) use stats::{NsStats, QueueStats, Totals};
 
-use super::{ConnRef, Kind, Limits, Listener, Reach, Subsystem, View, lock};
+use super::reservation::Rights;
+use super::subsystem::Changed;
+use super::{ConnRef, Kind, Limits, Listener, NsEntry, Reach, Subsystem, View, lock};
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::nqn::Nqn;
 use state::State;
@@ -108,15 +110,21 @@ impl Controller {
     /// What the controller sees of the namespaces at this moment.
     pub(crate) fn view(&self) -> Arc<View> {
         let mut cached = lock(&self.view);
-        // Read first: what changes meanwhile is seen by the next call.
-        let generation = self.subsystem.generation();
-        let write_through = !self.settings().write_cache;
-        if cached.0 != generation || cached.1.write_through != write_through {
-            let mut view = self.subsystem.view_of(self);
-            view.write_through = write_through;
-            *cached = (generation, Arc::new(view));
+        if cached.0 != self.subsystem.generation() {
+            // Asked first: what changes meanwhile is seen by the next call.
+            let (generation, changed) = self.subsystem.changed_since(cached.0);
+            cached.0 = generation;
+            match changed {
+                Changed::Rights(nsids) => {
+                    let seen = nsids.iter().filter_map(|&nsid| cached.1.get(nsid));
+                    seen.for_each(|seen| seen.set_rights(self.rights(&seen.entry)));
+                }
+                Changed::All => cached.1 = Arc::new(self.subsystem.view_of(self)),
+            }
         }
-        Arc::clone(&cached.1)
+        let view = Arc::clone(&cached.1);
+        view.set_write_through(!self.settings().write_cache);
+        view
     }
 
     /// Brings a queue's view up to date. Called before each command.
@@ -126,6 +134,11 @@ impl Controller {
             *generation = now;
             *view = self.view();
         }
+    }
+
+    /// What reservations leave to the host.
+    pub(super) fn rights(&self, entry: &NsEntry) -> Rights {
+        entry.shared.reservations.rights(&self.hostid)
     }
 
     pub(crate) fn admin_stats(&self) -> Arc<QueueStats> {

@@ -112,7 +112,7 @@ impl Controller {
         if self.settings().write_cache != enable {
             self.change_settings(|s| s.write_cache = enable);
             // Its queues look at their view.
-            self.subsystem.access_changed();
+            self.subsystem.settings_changed();
         }
     }
 

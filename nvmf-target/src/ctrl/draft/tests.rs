@@ -596,7 +596,7 @@ fn a_controller_that_has_to_end_takes_no_command() {
     };
     let refused = |rig: &Rig, (view, generation): &mut (_, u64)| {
         rig.controller.refresh(view, generation);
-        [1, 3].map(|nsid| view.get(nsid).unwrap().access.ana)
+        [1, 3].map(|nsid| view.get(nsid).unwrap().ana)
     };
     let (mut mine, mut theirs) = (queue(&rig), queue(&stays));
     let usual = [None, Some(Status::ANA_INACCESSIBLE)];

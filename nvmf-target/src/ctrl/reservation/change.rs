@@ -213,9 +213,8 @@ impl Subsystem {
     ) -> Result<(), Status> {
         let (effects, rights_changed) = shared.reservations.execute(host, command)?;
         if rights_changed {
-            // Whatever command of whatever host starts from here on is judged anew. Not without
-            // need: it costs every controller the making of a view.
-            self.access_changed();
+            // Whatever command of whatever host starts from here on is judged anew.
+            self.rights_changed(nsid);
         }
         let notify: BTreeMap<_, _> = effects.notify.into_iter().collect();
         let abort: BTreeSet<_> = effects.abort.into_iter().collect();

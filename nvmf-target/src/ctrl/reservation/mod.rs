@@ -12,7 +12,7 @@ mod store;
 mod tests;
 
 pub(crate) use change::{Keeper, Waiter, set_persistence};
-pub(crate) use state::{Command, HostId};
+pub(crate) use state::{Command, HostId, Rights};
 pub use store::{FileReservationStore, ReservationScope, ReservationStore};
 
 use super::lock;
@@ -21,7 +21,7 @@ use crate::contain::{Guarded, contain};
 use log::{error, info, warn};
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::reservation::{CNTLID_NONE, ChangePtpl};
-use state::{Effects, Rights, State};
+use state::{Effects, State};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;

@@ -213,10 +213,10 @@ fn io_is_refused_as_the_state_says() {
     for (state, refused) in STATES.into_iter().zip(expected) {
         set(&rig, HERE, 7, state);
         let view = rig.controller.view();
-        let ana = view.get(5).unwrap().access.ana;
+        let ana = view.get(5).unwrap().ana;
         assert_eq!(ana.map(|s| (s.sct().0, s.sc())), refused, "{state}");
         assert!(ana.is_none_or(|status| !status.is_dnr()));
-        assert_eq!(view.get(1).unwrap().access.ana, None);
+        assert_eq!(view.get(1).unwrap().ana, None);
         assert!(view.get(6).is_none());
         let other = rig.other("other").controller;
         assert!(Arc::ptr_eq(

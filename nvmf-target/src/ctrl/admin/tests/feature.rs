@@ -1,4 +1,5 @@
 use super::*;
+use crate::ctrl::Usage;
 use crate::ctrl::admin::Settle;
 use crate::ns::NsInfo;
 use nvmf_proto::tcp::Time;
@@ -276,7 +277,7 @@ fn what_is_set_is_read_until_a_reset() {
 #[test]
 fn without_a_write_cache_all_writes_are_forced_and_what_was_written_is_flushed() {
     let rig = Rig::nvm();
-    let through = || rig.controller.view().write_through;
+    let through = || rig.controller.view().write_through();
     assert!(!through());
     let set_to = |value| {
         let sqe = set_sqe(Fid::VOLATILE_WRITE_CACHE, value, 0);
@@ -321,7 +322,7 @@ fn namespace_write_protection() {
         assert_eq!(set(&rig, FID, wanted).map(|_| ()), outcome, "{wanted}");
         assert_eq!(get(&rig, FID, 0, 0), Ok(Dword(state)), "{wanted}");
         let view = rig.controller.view();
-        let refused = view.get(1).unwrap().access.writes.is_some();
+        let refused = view.get(1).unwrap().refusal(Usage::Write).is_some();
         assert_eq!(refused, state != 0, "{wanted}");
     }
     // Of the others none was changed, and none can be with the one that cannot.
