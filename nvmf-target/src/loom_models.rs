@@ -14,7 +14,6 @@ use crate::ns::{Completion, LbaRange, Op, Port, Request, RequestPool, Route};
 use crate::reactor::{Mailbox, Message};
 use crate::wake::Waker;
 use loom::cell::UnsafeCell;
-use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
@@ -44,38 +43,7 @@ mod messages {
     use super::*;
     use crate::config::Role;
     use crate::ctrl::Listener;
-    use crate::transport::{Stream, TransportAddress};
-    use std::io::{self, IoSlice, IoSliceMut};
-    use std::os::fd::BorrowedFd;
-
-    /// A connection that counts its ends.
-    struct Counted(loom::sync::Arc<AtomicUsize>);
-
-    impl Stream for Counted {
-        fn readiness(&self) -> BorrowedFd<'_> {
-            unreachable!("nobody serves it")
-        }
-
-        fn readv(&mut self, _: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-            Ok(0)
-        }
-
-        fn writev(&mut self, _: &[IoSlice<'_>]) -> io::Result<usize> {
-            Ok(0)
-        }
-
-        fn shutdown_write(&mut self) {}
-
-        fn peer(&self) -> String {
-            String::new()
-        }
-    }
-
-    impl Drop for Counted {
-        fn drop(&mut self) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
+    use crate::transport::TransportAddress;
 
     fn listener() -> Arc<Listener> {
         Arc::new(Listener {
@@ -123,23 +91,20 @@ mod messages {
     }
 
     #[test]
-    fn a_connection_for_a_reactor_that_ends_is_closed_once() {
+    fn what_they_hold_is_let_go_when_the_reactor_ends() {
         model(|| {
             let mailbox = Mailbox::new().unwrap();
-            let ends = loom::sync::Arc::new(AtomicUsize::new(0));
-            let acceptors = [(); 2].map(|()| {
-                let (mailbox, ends) = (Arc::clone(&mailbox), ends.clone());
-                thread::spawn(move || {
-                    let stream = Box::new(Counted(ends));
-                    mailbox.send(Message::Accept(stream, listener()));
-                })
+            let held = listener();
+            let senders = [(); 2].map(|()| {
+                let (mailbox, held) = (Arc::clone(&mailbox), Arc::clone(&held));
+                thread::spawn(move || mailbox.send(Message::Unlistened(held)))
             });
             let mut taken = Vec::new();
             mailbox.take(&mut taken);
             mailbox.close();
             drop(taken);
-            acceptors.into_iter().for_each(|a| a.join().unwrap());
-            assert_eq!(ends.load(Ordering::Relaxed), 2);
+            senders.into_iter().for_each(|s| s.join().unwrap());
+            assert_eq!(Arc::strong_count(&held), 1);
         });
     }
 }
