@@ -82,6 +82,7 @@
 )]
 mod buf;
 mod change;
+mod chatter;
 mod config;
 mod conn;
 mod contain;

@@ -45,6 +45,10 @@ pub(crate) struct Running {
 pub struct TargetStats {
     /// Connections, whatever their state.
     pub connections: usize,
+    /// Those of them that have no accepted Connect yet.
+    pub unconnected: usize,
+    /// Bytes that queues are charged with, of [`TargetConfig::queue_bytes`].
+    pub queue_bytes: usize,
     /// Controllers of all subsystems, discovery controllers included.
     pub controllers: usize,
     /// I/O queues of all controllers.
@@ -79,10 +83,13 @@ impl Target {
     #[must_use]
     pub fn stats(&self) -> TargetStats {
         let core = &self.0.core;
+        let counts = core.door.counts();
         let subsystems = core.subsystems();
         let sum = |f: fn(&Mailbox) -> usize| self.0.reactors.iter().map(|m| f(m)).sum();
         TargetStats {
-            connections: core.door.connections(),
+            connections: counts.connections,
+            unconnected: counts.unconnected,
+            queue_bytes: counts.queue_bytes,
             controllers: subsystems
                 .iter()
                 .map(|s| s.controller_count())

@@ -1,5 +1,6 @@
 //! The command line: what it says, and nothing of what is done with it.
 
+mod limits;
 mod value;
 
 use crate::Failure;
@@ -161,9 +162,8 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "N", value_parser = number(2_u32, 65536))]
     pub(crate) queue_entries: Option<u32>,
 
-    /// Connections at a time, of all hosts together; further ones are closed [default: 4096]
-    #[arg(long, value_name = "N", value_parser = number(1_u32, 1 << 20))]
-    pub(crate) connections: Option<u32>,
+    #[command(flatten)]
+    limits: limits::Limits,
 
     /// Memory for data in flight, at most 1t; commands wait when it is lent out [default: 64m]
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -284,13 +284,21 @@ impl Cli {
                 return fail(format!("--bind {address} is given twice; once is wanted"));
             }
         }
+        let config = self.target_config();
+        let least = TargetConfig::queue_bytes_min(config.admin_queue_entries);
+        if config.queue_bytes < least {
+            return fail(format!(
+                "--queue-memory {}: at least {least}, for one admin queue, is wanted",
+                config.queue_bytes
+            ));
+        }
         let TargetConfig {
             buffer_bytes,
             reactors,
             max_transfer,
             in_capsule,
             ..
-        } = self.target_config();
+        } = config;
         if buffer_bytes / reactors < max_transfer as usize {
             return fail(format!(
                 "--buffers {buffer_bytes}: at least --mdts ({max_transfer}) for each of {reactors} \
@@ -308,6 +316,11 @@ impl Cli {
             ));
         }
         Ok(())
+    }
+
+    /// AERL + 1 of the subsystem, if it is said.
+    pub(crate) const fn event_requests(&self) -> Option<u16> {
+        self.limits.event_requests
     }
 
     /// The target's configuration: its defaults, and what the command line changes.
@@ -333,9 +346,7 @@ impl Cli {
         set(&mut config.io_queue_entries, self.queue_entries);
         config.io_queues = self.io_queues.unwrap_or(config.io_queues);
         config.discovery_nqn.clone_from(&self.discovery_nqn);
-        if let Some(connections) = self.connections {
-            config.max_connections = connections as usize;
-        }
+        self.limits.apply(&mut config);
         config.header_digest = self.header_digest || !self.no_header_digest;
         config.data_digest = self.data_digest || !self.no_data_digest;
         config.sq_flow_control_disable =
@@ -428,6 +439,36 @@ mod tests {
     }
 
     #[test]
+    fn limits_reach_the_target() {
+        let cli = parse(
+            "--connections 10 --connections-per-address 9 --connections-per-host 8 \
+             --controllers-per-host 7 --unconnected 6 --unconnected-per-address 5 \
+             --queue-memory 4m --admin-queue-entries 33 --event-requests 2 --icreq-timeout 1 \
+             --connect-timeout 2 --association-timeout 3 --stall-timeout 4 x",
+        )
+        .unwrap();
+        assert_eq!(cli.event_requests(), Some(2));
+        let config = cli.target_config();
+        assert_eq!(config.max_connections, 10);
+        assert_eq!(config.max_connections_per_address, Some(9));
+        assert_eq!(config.max_connections_per_host, 8);
+        assert_eq!(config.max_controllers_per_host, 7);
+        assert_eq!(config.max_unconnected, 6);
+        assert_eq!(config.max_unconnected_per_address, 5);
+        assert_eq!(
+            (config.queue_bytes, config.admin_queue_entries),
+            (4 << 20, 33)
+        );
+        let times = [
+            config.icreq_timeout,
+            config.connect_timeout,
+            config.association_timeout,
+            config.stall_timeout,
+        ];
+        assert_eq!(times, [1, 2, 3, 4].map(Duration::from_secs));
+    }
+
+    #[test]
     fn what_is_not_said_follows_what_is_said() {
         let config = parse("--mdts 8k x").unwrap().target_config();
         assert_eq!(config.in_capsule, 8192);
@@ -494,6 +535,16 @@ mod tests {
                 "'--read-only' for '--queue-entries",
             ),
             ("--io-queues 0 x", "a number from 1 to 1024"),
+            ("--connections 0 x", "'0' for '--connections <N>': a number"),
+            ("--unconnected 0 x", "--unconnected <N>': a number from 1"),
+            ("--controllers-per-host 65520 x", "a number from 1 to 65519"),
+            (
+                "--connect-timeout 0 x",
+                "--connect-timeout <SECS>': a number from 1 to 86400",
+            ),
+            ("--admin-queue-entries 31 x", "a number from 32 to 4096"),
+            ("--event-requests 257 x", "a number from 1 to 256"),
+            ("--queue-memory 64k x", "--queue-memory 65536: at least"),
             ("--serial 123456789012345678901 x", "1 to 20 printable"),
             (
                 "--bind ::1 --bind ::1 x",

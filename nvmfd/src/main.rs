@@ -144,6 +144,9 @@ fn subsystem(cli: &Cli, machine: &Machine, nqn: &str) -> Result<SubsystemConfig,
     subsystem.allow_any_host = cli.host.is_empty();
     subsystem.hosts.clone_from(&cli.host);
     subsystem.subsystem_reset = cli.subsystem_reset;
+    if let Some(requests) = cli.event_requests() {
+        subsystem.event_requests = requests;
+    }
     if let Some(dir) = &cli.state_dir {
         let store = FileReservationStore::new(dir)
             .map_err(|err| Failure::Environment(format!("--state-dir {}: {err}", dir.display())))?;

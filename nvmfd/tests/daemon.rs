@@ -3,6 +3,7 @@
 mod common;
 mod control;
 mod crash;
+mod rss;
 mod torture;
 
 use common::*;

@@ -90,6 +90,12 @@ impl TxList {
         }
     }
 
+    /// Bytes on the heap of a list for `head_bytes` and `segs`, itself included.
+    #[must_use]
+    pub const fn bytes(head_bytes: usize, segs: usize) -> usize {
+        size_of::<Self>() + head_bytes + segs * (size_of::<Seg>() + size_of::<Digest>())
+    }
+
     /// Whether everything in the list has been sent.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,6 +1,7 @@
 //! What a target and its parts are made of: limits, switches, names.
 
 mod listener;
+mod memory;
 mod subsystem;
 
 pub use listener::{ListenerConfig, ListenerInfo, Referral, Role};
@@ -35,10 +36,16 @@ pub struct TargetConfig {
     pub in_capsule: u32,
     /// MAXH2CDATA in bytes: a multiple of 4, at least 4096.
     pub maxh2cdata: u32,
+    /// Entries of an admin queue (ASQSZ of the discovery log), 32 to 4096.
+    pub admin_queue_entries: u16,
     /// Entries of an I/O queue (CAP.MQES + 1), 2 to 65,536.
     pub io_queue_entries: u32,
     /// I/O queues of a controller.
     pub io_queues: u16,
+    /// Bytes that the queues of all hosts together may take in the worst case: tables, controllers,
+    /// responses that are not read. The Connect of one that does not fit is refused as Controller
+    /// Busy. What they are charged with is in [`crate::TargetStats`].
+    pub queue_bytes: usize,
     /// Connections at a time. If there are so many, the one that has gone longest without a Connect
     /// makes room for one that comes; if all are queues, the one that comes is closed at once.
     pub max_connections: usize,
@@ -85,8 +92,10 @@ impl Default for TargetConfig {
             max_transfer: 1 << 20,
             in_capsule: 16 << 10,
             maxh2cdata: 1 << 20,
+            admin_queue_entries: 128,
             io_queue_entries: 1024,
             io_queues: 64,
+            queue_bytes: 512 << 20,
             max_connections: 4096,
             max_connections_per_address: None,
             max_connections_per_host: 1024,
@@ -160,6 +169,12 @@ impl TargetConfig {
             "a multiple of 4, at least 4096,",
         )?;
         check(
+            (32..=4096).contains(&self.admin_queue_entries),
+            "admin_queue_entries",
+            self.admin_queue_entries.to_string(),
+            "32 to 4096",
+        )?;
+        check(
             (2..=65_536).contains(&self.io_queue_entries),
             "io_queue_entries",
             self.io_queue_entries.to_string(),
@@ -170,6 +185,13 @@ impl TargetConfig {
             "io_queues",
             self.io_queues.to_string(),
             "1 to 1024",
+        )?;
+        let least = Self::queue_bytes_min(self.admin_queue_entries);
+        check(
+            self.queue_bytes >= least,
+            "queue_bytes",
+            self.queue_bytes.to_string(),
+            &format!("at least {least}, for one admin queue,"),
         )?;
         let counts = [
             ("max_connections", self.max_connections),

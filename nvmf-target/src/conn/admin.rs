@@ -3,11 +3,13 @@
 use super::abort::Asked;
 use super::settle::Settling;
 use super::{Conn, IoQueue, Queue};
+use crate::TargetConfig;
+use crate::chatter::limited;
 use crate::ctrl::admin::{self, AdminCx, Answer, Transfer};
 use crate::ctrl::connect::{self, Association, CONNECT_DATA_LEN, Caller, Outcome, Refusal};
 use crate::ctrl::{Controller, Fault, QueueStats};
 use crate::reactor::Cx;
-use log::{debug, info};
+use log::debug;
 use nvmf_proto::tcp::target::{Done, QueueConfig};
 use nvmf_proto::tcp::{Slot, Time};
 use nvmf_proto::wire::fabrics::{
@@ -60,7 +62,7 @@ impl Conn {
     /// Checks a command on an admin queue, or on a connection that is no queue yet.
     pub(super) fn plan_admin(&self, cx: &Cx, sqe: &Sqe) -> Result<AdminPlan, Fault> {
         let Queue::Admin(queue) = &self.queue else {
-            return Ok(plan_connect(sqe)?);
+            return Ok(plan_connect(&cx.core.config, sqe)?);
         };
         let opcode = AdminOpcode(sqe.opcode());
         if opcode == AdminOpcode::FABRICS {
@@ -220,7 +222,10 @@ impl Conn {
                 self.hold_connect(cx, slot, command, controller, until);
             }
             Err(refusal) => {
-                info!(
+                limited!(
+                    Info,
+                    cx.core.chatters.refusal,
+                    cx.now,
                     "{}: Connect of {} to {} queue {} refused: {} (dword 0 {:#x})",
                     self.peer,
                     Escaped(until_nul(&data.hostnqn)),
@@ -299,12 +304,12 @@ fn until_nul(field: &[u8]) -> &[u8] {
 }
 
 /// The only command that a connection takes before it is a queue.
-fn plan_connect(sqe: &Sqe) -> Result<AdminPlan, Refusal> {
+fn plan_connect(config: &TargetConfig, sqe: &Sqe) -> Result<AdminPlan, Refusal> {
     if sqe.opcode() != AdminOpcode::FABRICS.0 || FabricsType::of(sqe) != FabricsType::CONNECT {
         return Err(Status::COMMAND_SEQUENCE_ERROR.dnr().into());
     }
     let command = ConnectCommand::decode(sqe);
-    connect::check_command(&command)?;
+    connect::check_command(config, &command)?;
     let len = sqe.sgl().length;
     if !(CONNECT_DATA_LEN..=ADMIN_IN_CAPSULE_MAX).contains(&len) {
         return Err(InvalidParameter::Command(ConnectCommand::SGL1).into());

@@ -6,6 +6,7 @@
 mod abort;
 mod admin;
 mod command;
+mod cost;
 mod drain;
 mod fused;
 mod held;
@@ -18,10 +19,12 @@ mod shutdown;
 mod tx;
 mod wire;
 
+pub(crate) use cost::queue_bytes;
 pub(crate) use io::{CopyLimits, DMRL, DMRSL, STRIDE};
 pub(crate) use wire::Wire;
 
 use crate::buf::IoBuf;
+use crate::chatter::limited;
 use crate::contain::{Panic, contain};
 use crate::ctrl::reservation::Waiter;
 use crate::ctrl::{Controller, Expiry, Guest, Listener, QueueStats, View};
@@ -32,7 +35,7 @@ use fused::{Before, Half};
 use held::Held;
 use in_place::{Expected, Lent};
 use io::{Copying, Step};
-use log::{debug, error, info, warn};
+use log::{debug, error};
 use nvmf_proto::tcp::target::{CloseReason, Config, Event, TcpTarget};
 use nvmf_proto::tcp::{Need, Slot, Time, TxList};
 use nvmf_proto::wire::{Sqe, Status};
@@ -126,6 +129,8 @@ pub(crate) struct Conn {
     commands: Vec<Command>,
     /// Bytes that came but cannot be parsed yet.
     carry: Vec<u8>,
+    /// How much of it is counted in [`Cx::carried`].
+    carried: usize,
     /// What is being sent; kept while the stream takes no more.
     list: Option<Box<TxList>>,
     readable: bool,
@@ -199,6 +204,7 @@ impl Conn {
                 .collect(),
             tcp,
             carry: Vec::new(),
+            carried: 0,
             list: None,
             readable: false,
             ended: false,
@@ -290,9 +296,14 @@ impl Conn {
                 self.arm(cx);
             }
             Event::Terminated(term) => {
-                warn!(
+                limited!(
+                    Warn,
+                    cx.core.chatters.protocol,
+                    cx.now,
                     "{}: the host ended the connection: {} (FEI {:#x})",
-                    self.peer, term.fes, term.fei
+                    self.peer,
+                    term.fes,
+                    term.fei
                 );
             }
             Event::Closed(reason) => self.on_deadline(cx, reason),
@@ -434,6 +445,11 @@ impl Conn {
         }
     }
 
+    /// Whether the timer is set to this time.
+    pub(crate) fn waits_for(&self, at: Time) -> bool {
+        self.timer == Some(at)
+    }
+
     /// When the controller of this admin queue ends by itself, and why.
     fn deadline(&self, cx: &Cx) -> Option<(Time, Expiry)> {
         match &self.queue {
@@ -464,7 +480,10 @@ impl Conn {
         let why = match expiry {
             Expiry::KeepAlive => {
                 let kato = controller.kato_ms();
-                warn!(
+                limited!(
+                    Warn,
+                    cx.core.chatters.silence,
+                    cx.now,
                     "controller {cntlid} of {nqn}: Keep Alive Timeout of {kato} ms, {host} was silent"
                 );
                 controller.fail();
@@ -503,6 +522,18 @@ impl Conn {
         self.held > 0 && self.moved < since && (self.list.is_some() || waits_for_host)
     }
 
+    /// Ends the connection, which is no queue yet, for others that have come.
+    pub(crate) fn make_way(&mut self, cx: &mut Cx) {
+        limited!(
+            Warn,
+            cx.core.chatters.accept,
+            cx.now,
+            "{}: too many connections: it is ended, for it has sent no Connect",
+            self.peer
+        );
+        self.close(cx, "too many connections");
+    }
+
     /// Ends the connection. What is in backends is waited for (see [`Conn::is_over`]); everything
     /// else is given back now.
     pub(crate) fn close(&mut self, cx: &mut Cx, why: &str) {
@@ -517,9 +548,14 @@ impl Conn {
             Queue::None => debug!("{}: closed: {why}", self.peer),
             Queue::Admin(admin) => {
                 let controller = &admin.controller;
-                info!(
+                limited!(
+                    Info,
+                    cx.core.chatters.close,
+                    cx.now,
                     "controller {} of {} closed by {}: {why}",
-                    controller.cntlid, controller.subsystem.nqn, controller.hostnqn
+                    controller.cntlid,
+                    controller.subsystem.nqn,
+                    controller.hostnqn
                 );
                 controller.end();
             }
@@ -539,6 +575,7 @@ impl Conn {
         self.waiting.clear();
         self.blocked = None;
         self.carry = Vec::new();
+        self.count_carry(cx);
         self.forget_expected(&mut cx.pool);
         for slot in self.lent.drain(..) {
             if let Some(lent) = self.commands[slot.index()].lent.take() {

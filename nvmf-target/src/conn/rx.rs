@@ -1,8 +1,8 @@
 //! Receiving: one read brings many PDUs; payload goes to its buffer, large payload directly.
 
 use super::{Conn, Queue};
-use crate::reactor::Cx;
-use log::warn;
+use crate::chatter::limited;
+use crate::reactor::{CARRY_MAX, Cx, READ_MIN};
 use nvmf_proto::tcp::{Need, Slot, crc32c};
 use std::io::{self, IoSliceMut};
 
@@ -12,10 +12,11 @@ const DIRECT_MIN: usize = 4096;
 /// Bytes that one connection may receive in a turn before the others have theirs.
 const TURN_BUDGET: usize = 512 << 10;
 
-/// What one read may bring, and so what is kept at most while the connection has to wait: before
-/// its Connect, and on an admin queue.
+/// What one read may bring before the Connect, and so what is kept at most while the connection has
+/// to wait. On an admin queue it is [`READ_MIN`].
 const UNKNOWN_MAX: usize = 4 << 10;
-const ADMIN_MAX: usize = 16 << 10;
+/// Room for leftovers that is kept.
+const CARRY_ROOM: usize = 4 << 10;
 
 /// Where a read may put bytes.
 struct Target {
@@ -35,7 +36,7 @@ impl Conn {
         if !self.carry.is_empty() {
             let carry = std::mem::take(&mut self.carry);
             let used = self.feed(cx, &carry);
-            self.keep(carry, used);
+            self.keep(cx, carry, used);
         }
         while self.readable && self.stream.is_some() && !self.closing {
             let direct = match self.tcp.need() {
@@ -64,7 +65,8 @@ impl Conn {
                 }
             };
             let mut stage = std::mem::take(&mut cx.stage);
-            let more = match self.read(&mut stage, direct.as_ref()) {
+            let room = self.read_room(cx, stage.len());
+            let more = match self.read(&mut stage[..room], direct.as_ref()) {
                 Ok(n) => {
                     budget = budget.saturating_sub(n);
                     self.take_in(cx, &stage, direct.as_ref(), n);
@@ -110,13 +112,17 @@ impl Conn {
         }
     }
 
+    /// How much one read may bring: all of it may have to be kept, if the machine has to wait.
+    fn read_room(&self, cx: &Cx, stage: usize) -> usize {
+        match &self.queue {
+            Queue::None => UNKNOWN_MAX,
+            Queue::Io(_) if cx.carried < CARRY_MAX => stage,
+            Queue::Admin(_) | Queue::Io(_) => READ_MIN,
+        }
+    }
+
     /// One read: behind what was carried over, or with the payload's buffer in front.
     fn read(&mut self, stage: &mut [u8], direct: Option<&Target>) -> io::Result<usize> {
-        let stage = match &self.queue {
-            Queue::None => &mut stage[..UNKNOWN_MAX],
-            Queue::Admin(_) => &mut stage[..ADMIN_MAX],
-            Queue::Io(_) => stage,
-        };
         let Some(stream) = &mut self.stream else {
             return Ok(0);
         };
@@ -164,18 +170,33 @@ impl Conn {
             self.placed(cx, target.slot, target.offset, placed);
             let used = self.feed(cx, &stage[..n - placed]);
             self.carry.extend_from_slice(&stage[used..n - placed]);
+            self.count_carry(cx);
         } else {
             let end = self.carry.len() + n;
             self.carry.clear();
             let used = self.feed(cx, &stage[..end]);
             self.carry.extend_from_slice(&stage[used..end]);
+            self.count_carry(cx);
         }
     }
 
     /// Keeps what `feed` has left of earlier leftovers.
-    fn keep(&mut self, mut carry: Vec<u8>, used: usize) {
+    fn keep(&mut self, cx: &mut Cx, mut carry: Vec<u8>, used: usize) {
         carry.drain(..used);
+        if carry.capacity() > CARRY_ROOM.max(2 * carry.len()) {
+            carry.shrink_to(CARRY_ROOM);
+        }
         self.carry = carry;
+        self.count_carry(cx);
+    }
+
+    /// The memory of leftovers has changed, perhaps.
+    pub(super) fn count_carry(&mut self, cx: &mut Cx) {
+        let carried = self.carry.capacity();
+        if carried != self.carried {
+            cx.carried = cx.carried - self.carried + carried;
+            self.carried = carried;
+        }
     }
 
     /// Payload has arrived in its buffer.
@@ -213,7 +234,13 @@ impl Conn {
                             }
                         }
                         Err(violation) => {
-                            warn!("{}: {violation}; the connection ends", self.peer);
+                            limited!(
+                                Warn,
+                                cx.core.chatters.protocol,
+                                cx.now,
+                                "{}: {violation}; the connection ends",
+                                self.peer
+                            );
                             self.abandon(cx);
                             self.mark_dirty(cx);
                             self.arm(cx);

@@ -73,7 +73,7 @@ impl Conn {
     pub(super) fn on_admin_flush(&mut self, cx: &mut Cx, slot: Slot, status: Status) {
         if self.settling(slot).is_none() {
             if let Queue::Admin(admin) = &mut self.queue {
-                admin.on_flushed(status);
+                admin.on_flushed(cx, status);
             }
             return;
         }

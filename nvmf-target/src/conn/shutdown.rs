@@ -4,9 +4,9 @@
 use super::admin::AdminQueue;
 use super::{Conn, Queue};
 use crate::buf::IoBuf;
+use crate::chatter::limited;
 use crate::ns::{LbaRange, Op, Route, Support};
 use crate::reactor::Cx;
-use log::warn;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
 
@@ -34,7 +34,7 @@ impl Conn {
             let lane = match lane {
                 Ok(lane) => lane,
                 Err(status) => {
-                    admin.warn_of(status);
+                    admin.warn_of(cx, status);
                     continue;
                 }
             };
@@ -61,9 +61,9 @@ impl Conn {
 
 impl AdminQueue {
     /// A request of [`Conn::flush_for_shutdown`] is done.
-    pub(super) fn on_flushed(&mut self, status: Status) {
+    pub(super) fn on_flushed(&mut self, cx: &Cx, status: Status) {
         if !status.is_success() {
-            self.warn_of(status);
+            self.warn_of(cx, status);
         }
         self.flushes -= 1;
         if self.flushes == 0 {
@@ -71,11 +71,15 @@ impl AdminQueue {
         }
     }
 
-    fn warn_of(&self, status: Status) {
+    fn warn_of(&self, cx: &Cx, status: Status) {
         let controller = &self.controller;
-        warn!(
+        limited!(
+            Warn,
+            cx.core.chatters.reset,
+            cx.now,
             "controller {} of {}: a cache could not be flushed in its shutdown: {status}",
-            controller.cntlid, controller.subsystem.nqn
+            controller.cntlid,
+            controller.subsystem.nqn
         );
     }
 }

@@ -1,7 +1,7 @@
 //! Sending: everything that is finished leaves in one gather write.
 
-use super::Conn;
 use super::in_place::{Loans, data};
+use super::{Conn, Queue};
 use crate::contain::contain;
 use crate::reactor::Cx;
 use arrayvec::ArrayVec;
@@ -25,7 +25,7 @@ impl Conn {
         while self.stream.is_some() {
             let mut list = match self.list.take() {
                 Some(list) => list,
-                None if self.tcp.has_transmit() => cx.take_list(),
+                None if self.tcp.has_transmit() => cx.take_list(matches!(self.queue, Queue::None)),
                 None => break,
             };
             let fresh = list.is_empty() && self.tcp.poll_transmit(&mut list);

@@ -3,7 +3,9 @@
 use super::controller::Join;
 use super::door::Seat;
 use super::{ConnRef, Controller, Core, Kind, Listener, Opening, QueueStats, Subsystem};
-use log::info;
+use crate::TargetConfig;
+use crate::chatter::limited;
+use crate::conn::queue_bytes;
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::fabrics::{
@@ -13,8 +15,6 @@ use nvmf_proto::wire::nqn::Nqn;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Entries of an admin queue: at least 32 (NVMe over Fabrics), at most 4,096.
-pub(super) const ADMIN_ENTRIES_MAX: u16 = 4096;
 /// Bytes of Connect data.
 pub(crate) const CONNECT_DATA_LEN: u32 = 1024;
 
@@ -83,13 +83,16 @@ impl From<InvalidParameter> for Refusal {
 }
 
 /// The checks that need no Connect data.
-pub(crate) fn check_command(command: &ConnectCommand) -> Result<(), Refusal> {
+pub(crate) fn check_command(
+    config: &TargetConfig,
+    command: &ConnectCommand,
+) -> Result<(), Refusal> {
     if command.recfmt != 0 {
         return Err(Refusal::status(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr()));
     }
     let entries = u32::from(command.sqsize) + 1;
     // SQSIZE is 0's based and 0 is not a queue.
-    if entries < 2 || (command.qid == 0 && entries > u32::from(ADMIN_ENTRIES_MAX)) {
+    if entries < 2 || (command.qid == 0 && entries > config.admin_queue_entries.into()) {
         return Err(InvalidParameter::Command(ConnectCommand::SQSIZE).into());
     }
     Ok(())
@@ -129,15 +132,16 @@ pub(crate) fn connect(
         .host_nqn()
         .map_err(|_| Refusal::data(ConnectData::HOSTNQN))?;
     let subsystem = core.admit(&subnqn, &hostnqn, listener)?;
-    let seat = core.door.seat(&hostnqn)?;
     let entries = u32::from(command.sqsize) + 1;
     let flow_control = !(core.config.sq_flow_control_disable
         && command.cattr.contains(Cattr::DISABLE_SQ_FLOW_CONTROL));
-    let (controller, stats) = if command.qid == 0 {
+    let seat = || core.door.seat(&hostnqn, queue_bytes(command.qid, entries));
+    let (controller, stats, seat) = if command.qid == 0 {
         // The dynamic controller model: the target chooses the controller.
         if data.cntlid != CNTLID_DYNAMIC {
             return Err(Refusal::data(ConnectData::CNTLID));
         }
+        let seat = seat()?;
         let opening = Opening {
             hostnqn,
             hostid: data.hostid,
@@ -154,11 +158,16 @@ pub(crate) fn connect(
         })?;
         let stats = controller.admin_stats();
         stats.active(caller.now);
-        info!(
+        limited!(
+            Info,
+            core.chatters.open,
+            caller.now,
             "controller {} of {} opened by {}",
-            controller.cntlid, subsystem.nqn, controller.hostnqn
+            controller.cntlid,
+            subsystem.nqn,
+            controller.hostnqn
         );
-        (controller, stats)
+        (controller, stats, seat)
     } else {
         if subsystem.kind == Kind::Discovery {
             return Err(InvalidParameter::Command(ConnectCommand::QID).into());
@@ -180,8 +189,9 @@ pub(crate) fn connect(
         if entries > controller.limits.io_queue_entries {
             return Err(InvalidParameter::Command(ConnectCommand::SQSIZE).into());
         }
+        let seat = seat()?;
         match controller.add_queue(command.qid, caller)? {
-            Join::Now(stats) => (controller, stats),
+            Join::Now(stats) => (controller, stats, seat),
             Join::Later => return Ok(Outcome::Held(controller)),
         }
     };

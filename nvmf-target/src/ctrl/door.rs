@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 /// Connections that have been told to end, and have not yet, while others are accepted.
-const ENDING_MAX: usize = 64;
+pub(crate) const ENDING_MAX: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Door {
@@ -34,6 +34,7 @@ struct Limits {
     per_host: usize,
     unconnected: usize,
     unconnected_per_address: usize,
+    queue_bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +50,8 @@ struct State {
     addresses: BTreeMap<IpAddr, Address>,
     /// Queues by HOSTNQN.
     hosts: BTreeMap<Nqn, usize>,
+    /// What all queues are charged with.
+    queue_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -64,6 +67,17 @@ struct Waiting {
 struct Address {
     connections: usize,
     waiting: BTreeSet<u64>,
+}
+
+/// What there is at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Connections, whatever their state.
+    pub(crate) connections: usize,
+    /// Connections that are no queues yet and have not been told to end.
+    pub(crate) unconnected: usize,
+    /// What queues are charged with.
+    pub(crate) queue_bytes: usize,
 }
 
 /// Why a connection is refused.
@@ -100,6 +114,7 @@ pub(crate) struct Guest {
 pub(crate) struct Seat {
     door: Arc<Door>,
     host: Nqn,
+    bytes: usize,
 }
 
 /// Connections are counted by IPv4 address, and by the first 64 bits of an IPv6 address: whoever
@@ -124,15 +139,20 @@ impl Door {
                 per_host: config.max_connections_per_host,
                 unconnected: config.max_unconnected,
                 unconnected_per_address: config.max_unconnected_per_address,
+                queue_bytes: config.queue_bytes,
             },
             state: Mutex::default(),
         })
     }
 
-    /// Connections that exist.
-    pub(crate) fn connections(&self) -> usize {
+    /// What there is at this moment.
+    pub(crate) fn counts(&self) -> Counts {
         let state = lock(&self.state);
-        state.staying + state.ending
+        Counts {
+            connections: state.staying + state.ending,
+            unconnected: state.waiting.len(),
+            queue_bytes: state.queue_bytes,
+        }
     }
 
     /// So many connections are still to end that no more should be accepted.
@@ -204,20 +224,23 @@ impl Door {
         half
     }
 
-    /// A place for one more queue of a host.
-    pub(super) fn seat(self: &Arc<Self>, host: &Nqn) -> Result<Seat, Refusal> {
+    /// A place for one more queue of a host, that may take so many bytes.
+    pub(super) fn seat(self: &Arc<Self>, host: &Nqn, bytes: usize) -> Result<Seat, Refusal> {
         let mut state = lock(&self.state);
         let queues = state.hosts.get(host).copied().unwrap_or_default();
-        if queues >= self.limits.per_host {
+        let left = self.limits.queue_bytes - state.queue_bytes;
+        if queues >= self.limits.per_host || bytes > left {
             // NVMe Base 2.1, Fabrics status values of Connect: nothing is wrong with the command,
             // and it may succeed later.
             return Err(Refusal::status(Status::CONNECT_CONTROLLER_BUSY));
         }
         state.hosts.insert(host.clone(), queues + 1);
+        state.queue_bytes += bytes;
         drop(state);
         Ok(Seat {
             door: Arc::clone(self),
             host: host.clone(),
+            bytes,
         })
     }
 }
@@ -293,6 +316,7 @@ impl Drop for Guest {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut state = lock(&self.door.state);
+        state.queue_bytes -= self.bytes;
         if let Some(queues) = state.hosts.get_mut(&self.host) {
             *queues -= 1;
             if *queues == 0 {

@@ -22,8 +22,8 @@ mod topology;
 mod view;
 
 pub use ana::AnaState;
-pub(crate) use controller::{Controller, Expiry, NsStats, Opening, QueueStats};
-pub(crate) use door::{Door, Guest};
+pub(crate) use controller::{CONTROLLER_BYTES, Controller, Expiry, NsStats, Opening, QueueStats};
+pub(crate) use door::{Door, ENDING_MAX, Guest};
 pub(crate) use draft::Effects;
 pub(crate) use fault::Fault;
 pub(crate) use namespaces::{NsEntry, NsShared, NsTable, Visibility};
@@ -31,6 +31,7 @@ pub(crate) use subsystem::{Kind, Snapshot, Subsystem};
 pub(crate) use topology::{Port, Reach, Topology};
 pub(crate) use view::{Seen, Usage, View};
 
+use crate::chatter::Chatters;
 use crate::config::{Role, SubsystemConfig, TargetConfig};
 use crate::reactor::{Mailbox, Message};
 use crate::transport::TransportAddress;
@@ -109,6 +110,7 @@ pub(crate) struct Core {
     next_uid: AtomicU64,
     /// Counts connections, accepted but not yet gone.
     pub(crate) door: Arc<Door>,
+    pub(crate) chatters: Chatters,
     /// Makes changes of reservations that may block.
     pub(crate) keeper: Keeper,
     /// A cache could not be flushed when the target was shut down.
@@ -124,6 +126,7 @@ impl Core {
             topology: RwLock::default(),
             next_port: AtomicU16::new(1),
             next_uid: AtomicU64::new(1),
+            chatters: Chatters::default(),
             keeper: Keeper::default(),
             unflushed: AtomicBool::new(false),
         })

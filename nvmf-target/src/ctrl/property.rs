@@ -2,7 +2,7 @@
 
 use super::controller::Shutdown;
 use super::{Controller, Fault, lock};
-use log::warn;
+use crate::chatter::limited;
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::fabrics::{PropertyGet, PropertySet, PropertySize};
 use nvmf_proto::wire::property::{Cap, Cc, Crto, Csts, PropertyOffset, Vs};
@@ -69,9 +69,14 @@ impl Controller {
             PropertyOffset::NSSR if self.subsystem.resettable => {
                 // Other values have no effect.
                 if value == NSSRC {
-                    warn!(
+                    limited!(
+                        Warn,
+                        self.subsystem.chatter,
+                        now,
                         "{} resets {} by controller {}",
-                        self.hostnqn, self.subsystem.nqn, self.cntlid
+                        self.hostnqn,
+                        self.subsystem.nqn,
+                        self.cntlid
                     );
                     self.subsystem.reset();
                 }

@@ -7,6 +7,7 @@ use super::reservation::{Known, ReservationScope, ReservationStore};
 use super::{
     Controller, Limits, NsEntry, NsShared, NsStats, NsTable, Opening, View, Visibility, lock,
 };
+use crate::chatter::Chatter;
 use crate::contain::{Guarded, contain};
 use crate::ns::{Namespace, NsInfo, NsSink};
 use crate::reactor::Gate;
@@ -60,6 +61,8 @@ pub(crate) struct Subsystem {
     changes: Mutex<Changes>,
     controllers: Mutex<Controllers>,
     pub(crate) persistent: PersistentLog,
+    /// Of its resets.
+    pub(super) chatter: Chatter,
 }
 
 /// The namespaces of a subsystem and how they are reached, at one moment.
@@ -151,6 +154,7 @@ impl Subsystem {
                 next: config.cntlid_min,
             }),
             persistent: PersistentLog::new(firmware),
+            chatter: Chatter::default(),
         })
     }
 

@@ -23,7 +23,7 @@ pub use info::{Caps, NsInfo, Support};
 pub use ram::RamDisk;
 #[cfg(feature = "sim")]
 pub(crate) use request::LocalPort;
-pub(crate) use request::{Completion, Port, RequestPool, Route};
+pub(crate) use request::{Completion, Port, REQUEST_BYTES, RequestPool, Route, SPARE_REQUESTS};
 pub use request::{LbaRange, Op, Request, RequestId};
 pub(crate) use uncorrectable::Uncorrectable;
 

@@ -413,6 +413,14 @@ pub(crate) struct RequestPool {
     count: usize,
 }
 
+/// Ranges that a request keeps room for while it is not used.
+const RANGES_KEPT: usize = 2;
+/// Bytes of a request that has no more ranges than that.
+pub(crate) const REQUEST_BYTES: usize =
+    size_of::<Inner>() + RANGES_KEPT * size_of::<LbaRange>() + 2 * size_of::<Box<Inner>>();
+
+/// Requests that are kept while they are not used, at most.
+pub(crate) const SPARE_REQUESTS: usize = 4096;
 /// Requests that are made before they are needed, at most.
 const AHEAD: usize = 256;
 
@@ -491,7 +499,12 @@ impl RequestPool {
 
     pub(crate) fn recycle(&mut self, Completion(mut inner): Completion) {
         inner.ranges.clear();
-        self.spare.push(inner);
+        inner.ranges.shrink_to(RANGES_KEPT);
+        if self.spare.len() < SPARE_REQUESTS {
+            self.spare.push(inner);
+        } else {
+            self.count -= 1;
+        }
     }
 }
 

@@ -1,13 +1,14 @@
 //! Accepting connections: a thread of its own, so that no storm of them delays I/O.
 
-use super::{Mailbox, Message, Poller};
+use super::{Mailbox, Message, Poller, now};
 use crate::Error;
+use crate::chatter::limited;
 use crate::conn::Wire;
 use crate::contain::{Guarded, contain};
 use crate::ctrl::{Core, Listener};
 use crate::transport::{Stream, Transport};
 use crate::wake::Waker;
-use log::{debug, error, warn};
+use log::{debug, warn};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -209,14 +210,14 @@ impl Acceptor {
             ready.push(token);
         });
         if let Err(err) = looked {
-            error!("looking for connections failed: {err}");
+            warn!("looking for connections failed: {err}");
         }
         self.waker.drain();
-        let before = self.core.door.connections();
+        let before = self.core.door.counts().connections;
         for &token in &ready {
             self.accept(token);
         }
-        self.core.door.connections() != before
+        self.core.door.counts().connections != before
     }
 
     fn take_orders(&mut self) {
@@ -293,7 +294,12 @@ impl Acceptor {
                         io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
                     ) => {}
                 Err(err) => {
-                    warn!("cannot accept a connection: {err}");
+                    limited!(
+                        Warn,
+                        self.core.chatters.accept,
+                        now(),
+                        "cannot accept a connection: {err}"
+                    );
                     self.core.door.give_way();
                     return true;
                 }
@@ -316,13 +322,26 @@ fn admit(
         .filter(|m| !m.ended.load(Ordering::Acquire))
         .min_by_key(|m| m.connections.load(Ordering::Acquire));
     let Some(mailbox) = least else {
-        return error!("{}: refused, no reactor is left", stream.peer());
+        limited!(
+            Error,
+            core.chatters.accept,
+            now(),
+            "{}: refused, no reactor is left",
+            stream.peer()
+        );
+        return;
     };
     match core.door.enter(stream.peer_ip(), mailbox) {
         Ok(guest) => {
             debug!("{}: connected", stream.peer());
             mailbox.send(Message::Accept(stream, Arc::clone(listener), guest));
         }
-        Err(full) => warn!("{}: refused, {full}", stream.peer()),
+        Err(full) => limited!(
+            Warn,
+            core.chatters.accept,
+            now(),
+            "{}: refused, {full}",
+            stream.peer()
+        ),
     }
 }

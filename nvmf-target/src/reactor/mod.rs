@@ -22,12 +22,15 @@ pub(crate) use poller::{Poller, Ready};
 
 use crate::Error;
 use crate::buf::{BufPool, IoBuf};
+use crate::chatter::limited;
 use crate::conn::{Conn, Wire};
 use crate::ctrl::{Core, Guest, Listener};
-use crate::ns::{Completion, LbaRange, Op, Port, RequestPool, Route};
+use crate::ns::{
+    Completion, LbaRange, Op, Port, REQUEST_BYTES, RequestPool, Route, SPARE_REQUESTS,
+};
 use clock::now;
 use lanes::LANE_TOKEN;
-use log::{debug, error, warn};
+use log::{debug, error};
 use nvmf_proto::tcp::{Slot, Time, TxList};
 use nvmf_proto::wire::pdu::ADMIN_IN_CAPSULE_MAX;
 use std::cmp::Reverse;
@@ -44,9 +47,18 @@ const MAILBOX_TOKEN: u64 = u64::MAX;
 const NO_CONN: u64 = u64::MAX;
 /// What one read may bring: see `conn::rx`.
 const STAGE: usize = 320 << 10;
+/// What one read brings at least to a queue, however much others have left behind.
+pub(crate) const READ_MIN: usize = 16 << 10;
+/// Bytes that connections may have left behind before reads become small.
+pub(crate) const CARRY_MAX: usize = 4 << 20;
 /// Headers and runs of one gather write.
 const TX_HEADS: usize = 16 << 10;
 const TX_SEGS: usize = 256;
+/// The same for a connection that is no queue yet: an ICResp, a response, or a TermReq.
+const EARLY_HEADS: usize = 512;
+const EARLY_SEGS: usize = 4;
+/// Bytes of a list of the first kind.
+pub(crate) const LIST_BYTES: usize = TxList::bytes(TX_HEADS, TX_SEGS);
 /// Room on lists that grow with the load, so that early bursts allocate nothing.
 const EARLY: usize = 256;
 /// In a shutdown: nanoseconds between two looks at hosts that take their time.
@@ -58,6 +70,23 @@ const LANE_BUDGET: u32 = 256;
 const COMPLETION_ROUNDS: usize = 16;
 /// Capsules with as much data as they may have, for which [`Cx::reserve`] has room.
 const RESERVE: usize = 16;
+
+/// Emptied lists that a reactor keeps.
+const SPARE_LISTS: usize = 32;
+/// Bytes that a reactor takes at the most, beside buffers, connections and queues: what it has read
+/// and connections have left behind, and what it keeps for later use.
+pub(crate) const REACTOR_BYTES: usize =
+    STAGE + CARRY_MAX + STAGE + SPARE_LISTS * LIST_BYTES + SPARE_REQUESTS * REQUEST_BYTES;
+
+/// Bytes of the buffers that a reactor keeps for in-capsule data.
+pub(crate) const fn reserve_bytes(in_capsule: u32) -> usize {
+    let largest = if in_capsule > ADMIN_IN_CAPSULE_MAX {
+        in_capsule
+    } else {
+        ADMIN_IN_CAPSULE_MAX
+    };
+    RESERVE * (largest as usize).next_power_of_two()
+}
 
 /// What a reactor's connections share.
 pub(crate) struct Cx {
@@ -83,6 +112,8 @@ pub(crate) struct Cx {
     pub(crate) blocked: VecDeque<u64>,
     /// Connections that have used up their share of this turn and go on in the next.
     pub(crate) ready: Vec<u64>,
+    /// Memory for bytes that connections cannot parse yet.
+    pub(crate) carried: usize,
     timers: BinaryHeap<Reverse<(Time, u64)>>,
     #[expect(clippy::vec_box, reason = "a list changes hands without being copied")]
     spare_lists: Vec<Box<TxList>>,
@@ -95,8 +126,12 @@ pub(crate) struct Cx {
 }
 
 impl Cx {
-    /// An empty list for a connection that has something to send.
-    pub(crate) fn take_list(&mut self) -> Box<TxList> {
+    /// An empty list for a connection that has something to send, a small one if it is `early`: no
+    /// queue yet.
+    pub(crate) fn take_list(&mut self, early: bool) -> Box<TxList> {
+        if early {
+            return Box::new(TxList::new(EARLY_HEADS, EARLY_SEGS));
+        }
         self.spare_lists
             .pop()
             .unwrap_or_else(|| Box::new(TxList::new(TX_HEADS, TX_SEGS)))
@@ -104,8 +139,10 @@ impl Cx {
 
     /// Takes an emptied list back.
     pub(crate) fn give_list(&mut self, mut list: Box<TxList>) {
-        list.clear();
-        self.spare_lists.push(list);
+        if list.heads().len() == TX_HEADS && self.spare_lists.len() < SPARE_LISTS {
+            list.clear();
+            self.spare_lists.push(list);
+        }
     }
 
     /// Takes a buffer back, whichever pool it is from.
@@ -242,9 +279,8 @@ impl Parts {
         let bytes = config.buffer_bytes / config.reactors;
         let max = config.max_transfer.max(config.in_capsule) as usize;
         let pool = BufPool::new(bytes, max, mailbox.waker.clone()).map_err(failed)?;
-        let capsule = config.in_capsule.max(ADMIN_IN_CAPSULE_MAX) as usize;
-        let capsule = capsule.next_power_of_two();
-        let reserve = BufPool::new(RESERVE * capsule, capsule, mailbox.waker.clone());
+        let reserve = reserve_bytes(config.in_capsule);
+        let reserve = BufPool::new(reserve, reserve / RESERVE, mailbox.waker.clone());
         let reserve = reserve.map_err(failed)?;
         let poller = Poller::new().map_err(failed)?;
         poller
@@ -314,6 +350,7 @@ impl Reactor {
                 starved: VecDeque::new(),
                 blocked: VecDeque::new(),
                 ready: Vec::with_capacity(EARLY),
+                carried: 0,
                 timers: BinaryHeap::new(),
                 spare_lists: Vec::new(),
                 in_flight: 0,
@@ -438,7 +475,7 @@ impl Reactor {
                 Message::Accept(stream, listener, guest) => self.accept(stream, listener, guest),
                 Message::Evict(id) => {
                     if let Some(conn) = self.conns.get(id) {
-                        conn.close(&mut self.cx, "others came, and it was no queue yet");
+                        conn.make_way(&mut self.cx);
                     }
                     self.bury(id);
                 }
@@ -672,6 +709,12 @@ impl Reactor {
             }
             self.bury(id);
         }
+        // Timers outlive connections, and what connections set earlier.
+        if self.cx.timers.len() > 2 * self.conns.count + EARLY {
+            let Self { cx, conns, .. } = self;
+            cx.timers
+                .retain(|&Reverse((at, id))| conns.get(id).is_some_and(|conn| conn.waits_for(at)));
+        }
     }
 
     /// Forgets a connection that is closed and has nothing in a backend any more.
@@ -707,7 +750,10 @@ impl Reactor {
             if let Some(conn) = self.conns.get(id)
                 && conn.is_stuck(since)
             {
-                warn!(
+                limited!(
+                    Warn,
+                    self.cx.core.chatters.silence,
+                    now,
                     "{}: holds buffers and moves no data; it is ended",
                     conn.peer()
                 );

@@ -268,6 +268,12 @@ impl TcpTarget {
         self.timer = None;
     }
 
+    /// Bytes on the heap that [`TcpTarget::open_queue`] takes for a queue of so many entries.
+    #[must_use]
+    pub const fn queue_bytes(entries: usize) -> usize {
+        Slots::bytes(entries) + Outbox::bytes(entries)
+    }
+
     /// What was agreed on; nothing before the ICReq.
     #[must_use]
     pub fn negotiated(&self) -> Option<Negotiated> {

@@ -80,13 +80,16 @@ impl Entry {
     };
 }
 
-/// Which CIDs are in use: one bit for each of the 65,536.
+/// Words of 64 bits for all 65,536 CIDs.
+const CID_WORDS: usize = 1 << 10;
+
+/// Which CIDs are in use: one bit for each.
 #[derive(Debug, Default)]
 struct Cids(Box<[u64]>);
 
 impl Cids {
     fn all_free() -> Self {
-        Self(vec![0; 1 << 10].into_boxed_slice())
+        Self(vec![0; CID_WORDS].into_boxed_slice())
     }
 
     /// Marks a CID; false if it was marked already.
@@ -136,6 +139,11 @@ impl Slots {
             index_bits: 0,
             expecting: 0,
         }
+    }
+
+    /// Bytes of a table of so many entries.
+    pub(super) const fn bytes(entries: usize) -> usize {
+        entries * (size_of::<Entry>() + size_of::<u16>()) + CID_WORDS * size_of::<u64>()
     }
 
     /// Makes the table larger; the command in slot 0 stays where it is.

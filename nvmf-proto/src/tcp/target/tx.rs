@@ -47,6 +47,11 @@ impl Outbox {
         }
     }
 
+    /// Bytes for so many commands.
+    pub(super) const fn bytes(slots: usize) -> usize {
+        slots * (size_of::<Slot>() + size_of::<(u64, Slot)>())
+    }
+
     /// Makes room for as many commands.
     pub(super) fn grow(&mut self, slots: usize) {
         self.due.reserve_exact(slots.saturating_sub(self.due.len()));

@@ -157,6 +157,13 @@ impl Conn {
             let info = &seen.entry.info;
             info.volatile_cache && info.caps.flush == Support::Native
         };
+        // Only one at a time of these has more requests than one: what a queue takes must not grow
+        // with the product of commands and namespaces.
+        if view.iter().filter(volatile).nth(1).is_some()
+            && self.commands.iter().any(|c| c.parts > 1)
+        {
+            return self.end(cx, slot, Status::COMMAND_INTERRUPTED);
+        }
         self.command(slot).next = Step::Respond;
         let mut launched = false;
         for seen in view.iter().filter(volatile) {

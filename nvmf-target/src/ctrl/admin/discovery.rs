@@ -2,7 +2,6 @@
 
 use super::{AdminCx, Subsystem};
 use crate::ctrl::Listener;
-use crate::ctrl::connect::ADMIN_ENTRIES_MAX;
 use crate::transport::TransportAddress;
 use nvmf_proto::wire::discovery::{
     DiscoveryLogEntry, DiscoveryLogHeader, DiscoveryLsp, EntryFlags, SubsystemType, Treq,
@@ -21,6 +20,7 @@ const _: () = assert!(BLOCK == DiscoveryLogHeader::SIZE);
 pub(super) struct DiscoveryLog {
     genctr: u64,
     treq: Treq,
+    asqsz: u16,
     records: Vec<Record>,
 }
 
@@ -74,6 +74,7 @@ impl DiscoveryLog {
         Self {
             genctr: topology.generation(host, reach),
             treq,
+            asqsz: cx.core.config.admin_queue_entries,
             records: own
                 .into_iter()
                 .chain(ways.map(|(subsystem, listener)| way(subsystem, listener)))
@@ -116,7 +117,7 @@ impl DiscoveryLog {
             }
             Some(record) => {
                 if let Some(record) = self.records.get(record) {
-                    record.entry(self.treq).encode(&mut bytes);
+                    record.entry(self.treq, self.asqsz).encode(&mut bytes);
                 }
             }
         }
@@ -134,7 +135,7 @@ fn reached(address: &TransportAddress, local_ip: Option<IpAddr>) -> TransportAdd
 }
 
 impl Record {
-    fn entry(&self, treq: Treq) -> DiscoveryLogEntry {
+    fn entry(&self, treq: Treq, asqsz: u16) -> DiscoveryLogEntry {
         DiscoveryLogEntry {
             trtype: self.address.trtype,
             adrfam: self.address.adrfam,
@@ -142,7 +143,7 @@ impl Record {
             treq,
             portid: self.portid,
             cntlid: CNTLID_DYNAMIC,
-            asqsz: ADMIN_ENTRIES_MAX,
+            asqsz,
             eflags: self.eflags,
             ..DiscoveryLogEntry::default()
         }

@@ -26,6 +26,10 @@ use std::time::Duration;
 /// A discovery controller without Keep Alive Timeout ends when its host has been silent this long.
 const SILENT_DISCOVERY_MS: u32 = 120_000;
 
+/// What a controller takes of the heap at the most, beside what grows with the number of namespaces:
+/// its reporting context, its error log, and its lists of notices, events and changed namespaces.
+pub(crate) const CONTROLLER_BYTES: usize = 112 << 10;
+
 /// KAS: Keep Alive Timeout granularity, in units of 100 ms.
 pub(super) const KAS: u16 = 1;
 

@@ -37,7 +37,7 @@ impl Rig {
 
     fn seat(&self, host: &str) -> Result<Seat, Refusal> {
         let host = Nqn::new(&format!("nqn.2014-08.org.example:{host}"));
-        self.door.seat(&host.unwrap())
+        self.door.seat(&host.unwrap(), 1000)
     }
 
     /// The connections that were told to end since the last call.
@@ -52,10 +52,11 @@ impl Rig {
     }
 
     fn assert_empty(&self) {
-        assert_eq!(self.door.connections(), 0);
+        assert_eq!(self.door.counts().connections, 0);
         assert_eq!(self.mailbox.connections.load(Ordering::Acquire), 0);
         let state = lock(&self.door.state);
         assert!(state.waiting.is_empty() && state.addresses.is_empty() && state.hosts.is_empty());
+        assert_eq!(state.queue_bytes, 0);
     }
 }
 
@@ -77,7 +78,7 @@ fn the_one_that_has_waited_longest_makes_room() {
     }
     assert_eq!(rig.evicted(), [2, 3, 4, 5]);
     // They count until they are gone, and none of them becomes a queue any more.
-    assert_eq!(rig.door.connections(), 8);
+    assert_eq!(rig.door.counts().connections, 8);
     assert!(!guests[1].sit_down(rig.seat("a").unwrap()));
     drop(guests);
     rig.assert_empty();
@@ -126,7 +127,7 @@ fn a_full_target_takes_no_place_from_queues() {
     let fourth = rig.queue("192.0.2.4", "b");
     assert_eq!(rig.evicted(), [waiting[1].number]);
     drop(waiting);
-    assert_eq!(rig.door.connections(), 3);
+    assert_eq!(rig.door.counts().connections, 3);
     for peer in [Some("192.0.2.1"), Some("192.0.2.9"), None] {
         assert_eq!(rig.enter(peer).unwrap_err(), Full::Target(3));
     }
@@ -205,5 +206,17 @@ fn where_the_system_has_nothing_left_the_older_half_goes() {
     assert_eq!(rig.door.give_way(), 0);
     assert_eq!(rig.evicted(), [4, 5]);
     drop((guests, queue));
+    rig.assert_empty();
+}
+
+#[test]
+fn queues_have_so_many_bytes_together() {
+    let rig = Rig::new(|c| c.queue_bytes = 2999);
+    let queues = [rig.queue("192.0.2.1", "a"), rig.queue("192.0.2.2", "b")];
+    assert_eq!(rig.door.counts().queue_bytes, 2000);
+    let refusal = rig.seat("c").unwrap_err();
+    assert_eq!(refusal, Refusal::status(Status::CONNECT_CONTROLLER_BUSY));
+    drop(queues);
+    drop([rig.queue("192.0.2.1", "c"), rig.queue("192.0.2.1", "c")]);
     rig.assert_empty();
 }

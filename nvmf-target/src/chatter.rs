@@ -1,0 +1,148 @@
+//! Log lines that hosts can provoke, so many at a time: no host fills a disk with them, and what
+//! one kind of line is about does not keep those of other kinds out.
+
+use nvmf_proto::tcp::Time;
+use std::sync::{Mutex, PoisonError};
+
+/// Lines of a kind that come at once.
+const BURST: u64 = 256;
+/// From then on: nanoseconds for each.
+const EACH: u64 = 1_000_000_000;
+
+/// Lets through 256 lines, and from then on one per second. Below level debug it stands before
+/// every line that a host can provoke.
+#[derive(Debug, Default)]
+pub(crate) struct Chatter(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// When all lines will have been paid for, each with [`EACH`]: at most [`BURST`] ahead of the
+    /// time. What is behind it is idle time.
+    paid: u64,
+    left_out: u64,
+}
+
+/// Leave to write a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Leave {
+    /// Lines that were left out since the last one.
+    pub(crate) left_out: u64,
+    /// The next line will be left out if it comes at once.
+    pub(crate) last: bool,
+}
+
+impl Chatter {
+    /// Leave for one line, unless there have been too many.
+    pub(crate) fn leave(&self, now: Time) -> Option<Leave> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let paid = state.paid.max(now.0) + EACH;
+        if paid - now.0 > BURST * EACH {
+            state.left_out += 1;
+            return None;
+        }
+        state.paid = paid;
+        Some(Leave {
+            left_out: std::mem::take(&mut state.left_out),
+            last: paid + EACH - now.0 > BURST * EACH,
+        })
+    }
+}
+
+/// The kinds of lines that a target's hosts provoke.
+#[derive(Debug, Default)]
+pub(crate) struct Chatters {
+    /// Accepting fails, or connections are refused or ended because there are too many.
+    pub(crate) accept: Chatter,
+    /// Hosts that break NVMe/TCP, or say that the target does.
+    pub(crate) protocol: Chatter,
+    /// Hosts that are silent.
+    pub(crate) silence: Chatter,
+    /// Connects that are refused.
+    pub(crate) refusal: Chatter,
+    /// Controllers that come.
+    pub(crate) open: Chatter,
+    /// Controllers that go.
+    pub(crate) close: Chatter,
+    /// Resets of subsystems, and what goes wrong in a shutdown of a controller.
+    pub(crate) reset: Chatter,
+}
+
+/// A line of the log that a host can provoke: `limited!(Level, chatter, now, format...)`.
+macro_rules! limited {
+    ($level:ident, $chatter:expr, $now:expr, $($line:tt)+) => {
+        if log::log_enabled!(log::Level::$level)
+            && let Some(leave) = $chatter.leave($now)
+        {
+            if leave.left_out > 0 {
+                log::log!(
+                    log::Level::$level,
+                    "{} lines like the following one were left out",
+                    leave.left_out
+                );
+            }
+            log::log!(log::Level::$level, $($line)+);
+            if leave.last {
+                log::log!(log::Level::$level, "lines like this one are left out for a while");
+            }
+        }
+    };
+}
+pub(crate) use limited;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: u64 = 1_000 * EACH;
+
+    /// What gets through of `lines` at one moment.
+    fn burst(chatter: &Chatter, now: u64, lines: u64) -> Vec<Leave> {
+        (0..lines)
+            .filter_map(|_| chatter.leave(Time(now)))
+            .collect()
+    }
+
+    #[test]
+    fn a_burst_and_then_one_per_second() {
+        let chatter = Chatter::default();
+        let through = burst(&chatter, START, 1_000_000);
+        assert_eq!(through.len() as u64, BURST);
+        let last = through.iter().position(|leave| leave.last);
+        assert_eq!(last, Some(through.len() - 1));
+        assert!(through.iter().all(|leave| leave.left_out == 0));
+        // A flood of a day, a thousand lines per second.
+        let mut total = 0;
+        for second in 1..=86_400 {
+            let through = burst(&chatter, START + second * EACH, 1000);
+            let before = if second == 1 { 1_000_000 - BURST } else { 999 };
+            let leave = Leave {
+                left_out: before,
+                last: true,
+            };
+            assert_eq!(through, [leave]);
+            total += through.len();
+        }
+        assert_eq!(total, 86_400);
+        assert_eq!(burst(&chatter, START + 86_400 * EACH, 1), []);
+    }
+
+    #[test]
+    fn quiet_pays_for_the_next_burst_and_no_more() {
+        let chatter = Chatter::default();
+        burst(&chatter, START, BURST);
+        let later = START + 10 * EACH;
+        let through = burst(&chatter, later, 20);
+        assert_eq!(through.len(), 10);
+        let later = START + 1_000_000 * EACH;
+        assert_eq!(burst(&chatter, later, 1000).len() as u64, BURST);
+    }
+
+    /// A target that is simulated may begin at any time, another target at another.
+    #[test]
+    fn any_time_will_do() {
+        let chatter = Chatter::default();
+        assert_eq!(burst(&chatter, 1, 2 * BURST).len() as u64, BURST);
+        assert_eq!(burst(&chatter, u64::MAX / 2, 2 * BURST).len() as u64, BURST);
+        assert_eq!(burst(&chatter, 1, 10), []);
+    }
+}

@@ -1,0 +1,63 @@
+//! How much memory a target takes at the most.
+
+use super::TargetConfig;
+use crate::conn::queue_bytes;
+use crate::ctrl::ENDING_MAX;
+use crate::reactor::{REACTOR_BYTES, reserve_bytes};
+
+/// What a connection takes of the heap before its Connect is accepted, and beside what its queue is
+/// charged with afterwards.
+const CONNECTION_BYTES: usize = 8 << 10;
+
+impl TargetConfig {
+    /// The least [`TargetConfig::queue_bytes`] with admin queues of so many entries: what one of
+    /// them is charged with.
+    #[must_use]
+    pub const fn queue_bytes_min(admin_queue_entries: u16) -> usize {
+        queue_bytes(0, admin_queue_entries as u32)
+    }
+
+    /// Bytes of memory that a target takes at the most, whatever its hosts do: the sum of
+    ///
+    /// - `buffer_bytes` twice, for ranges of Dataset Management commands may take as much as their
+    ///   buffers while they are in a backend;
+    /// - per reactor: 16 capsules of in-capsule data, and 7 MiB for what it reads, sends and keeps;
+    /// - 8 KiB for each of `max_connections` (and of 64 that may be on their way out);
+    /// - `queue_bytes`.
+    ///
+    /// Beside that there are the program, the backends, and what grows with the number of
+    /// namespaces: 256 bytes per connection and NSID up to the largest that is in use, and 100 KiB
+    /// per subsystem and namespace. The allocator's own needs are not in it.
+    #[must_use]
+    pub fn memory_max(&self) -> u64 {
+        let reactor = REACTOR_BYTES + reserve_bytes(self.in_capsule);
+        let connections = self.max_connections.saturating_add(ENDING_MAX);
+        [
+            self.buffer_bytes.saturating_mul(2),
+            self.reactors.saturating_mul(reactor),
+            connections.saturating_mul(CONNECTION_BYTES),
+            self.queue_bytes,
+        ]
+        .into_iter()
+        .fold(0, |sum: u64, part| sum.saturating_add(part as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_is_that_of_its_parts() {
+        let mut config = TargetConfig::default();
+        config.reactors = 2;
+        config.buffer_bytes = 32 << 20;
+        let mib = config.memory_max() >> 20;
+        // Buffers, reactors, connections, queues.
+        assert_eq!(mib, 64 + 13 + 32 + 512);
+        assert!(REACTOR_BYTES < 7 << 20);
+        config.buffer_bytes = usize::MAX;
+        config.max_connections = usize::MAX;
+        assert_eq!(config.memory_max(), u64::MAX);
+    }
+}
