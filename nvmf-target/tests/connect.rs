@@ -380,6 +380,7 @@ fn a_disconnect_is_the_last_command_of_its_queue() {
 #[test]
 fn a_connection_that_does_not_become_a_queue_is_closed_in_time() {
     let mut config = config();
+    config.icreq_timeout = Duration::from_secs(1);
     config.connect_timeout = Duration::from_secs(1);
     let (target, address) = target(config);
     let stages: [fn(&mut Raw); 5] = [

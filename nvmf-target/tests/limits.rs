@@ -9,10 +9,16 @@ use common::{Witness, assert_idle, config, connect_in_memory, eventually, option
 use nvmf_host::nvmf_proto::wire::Status;
 use nvmf_host::nvmf_proto::wire::fabrics::ConnectData;
 use nvmf_host::nvmf_proto::wire::nqn::Nqn;
-use nvmf_target::TargetConfig;
-use std::io::Write as _;
+use nvmf_target::transport::{MemTransport, Stream, Transport, TransportAddress};
+use nvmf_target::{Role, TargetConfig};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 const BUSY: (Status, u32) = (Status::CONNECT_CONTROLLER_BUSY, 0);
 
@@ -128,7 +134,7 @@ fn scenario_09_one_address_ends_its_own_connections() {
     let mut fresh = open(address);
     // The first to come is the first to go.
     flood[0].set_read_timeout(Some(common::PATIENCE)).unwrap();
-    assert_eq!(std::io::Read::read(&mut flood[0], &mut [0]).unwrap(), 0);
+    assert_eq!(io::Read::read(&mut flood[0], &mut [0]).unwrap(), 0);
     eventually("one made room", || {
         target.stats().connections == before + 24
     });
@@ -247,4 +253,174 @@ fn scenario_11_icreq_and_connect_have_a_time_each() {
     });
     drop(silent);
     assert_idle(&second);
+}
+
+/// A listener that has no descriptors while `short` is set.
+struct Short {
+    inner: MemTransport,
+    /// Readable all the time, as a listener is whose connections cannot be taken.
+    event: OwnedFd,
+    short: Arc<AtomicBool>,
+    failed: Arc<AtomicU64>,
+}
+
+impl Transport for Short {
+    fn address(&self) -> TransportAddress {
+        self.inner.address()
+    }
+
+    fn readiness(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>> {
+        if self.short.load(Ordering::SeqCst) {
+            self.failed.fetch_add(1, Ordering::SeqCst);
+            return Err(Errno::MFILE.into());
+        }
+        let accepted = self.inner.accept()?;
+        if accepted.is_none() {
+            let mut count = [0; 8];
+            let _ = rustix::io::read(&self.event, &mut count);
+        }
+        Ok(accepted)
+    }
+}
+
+/// Accept is tried ten times a second while descriptors are short, however ready the listener is;
+/// who waits is let in as soon as there are some. What is no queue yet makes way meanwhile.
+#[test]
+fn scenario_67_accepting_without_descriptors_neither_spins_nor_stops_for_good() {
+    let (target, address) = target(config());
+    let mut witness = Witness::new(&target, address);
+    let mut silent = Raw::tcp(address);
+    eventually("it is there", || target.stats().unconnected == 1);
+
+    let (inner, connector) = MemTransport::new("short").unwrap();
+    let event = eventfd(1, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap();
+    let short = Arc::new(AtomicBool::new(true));
+    let failed = Arc::new(AtomicU64::new(0));
+    let transport = Short {
+        inner,
+        event,
+        short: Arc::clone(&short),
+        failed: Arc::clone(&failed),
+    };
+    let start = Instant::now();
+    target.listen_on(Box::new(transport), Role::Io).unwrap();
+    silent.expect_end();
+    for _ in 0..3 {
+        let before = failed.load(Ordering::SeqCst);
+        eventually("it tries again", || failed.load(Ordering::SeqCst) > before);
+        witness.works();
+    }
+    // The other way round: on whatever machine, no more calls than there were pauses.
+    let calls = failed.load(Ordering::SeqCst);
+    let pauses = start.elapsed().as_millis() / 100;
+    assert!(
+        u128::from(calls) <= pauses + 2,
+        "{calls} calls in {pauses} pauses"
+    );
+    short.store(false, Ordering::SeqCst);
+    drop(connect_in_memory(&connector, &options(address)));
+    witness.is_alone();
+    drop(witness);
+    assert_idle(&target);
+}
+
+/// Scenario 2 after Connect: half a capsule for ever, and answers taken a byte at a time, cost nobody
+/// else anything.
+#[test]
+fn scenario_02_hosts_that_drip_cost_only_themselves() {
+    let mut config = config();
+    // A few large commands have it all.
+    config.buffer_bytes = 4 << 20;
+    let (target, address) = target(config);
+    let mut witness = Witness::new(&target, address);
+    let (admin, cntlid) = Raw::admin(address);
+    let capsule = Digests::default().capsule(&raw::write_in_capsule(1, 0, 8), &[1; 4096]);
+    let mut halves: Vec<_> = (1..=4)
+        .map(|qid| {
+            let mut queue = Raw::io(address, cntlid, qid);
+            queue.send(&capsule[..2000]);
+            queue
+        })
+        .collect();
+    let mut slow: Vec<_> = (5..=8)
+        .map(|qid| {
+            let mut queue = Raw::io(address, cntlid, qid);
+            for cid in 0..100 {
+                queue.submit(&raw::read(cid, 0, 128), &[]);
+            }
+            queue
+        })
+        .collect();
+    for byte in 2000..2100 {
+        for queue in &mut halves {
+            queue.send(&capsule[byte..=byte]);
+        }
+        for queue in &mut slow {
+            io::Read::read_exact(&mut queue.stream, &mut [0]).unwrap();
+        }
+        witness.works();
+    }
+    // They are still what they were, and finish if they like.
+    for queue in &mut halves {
+        queue.send(&capsule[2100..]);
+        assert_eq!(queue.recv().cqe().status, Status::SUCCESS);
+    }
+    drop((admin, halves, slow));
+    witness.is_alone();
+    drop(witness);
+    assert_idle(&target);
+}
+
+/// Bytes that make no command are no sign of life: the Keep Alive Timeout ends who sends crumbs.
+#[test]
+fn scenario_02_crumbs_keep_no_controller_alive() {
+    let (target, address) = target(config());
+    let mut admin = open(address);
+    let mut command = admin_connect();
+    command.kato = 300;
+    admin.connect_ok(&command, &connect_data());
+    admin.ok(&enable(), &[]);
+    let capsule = Digests::default().capsule(&enable(), &[]);
+    // Long before a capsule is whole it is over.
+    for byte in capsule.iter().cycle().take(capsule.len() - 1) {
+        if admin.stream.write_all(&[*byte]).is_err() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    admin.expect_end();
+    assert_idle(&target);
+}
+
+/// Every queue has so many bytes that it may come to take, and all of them together no more than
+/// `queue_bytes`; what does not fit is Busy, and fits when another queue is gone.
+#[test]
+fn scenario_65_queues_beyond_their_memory_are_refused() {
+    let mut config = config();
+    config.queue_bytes = 3 * TargetConfig::queue_bytes_min(128);
+    let limit = config.queue_bytes;
+    let (target, address) = target(config);
+    let mut witness = Witness::new(&target, address);
+    let (admin, cntlid) = Raw::admin(address);
+    let mut queue = open(address);
+    let data = ConnectData {
+        cntlid,
+        ..connect_data()
+    };
+    let mut large = io_connect(1);
+    large.sqsize = 1023;
+    assert_eq!(queue.connect(&large, &data), BUSY);
+    // A smaller one is let in, on the same connection.
+    queue.connect_ok(&io_connect(1), &data);
+    queue.read(&raw::read(1, 0, 1));
+    let charged = target.stats().queue_bytes;
+    assert!(charged <= limit, "{charged} of {limit}");
+    drop((admin, queue));
+    witness.is_alone();
+    drop(witness);
+    assert_idle(&target);
 }

@@ -113,6 +113,7 @@ fn the_document_counts_the_cases_of_each_scenario() {
 fn hosts_that_do_not_move_are_given_up() {
     let _alone = alone();
     let mut config = config();
+    config.icreq_timeout = Duration::from_millis(200);
     config.connect_timeout = Duration::from_millis(200);
     let (target, address) = target(config);
     let mut options = options(address);

@@ -327,3 +327,40 @@ fn sighup_and_the_end_of_its_input_do_not_end_it() {
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.end(), Some(0));
 }
+
+/// Whatever a host provokes, there are 256 lines of a kind and then one per second.
+#[test]
+fn a_host_cannot_fill_the_log() {
+    const LIES: usize = 2000;
+    let all = [&ANY_PORT[..], &["-n", NQN, "ramdisk:1m"]].concat();
+    let start = std::time::Instant::now();
+    let mut child = command(&all).env_remove("RUST_LOG").spawn().unwrap();
+    let mut log = child.stderr.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        log.read_to_string(&mut text).unwrap();
+        text
+    });
+    let mut daemon = Daemon::of(child);
+    let address = daemon.address("nvme connect");
+    for _ in 0..LIES {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        // Not an ICReq: answered by a C2HTermReq and the end.
+        std::io::Write::write_all(&mut stream, &[9; 128]).unwrap();
+        let mut end = Vec::new();
+        stream.read_to_end(&mut end).unwrap();
+    }
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
+    let text = reader.join().unwrap();
+    let lines = text
+        .lines()
+        .filter(|line| line.contains("the connection ends"))
+        .count();
+    let seconds = usize::try_from(start.elapsed().as_secs()).unwrap();
+    assert!(
+        (256..=257 + seconds).contains(&lines),
+        "{lines} in {seconds} s"
+    );
+    assert!(text.contains("lines like this one are left out for a while"));
+}

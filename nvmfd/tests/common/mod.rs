@@ -41,11 +41,16 @@ impl Daemon {
         // Its log is for who reads a failure; RUST_LOG asks for more.
         let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned());
         let mut command = command(&all);
-        let mut child = command
+        let child = command
             .env("RUST_LOG", log)
             .stderr(Stdio::inherit())
             .spawn()
             .unwrap();
+        Self::of(child)
+    }
+
+    /// A process that was started, once it serves.
+    pub(crate) fn of(mut child: Child) -> Self {
         let (input, output) = (child.stdin.take(), child.stdout.take().unwrap());
         let mut daemon = Self {
             child,
