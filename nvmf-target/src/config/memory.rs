@@ -49,13 +49,15 @@ mod tests {
 
     #[test]
     fn the_sum_is_that_of_its_parts() {
-        let mut config = TargetConfig::default();
-        config.reactors = 2;
-        config.buffer_bytes = 32 << 20;
+        let mut config = TargetConfig {
+            reactors: 2,
+            buffer_bytes: 32 << 20,
+            ..TargetConfig::default()
+        };
         let mib = config.memory_max() >> 20;
         // Buffers, reactors, connections, queues.
         assert_eq!(mib, 64 + 13 + 32 + 512);
-        assert!(REACTOR_BYTES < 7 << 20);
+        const { assert!(REACTOR_BYTES < 7 << 20) };
         config.buffer_bytes = usize::MAX;
         config.max_connections = usize::MAX;
         assert_eq!(config.memory_max(), u64::MAX);

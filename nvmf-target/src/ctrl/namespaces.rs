@@ -2,6 +2,7 @@
 
 use super::NsStats;
 use super::reservation::Reservations;
+use crate::chatter::Chatter;
 use crate::contain::Guarded;
 use crate::ns::{Namespace, NsInfo};
 use crate::reactor::Gate;
@@ -45,6 +46,8 @@ pub(crate) struct NsShared {
     pub(crate) gate: Arc<Gate>,
     pub(crate) stats: NsStats,
     pub(crate) reservations: Arc<Reservations>,
+    /// Of what its backend fails at.
+    pub(crate) chatter: Chatter,
 }
 
 impl fmt::Debug for NsShared {

@@ -337,6 +337,7 @@ impl Subsystem {
                 asking: Mutex::default(),
                 _notify: notify,
                 gate,
+                chatter: Chatter::default(),
                 stats: NsStats::default(),
                 reservations,
             }),

@@ -8,7 +8,7 @@ use crate::contain::{Guarded, contain};
 use crate::ctrl::{Core, Listener};
 use crate::transport::{Stream, Transport};
 use crate::wake::Waker;
-use log::{debug, warn};
+use log::{debug, error, warn};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

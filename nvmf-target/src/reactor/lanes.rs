@@ -7,7 +7,8 @@
 //! place is kept until all requests that it had have come back.
 
 use super::gate::Member;
-use super::{Mailbox, Poller};
+use super::{Mailbox, Poller, now};
+use crate::chatter::limited;
 use crate::contain::{Panic, contain, let_go};
 use crate::ctrl::{NsEntry, NsShared, QueueStats};
 use crate::ns::{
@@ -220,7 +221,12 @@ impl Lanes {
             device,
             lends,
         } = opened.map_err(|problem| {
-            error!("{name}: no lane: {problem}");
+            limited!(
+                Error,
+                entry.shared.chatter,
+                now(),
+                "{name}: no lane: {problem}"
+            );
             Status::NAMESPACE_NOT_READY
         })?;
         let (member, closed) = entry.shared.gate.join(entry.uid, mailbox);
@@ -344,7 +350,12 @@ impl Lanes {
         contained(op, || device.write_at(at, data, fua)).map_err(|failure| {
             if let Some(note) = failure.note {
                 let (name, bytes) = (&lane.shared.name, at..at + data.len() as u64);
-                error!("{name}: {op:?} at {bytes:?}: {note}");
+                limited!(
+                    Error,
+                    lane.shared.chatter,
+                    now(),
+                    "{name}: {op:?} at {bytes:?}: {note}"
+                );
             }
             failure.status
         })
@@ -388,7 +399,12 @@ impl Lanes {
         };
         if let Some(note) = done.take_note() {
             let (name, op, bytes) = (&lane.shared.name, done.op(), done.byte_range());
-            error!("{name}: {op:?} at {bytes:?}: {note}");
+            limited!(
+                Error,
+                lane.shared.chatter,
+                now(),
+                "{name}: {op:?} at {bytes:?}: {note}"
+            );
         }
         lane.outstanding -= 1;
         if done.op().writes() {
@@ -483,7 +499,10 @@ impl Lanes {
         if lane.lane.is_none() {
             return;
         }
-        error!(
+        limited!(
+            Error,
+            lane.shared.chatter,
+            now(),
             "{}: its lane {panic}; it is dropped with what it has, and the next command opens another",
             lane.shared.name
         );
