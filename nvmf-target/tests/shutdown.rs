@@ -9,7 +9,7 @@ use nvmf_host::nvmf_proto::wire::pdu::PduType;
 use nvmf_host::nvmf_proto::wire::{Sqe, Status};
 use nvmf_target::ns::{BlockDevice, Inline, NsError, NsInfo};
 use nvmf_target::{Error, Target};
-use std::io;
+use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -211,6 +211,31 @@ fn answers_are_not_overtaken_by_the_end() {
         }
     }
     assert!(answers >= 17, "{answers}");
+    drop((rig.io, rig.admin));
+    assert!(shutdown.join().unwrap());
+}
+
+/// However much a host has not read yet when the end comes, it gets no half answer.
+#[test]
+fn the_stream_ends_behind_a_whole_pdu() {
+    let mut rig = rig();
+    for cid in 0..32 {
+        rig.io.submit(&read(cid, 0, 256), &[]);
+    }
+    // It is about to get some.
+    assert_eq!(rig.io.stream.peek(&mut [0]).unwrap(), 1);
+    let shutdown = rig.shut_down(PATIENCE);
+    let mut bytes = Vec::new();
+    rig.io.stream.read_to_end(&mut bytes).unwrap();
+    let mut rest = &bytes[..];
+    while let Some(head) = rest.first_chunk::<8>() {
+        // PLEN of the common header.
+        let [.., a, b, c, d] = *head;
+        let len = u32::from_le_bytes([a, b, c, d]) as usize;
+        assert!((8..=rest.len()).contains(&len), "{len} of {}", rest.len());
+        rest = &rest[len..];
+    }
+    assert_eq!(rest, b"");
     drop((rig.io, rig.admin));
     assert!(shutdown.join().unwrap());
 }
