@@ -12,9 +12,9 @@ mod uring;
 
 use self::io::RawFile;
 use self::sys::Limits;
-use super::{BlockDevice, NsError, NsInfo, NsSink, Support};
+use super::{BlockDevice, NsError, NsInfo, NsSink, Op, Support};
 use crate::Error;
-use log::info;
+use log::{error, info};
 pub use namespace::{FileEngine, FileNamespace};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock, ioctl_blksszget};
 use rustix::io::{Errno, retry_on_intr};
@@ -153,6 +153,8 @@ pub struct FileBackend {
     /// Not yet refused by the file system: making holes, making zeroes.
     punches: AtomicBool,
     zeroes: AtomicBool,
+    /// The kernel could not write back what was in the page cache.
+    lost: AtomicBool,
     /// One for each subsystem that it is attached to.
     sinks: Mutex<Vec<NsSink>>,
 }
@@ -216,6 +218,7 @@ impl FileBackend {
             blocks: AtomicU64::new(blocks),
             punches: AtomicBool::new(true),
             zeroes: AtomicBool::new(true),
+            lost: AtomicBool::new(false),
             sinks: Mutex::default(),
         })
     }
@@ -244,6 +247,35 @@ impl FileBackend {
     #[must_use]
     pub const fn is_direct(&self) -> bool {
         self.raw.is_direct()
+    }
+
+    /// What a command has come to, if it promises that data is on stable storage.
+    ///
+    /// Of what is in the page cache, the kernel reports once per open file that it could not be
+    /// written back, to whoever asks next, and forgets the data. It may be anybody's, so after that
+    /// nobody is told any more that his is safe.
+    fn promised(&self, op: Op, done: std::io::Result<()>) -> std::io::Result<()> {
+        let is_promise = matches!(op, Op::Flush | Op::Write { fua: true });
+        if self.raw.is_direct() || !is_promise {
+            return done;
+        }
+        match done {
+            Ok(()) if self.lost.load(Ordering::Acquire) => Err(std::io::Error::other(
+                "what was written earlier is lost; the file has to be opened anew",
+            )),
+            Ok(()) => Ok(()),
+            Err(err) => {
+                // A write may fail for want of space without anything being lost.
+                let is_lost = op == Op::Flush || Errno::from_io_error(&err) == Some(Errno::IO);
+                if is_lost && !self.lost.swap(true, Ordering::AcqRel) {
+                    error!(
+                        "{}: the system could not write back what hosts have written: {err}; no Flush and no write with FUA succeeds until it is opened anew",
+                        self.name()
+                    );
+                }
+                Err(err)
+            }
+        }
     }
 
     /// Looks at the size again; if it has changed, hosts are told. Returns whether it has. From
@@ -314,11 +346,12 @@ impl BlockDevice for FileBackend {
     }
 
     fn write_at(&self, offset: u64, buf: &[u8], fua: bool) -> Result<(), NsError> {
-        Ok(self.raw.write(offset, buf, fua)?)
+        let done = self.raw.write(offset, buf, fua);
+        Ok(self.promised(Op::Write { fua }, done)?)
     }
 
     fn flush(&self) -> Result<(), NsError> {
-        Ok(self.raw.flush()?)
+        Ok(self.promised(Op::Flush, self.raw.flush())?)
     }
 
     fn write_zeroes(
@@ -336,7 +369,7 @@ impl BlockDevice for FileBackend {
             self.raw.write_zero_bytes(offset, len)?;
         }
         if fua {
-            self.raw.flush()?;
+            self.flush()?;
         }
         Ok(())
     }

@@ -376,7 +376,11 @@ struct Loop {
 impl Loop {
     /// `None` without the privilege or the tool: the test passes without having run.
     fn new(bytes: u64, arguments: &[&str]) -> Option<Self> {
-        let file = file_of(bytes);
+        Self::over(NamedTempFile::new().unwrap(), bytes, arguments)
+    }
+
+    fn over(file: NamedTempFile, bytes: u64, arguments: &[&str]) -> Option<Self> {
+        file.as_file().set_len(bytes).unwrap();
         let mut command = Command::new("losetup");
         let output = command
             .args(["--find", "--show"])
@@ -417,6 +421,65 @@ fn a_block_device_behaves() {
         dev.deallocate(MIB, MIB).unwrap();
         assert!(matches!(dev.id(), FileId::Device { .. }));
         assert!(refusal(&disk.node, &FileOptions::default()).contains("in use"));
+    }
+}
+
+/// A loop device that has less space than it says: what it is given fails when it is written back.
+struct Thin {
+    disk: Option<Loop>,
+    dir: TempDir,
+}
+
+impl Thin {
+    /// `None` without the privilege or the tools.
+    fn new() -> Option<Self> {
+        let dir = TempDir::new().unwrap();
+        let mut mount = Command::new("mount");
+        let mount = mount.args(["-t", "tmpfs", "-o", "size=64k", "none"]);
+        if !mount.arg(dir.path()).status().is_ok_and(|s| s.success()) {
+            return None;
+        }
+        let mut thin = Self { disk: None, dir };
+        let file = NamedTempFile::new_in(thin.dir.path()).unwrap();
+        thin.disk = Some(Loop::over(file, 8 * MIB, &[])?);
+        Some(thin)
+    }
+}
+
+impl Drop for Thin {
+    fn drop(&mut self) {
+        self.disk = None;
+        let mut umount = Command::new("umount");
+        let _ = umount.arg("--lazy").arg(self.dir.path()).status();
+    }
+}
+
+/// The kernel tells one Flush of what it could not write back. Whoever flushes after that is told as
+/// well: it may have been his.
+#[test]
+fn what_cannot_be_written_back_no_flush_hides() {
+    for engine in [FileEngine::Threads, FileEngine::Uring] {
+        let Some(thin) = Thin::new() else { return };
+        let node = &thin.disk.as_ref().unwrap().node;
+        let dev = shared(node, &options(|o| o.direct = Direct::Off));
+        let mut data = pattern(1 << 20, 1);
+        let mut hosts = [engine; 2].map(|e| Rig::of(&dev, e, ReactorRing::default()));
+        for (host, at) in hosts.iter_mut().zip([0, MIB]) {
+            host.run(Op::Write { fua: false }, at, &mut data).unwrap();
+        }
+        for host in &mut hosts {
+            host.run(Op::Flush, 0, &mut []).unwrap_err();
+            let fua = Op::Write { fua: true };
+            host.run(fua, 0, &mut data[..512]).unwrap_err();
+        }
+        // All else goes on.
+        hosts[0].run(Op::Read, 4 * MIB, &mut data).unwrap();
+        drop(hosts);
+        drop(dev);
+        // What was lost then is not held against the next one.
+        shared(node, &options(|o| o.direct = Direct::Off))
+            .flush()
+            .unwrap();
     }
 }
 

@@ -106,22 +106,23 @@ impl fmt::Debug for ReactorRing {
 
 /// Answers a request that the ring is done with.
 fn settle(request: Request, file: &Rc<OpenFile>, outcome: Outcome) {
-    match outcome {
-        Outcome::Done => request.complete(Ok(())),
-        Outcome::Cancelled => request.complete(Err(Status::ABORT_REQUESTED)),
-        Outcome::Failed(err) => fail(request, err),
-        Outcome::Nothing(offset) => {
-            let err = match request.op() {
-                Op::Read => io::truncated(offset),
-                _ => std::io::ErrorKind::WriteZero.into(),
-            };
-            fail(request, err);
-        }
+    let done = match outcome {
+        Outcome::Done => Ok(()),
+        Outcome::Cancelled => return request.complete(Err(Status::ABORT_REQUESTED)),
+        Outcome::Failed(err) => Err(err),
+        Outcome::Nothing(offset) => Err(match request.op() {
+            Op::Read => io::truncated(offset),
+            _ => std::io::ErrorKind::WriteZero.into(),
+        }),
         Outcome::WouldBlock => {
             let mut threads = file.threads.borrow_mut();
             threads.submit(request);
-            threads.commit();
+            return threads.commit();
         }
+    };
+    match file.backend.promised(request.op(), done) {
+        Ok(()) => request.complete(Ok(())),
+        Err(err) => fail(request, err),
     }
 }
 
