@@ -359,7 +359,8 @@ fn a_slow_store_holds_up_nobody_else() {
     go.send(Ok(())).unwrap();
     assert_eq!(a.acquire(WRITE_EXCLUSIVE), Status::INTERNAL_ERROR);
     assert_eq!((a.report().status.rtype.0, b.write()), (0, Status::SUCCESS));
-    // Nor does a store that panics do any harm.
+    // Nor does a store that panics do any harm; what there was before is saved again.
+    go.send(Ok(())).unwrap();
     let clear = a.register_with(RegisterAction::REPLACE, ChangePtpl::CLEAR);
     assert_eq!(
         (clear, a.report().status.ptpls),

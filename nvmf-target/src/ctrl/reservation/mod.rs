@@ -183,7 +183,8 @@ impl Reservations {
         let Some(store) = &self.store else {
             return Ok(());
         };
-        if !before.ptpl && !after.ptpl && !kept.is_unsure {
+        let persists = before.ptpl || after.ptpl;
+        if !persists && !kept.is_unsure {
             return Ok(());
         }
         self.set_aside();
@@ -201,6 +202,10 @@ impl Reservations {
             return Ok(());
         };
         warn!("{}: reservations cannot be kept: {err}", self.scope);
+        if !persists {
+            // An earlier failure could not be put right, which is no matter of this change.
+            return Ok(());
+        }
         // It may have been kept all the same. Hosts are told that nothing has changed, so that must
         // be true after a restart as well.
         match put(before) {
