@@ -200,6 +200,7 @@ impl Host<'_> {
     fn run(mut self, alone: bool, depth: usize, count: usize) -> Journal {
         let mut options = options(self.address);
         options.data_digest = self.rng.one_in(4);
+        options.timeout = PATIENCE;
         // It may come too late.
         let Ok(mut controller) = Controller::connect(&options) else {
             return Journal::default();

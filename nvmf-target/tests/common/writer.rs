@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 /// How long an answer may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A host at work on some of a namespace's blocks.
 pub struct Writer<'a> {

@@ -113,6 +113,7 @@ impl Bed {
                 let digests = self.rng.one_in(3);
                 daemon.connect(|options| {
                     (options.header_digest, options.data_digest) = (digests, digests);
+                    options.timeout = writer::PATIENCE;
                 })
             })
             .collect();
