@@ -1,6 +1,7 @@
 //! The byte stream under a queue.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -50,7 +51,12 @@ impl Stream for TcpStream {
     fn writev(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         match bufs {
             [one] => self.write(one),
-            many => self.write_vectored(many),
+            // Not `writev`: a target that is gone must not raise SIGPIPE, whatever the program does
+            // about signals.
+            many => {
+                let mut nothing = SendAncillaryBuffer::default();
+                Ok(sendmsg(&*self, many, &mut nothing, SendFlags::NOSIGNAL)?)
+            }
         }
     }
 

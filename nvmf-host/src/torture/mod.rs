@@ -61,6 +61,8 @@ pub struct Options {
     pub scratch: Option<Range<u64>>,
     /// Only cases in whose name this text is.
     pub only: Option<String>,
+    /// Only cases that are about this scenario of docs/reliability.md.
+    pub scenario: Option<u8>,
     /// Also cases that wait for deadlines of the target, minutes in all.
     pub slow: bool,
     /// How long an answer may take before it counts as silence; default 2 s.
@@ -78,6 +80,7 @@ impl Options {
             nsid: None,
             scratch: None,
             only: None,
+            scenario: None,
             slow: false,
             patience: Duration::from_secs(2),
         }
@@ -85,7 +88,10 @@ impl Options {
 
     fn wants(&self, case: &Case) -> bool {
         let named = |text: &String| case.name.contains(text.as_str());
-        (self.slow || !case.is_slow()) && self.only.as_ref().is_none_or(named)
+        let about = |scenario| case.scenarios.contains(&scenario);
+        (self.slow || !case.is_slow())
+            && self.only.as_ref().is_none_or(named)
+            && self.scenario.is_none_or(about)
     }
 }
 

@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod ledger;
+pub mod load;
+pub mod mortal;
 pub mod raw;
 pub mod reserving;
 pub mod step;

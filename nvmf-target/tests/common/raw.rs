@@ -243,6 +243,29 @@ impl Raw {
         data
     }
 
+    /// Sends what is asked for, zeroes, and takes data until a command ends: its CID and status, and
+    /// the bytes that were moved.
+    pub fn next_end(&mut self) -> (u16, Status, usize) {
+        let mut moved = 0;
+        loop {
+            let pdu = self.recv();
+            match pdu.ch.pdu_type {
+                C2H_DATA => moved += pdu.data().len(),
+                R2T => {
+                    let r2t = pdu.r2t();
+                    let zeroes = vec![0; r2t.length as usize];
+                    moved += zeroes.len();
+                    let data = self.digests.h2c_data(&r2t, r2t.offset, &zeroes, true);
+                    self.send(&data);
+                }
+                _ => {
+                    let cqe = pdu.cqe();
+                    return (cqe.cid, cqe.status, moved);
+                }
+            }
+        }
+    }
+
     /// Connect; the response's status and dword 0.
     pub fn connect(&mut self, command: &ConnectCommand, data: &ConnectData) -> (Status, u32) {
         let cqe = self.execute(&connect_sqe(command), &encode(data));
