@@ -49,7 +49,7 @@ fn s45_every_cns_lid_and_fid() {
                     (0, 0),
                     (1, 0),
                     (4, 3),
-                    (4, u32::MAX & !3),
+                    (4, !3),
                     (4095, 0),
                     (4096, 4),
                     (4096, 1 << 30),
@@ -265,7 +265,7 @@ fn s50_a_log_that_changes_while_it_is_read() {
         scene.cases(50);
         let changes = || {
             for n in 0..8 {
-                let config = SubsystemConfig::new(&other(n));
+                let config = SubsystemConfig::new(other(n));
                 scene.target.add_subsystem(config).unwrap();
             }
             for n in 0..8 {

@@ -61,6 +61,11 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// Bytes that are allocated and not given back.
+pub(crate) fn allocated() -> usize {
+    ALLOCATED.load(Ordering::Relaxed)
+}
+
 /// What the process has.
 #[derive(Clone, Copy, Debug)]
 struct Account {
@@ -75,7 +80,7 @@ impl Account {
         Self {
             descriptors: count("/proc/self/fd"),
             threads: count("/proc/self/task"),
-            heap: ALLOCATED.load(Ordering::Relaxed),
+            heap: allocated(),
         }
     }
 
