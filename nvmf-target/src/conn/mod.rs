@@ -440,8 +440,8 @@ impl Conn {
             && self.stream.is_some()
             && self.timer.is_none_or(|set| at < set)
         {
-            cx.set_timer(self.id, self.timer, Some(at));
             self.timer = Some(at);
+            cx.set_timer(at, self.id);
         }
     }
 
@@ -601,8 +601,7 @@ impl Conn {
     }
 
     /// The last words of a connection that is over: its controller learns of it.
-    pub(crate) fn finish(&mut self, cx: &mut Cx) {
-        cx.set_timer(self.id, self.timer.take(), None);
+    pub(crate) fn finish(&mut self) {
         match std::mem::replace(&mut self.queue, Queue::None) {
             Queue::None => {}
             Queue::Admin(admin) => admin.controller.admin_gone(),

@@ -33,7 +33,8 @@ use lanes::LANE_TOKEN;
 use log::{debug, error};
 use nvmf_proto::tcp::{Slot, Time, TxList};
 use nvmf_proto::wire::pdu::ADMIN_IN_CAPSULE_MAX;
-use std::collections::{BTreeSet, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -113,8 +114,7 @@ pub(crate) struct Cx {
     pub(crate) ready: Vec<u64>,
     /// Memory for bytes that connections cannot parse yet.
     pub(crate) carried: usize,
-    /// When to call `Conn::on_timer`: at most once for each connection that there is.
-    timers: BTreeSet<(Time, u64)>,
+    timers: BinaryHeap<Reverse<(Time, u64)>>,
     #[expect(clippy::vec_box, reason = "a list changes hands without being copied")]
     spare_lists: Vec<Box<TxList>>,
     /// Requests in backends.
@@ -171,12 +171,9 @@ impl Cx {
         self.reserve.reclaim() || any
     }
 
-    /// Calls `Conn::on_timer` of a connection at `at` or soon after, and not at `before`.
-    pub(crate) fn set_timer(&mut self, conn: u64, before: Option<Time>, at: Option<Time>) {
-        if let Some(before) = before {
-            self.timers.remove(&(before, conn));
-        }
-        self.timers.extend(at.map(|at| (at, conn)));
+    /// Calls `Conn::on_timer` at `at` or soon after.
+    pub(crate) fn set_timer(&mut self, at: Time, conn: u64) {
+        self.timers.push(Reverse((at, conn)));
     }
 }
 
@@ -354,7 +351,7 @@ impl Reactor {
                 blocked: VecDeque::new(),
                 ready: Vec::with_capacity(EARLY),
                 carried: 0,
-                timers: BTreeSet::new(),
+                timers: BinaryHeap::new(),
                 spare_lists: Vec::new(),
                 in_flight: 0,
                 draining: false,
@@ -437,7 +434,7 @@ impl Reactor {
 
     /// When there is something to do though nothing comes.
     fn deadline(&self) -> Option<Time> {
-        let timer = self.cx.timers.first().map(|&(at, _)| at);
+        let timer = self.cx.timers.peek().map(|Reverse((at, _))| *at);
         let drain = (self.phase == Phase::Draining).then(|| self.cx.now.after(DRAIN_STEP));
         [timer, drain, self.shortage].into_iter().flatten().min()
     }
@@ -703,10 +700,10 @@ impl Reactor {
     }
 
     fn timers(&mut self) {
-        while let Some(&(at, id)) = self.cx.timers.first()
+        while let Some(&Reverse((at, id))) = self.cx.timers.peek()
             && at <= self.cx.now
         {
-            self.cx.timers.pop_first();
+            self.cx.timers.pop();
             if let Some(conn) = self.conns.get(id) {
                 conn.on_timer(&mut self.cx);
             }
@@ -729,7 +726,7 @@ impl Reactor {
 
     fn forget(&mut self, id: u64) {
         if let Some(conn) = self.conns.get(id) {
-            conn.finish(&mut self.cx);
+            conn.finish();
             self.conns.remove(id);
         }
     }

@@ -15,3 +15,5 @@ mod io;
 mod life;
 mod pdu;
 mod seed;
+#[cfg(feature = "sim")]
+mod stepped;

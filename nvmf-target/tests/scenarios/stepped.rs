@@ -1,0 +1,222 @@
+//! Scenarios that are a matter of time, to the nanosecond: a target in one thread whose clock is
+//! told what time it is.
+
+use crate::common::raw::{
+    Digests, admin_connect, connect_data, connect_sqe, disconnect, enable, encode, io_connect,
+    read, set_cc, set_queues,
+};
+use crate::common::{NQN, config};
+use nvmf_host::command;
+use nvmf_host::nvmf_proto::wire::fabrics::ConnectData;
+use nvmf_host::nvmf_proto::wire::pdu::{PduType, capsule_cqe};
+use nvmf_host::nvmf_proto::wire::property::Cc;
+use nvmf_host::nvmf_proto::wire::{Cqe, Sqe, Status};
+use nvmf_target::ns::{Inline, RamDisk};
+use nvmf_target::sim::SimTarget;
+use nvmf_target::transport::{MemConnector, MemStream, MemTransport, Stream as _};
+use nvmf_target::{Role, SubsystemConfig};
+use std::io::{IoSlice, IoSliceMut};
+
+const MILLISECOND: u64 = 1_000_000;
+const SECOND: u64 = 1000 * MILLISECOND;
+const DAY: u64 = 86_400 * SECOND;
+/// When the tests begin.
+const START: u64 = 7 * DAY;
+
+/// A target of two reactors, so that the queues of a controller are on different ones.
+fn stepped() -> (SimTarget, MemConnector) {
+    let sim = SimTarget::new(config(), START).unwrap();
+    let target = sim.target();
+    target.add_subsystem(SubsystemConfig::new(NQN)).unwrap();
+    let disk = RamDisk::new(1 << 20, 512).unwrap();
+    target.add_namespace(NQN, 1, Inline::new(disk)).unwrap();
+    let (listener, connector) = MemTransport::new("stepped").unwrap();
+    target.listen_on(Box::new(listener), Role::Io).unwrap();
+    (sim, connector)
+}
+
+/// A host's end of a connection.
+struct Host {
+    stream: MemStream,
+    inbox: Vec<u8>,
+}
+
+impl Host {
+    fn new(connector: &MemConnector) -> Self {
+        Self {
+            stream: connector.connect().unwrap(),
+            inbox: Vec::new(),
+        }
+    }
+
+    fn open(sim: &mut SimTarget, connector: &MemConnector) -> Self {
+        let mut host = Self::new(connector);
+        host.send(&Digests::default().ic_req());
+        sim.settle();
+        assert_eq!(host.next().unwrap()[0], PduType::IC_RESP.0);
+        host
+    }
+
+    /// An enabled controller's admin queue, and its CNTLID.
+    fn admin(sim: &mut SimTarget, connector: &MemConnector, kato: u32) -> (Self, u16) {
+        let mut host = Self::open(sim, connector);
+        let mut command = admin_connect();
+        command.kato = kato;
+        let data = encode(&connect_data());
+        let cqe = host.execute(sim, &connect_sqe(&command), &data);
+        assert_eq!(cqe.status, Status::SUCCESS);
+        for sqe in [enable(), set_queues(1)] {
+            assert_eq!(host.execute(sim, &sqe, &[]).status, Status::SUCCESS);
+        }
+        (host, u16::try_from(cqe.result).unwrap())
+    }
+
+    /// Its I/O queue.
+    fn io(sim: &mut SimTarget, connector: &MemConnector, cntlid: u16) -> Self {
+        let mut host = Self::open(sim, connector);
+        let data = encode(&ConnectData {
+            cntlid,
+            ..connect_data()
+        });
+        let cqe = host.execute(sim, &connect_sqe(&io_connect(1)), &data);
+        assert_eq!(cqe.status, Status::SUCCESS);
+        host
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        // One that has been closed takes nothing any more.
+        let _ = self.stream.writev(&[IoSlice::new(bytes)]);
+    }
+
+    fn submit(&mut self, sqe: &Sqe, data: &[u8]) {
+        self.send(&Digests::default().capsule(sqe, data));
+    }
+
+    fn execute(&mut self, sim: &mut SimTarget, sqe: &Sqe, data: &[u8]) -> Cqe {
+        self.submit(sqe, data);
+        sim.settle();
+        loop {
+            let pdu = self.next().expect("an answer");
+            if pdu[0] == PduType::CAPSULE_RESP.0 {
+                return capsule_cqe(pdu.first_chunk().unwrap());
+            }
+        }
+    }
+
+    /// Takes in what has come; true if that is the end.
+    fn is_ended(&mut self) -> bool {
+        let mut piece = [0; 4096];
+        loop {
+            match self.stream.readv(&mut [IoSliceMut::new(&mut piece)]) {
+                Ok(0) => return true,
+                Ok(n) => self.inbox.extend(&piece[..n]),
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// The next PDU that has come.
+    fn next(&mut self) -> Option<Vec<u8>> {
+        self.is_ended();
+        let plen = u32::from_le_bytes(*self.inbox.get(4..)?.first_chunk()?);
+        let plen = usize::try_from(plen).unwrap();
+        (self.inbox.len() >= plen).then(|| self.inbox.drain(..plen).collect())
+    }
+}
+
+fn assert_served(sim: &mut SimTarget, connector: &MemConnector) {
+    let (mut admin, cntlid) = Host::admin(sim, connector, 0);
+    let mut io = Host::io(sim, connector, cntlid);
+    let cqe = io.execute(sim, &read(1, 0, 1), &[]);
+    assert_eq!(cqe.status, Status::SUCCESS);
+    let cqe = admin.execute(sim, &set_cc(Cc(0)), &[]);
+    assert_eq!(cqe.status, Status::SUCCESS);
+    drop((io, admin));
+    sim.settle();
+    assert_eq!(sim.target().stats(), Default::default());
+}
+
+/// At the very moment at which the Keep Alive Timeout expires the host ends its connections in any
+/// order, disconnects a queue, resets the controller, or keeps it alive after all; and one reactor
+/// learns of it before the other.
+#[test]
+fn s48_keep_alive_expires_at_the_moment_of_a_disconnect() {
+    let (mut sim, connector) = stepped();
+    for what in 0..6 {
+        for turns in [[0, 1], [1, 0], [0, 0], [1, 1]] {
+            for early in [false, true] {
+                let (admin, cntlid) = Host::admin(&mut sim, &connector, 1000);
+                let io = Host::io(&mut sim, &connector, cntlid);
+                let expiry = sim.time() + SECOND;
+                assert_eq!(sim.next_deadline(), Some(expiry));
+                sim.set_time(expiry - 1);
+                sim.settle();
+                assert_eq!(sim.target().stats().controllers, 1, "not before its time");
+                if !early {
+                    sim.set_time(expiry);
+                    sim.turn(turns[0]);
+                }
+                let (mut admin, mut io) = (Some(admin), Some(io));
+                match what {
+                    0 => admin = None,
+                    1 => io = None,
+                    2 => (admin, io) = (None, None),
+                    3 => io.iter_mut().for_each(|io| io.submit(&disconnect(), &[])),
+                    4 => admin
+                        .iter_mut()
+                        .for_each(|admin| admin.submit(&set_cc(Cc(0)), &[])),
+                    _ => admin
+                        .iter_mut()
+                        .for_each(|admin| admin.submit(&command::keep_alive(), &[])),
+                }
+                if early {
+                    // Half of the target hears of it in time.
+                    sim.turn(turns[0]);
+                    sim.set_time(expiry);
+                }
+                sim.turn(turns[1]);
+                sim.settle();
+                drop((admin, io));
+                sim.settle();
+                let name = format!("{what}, {turns:?}, {early}");
+                assert_eq!(sim.target().stats(), Default::default(), "{name}");
+            }
+        }
+    }
+    assert_served(&mut sim, &connector);
+}
+
+/// A machine that was asleep: time jumps over all deadlines at once. Who had one is ended, who has
+/// none is served as ever, and a clock that goes back is not believed.
+#[test]
+fn s66_time_jumps() {
+    for jump in [SECOND, 11 * SECOND, 121 * SECOND, DAY, 400 * DAY] {
+        let (mut sim, connector) = stepped();
+        let mut silent = Host::new(&connector);
+        let mut opened = Host::open(&mut sim, &connector);
+        let (mut timed, _) = Host::admin(&mut sim, &connector, 120_000);
+        let (mut timeless, cntlid) = Host::admin(&mut sim, &connector, 0);
+        let mut io = Host::io(&mut sim, &connector, cntlid);
+        sim.settle();
+        sim.set_time(START + jump);
+        sim.set_time(START);
+        assert_eq!(sim.time(), START + jump);
+        sim.settle();
+        for (host, seconds) in [(&mut silent, 10), (&mut opened, 10), (&mut timed, 120)] {
+            assert_eq!(
+                host.is_ended(),
+                jump >= seconds * SECOND,
+                "{seconds} s, {jump}"
+            );
+        }
+        let cqe = io.execute(&mut sim, &read(1, 0, 1), &[]);
+        assert_eq!(cqe.status, Status::SUCCESS);
+        assert!(!timeless.is_ended());
+        let due = sim.next_deadline().unwrap_or(u64::MAX);
+        assert!(due > sim.time(), "nothing is overdue");
+        drop((silent, opened, timed, timeless, io));
+        sim.settle();
+        assert_eq!(sim.target().stats(), Default::default());
+        assert_served(&mut sim, &connector);
+    }
+}
