@@ -148,7 +148,7 @@ fn s48_keep_alive_expires_at_the_moment_of_a_disconnect() {
                 let (admin, cntlid) = Host::admin(&mut sim, &connector, 1000);
                 let io = Host::io(&mut sim, &connector, cntlid);
                 let expiry = sim.time() + SECOND;
-                assert_eq!(sim.next_deadline(), Some(expiry));
+                assert!(sim.next_deadline().is_some_and(|due| due <= expiry));
                 sim.set_time(expiry - 1);
                 sim.settle();
                 assert_eq!(sim.target().stats().controllers, 1, "not before its time");
