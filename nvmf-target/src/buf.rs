@@ -113,6 +113,13 @@ impl IoBuf {
     }
 }
 
+impl IoBuf {
+    /// Makes it shorter, or as long again as it was, at most as the memory that it has.
+    pub(crate) fn set_len(&mut self, len: usize) {
+        self.len = len.min(self.footprint());
+    }
+}
+
 impl Default for IoBuf {
     fn default() -> Self {
         Self::empty()

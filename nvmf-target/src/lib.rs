@@ -63,6 +63,7 @@
 //! | `subscribe` of either trait | the caller of [`Target::add_namespace`] |
 //! | [`ns::Namespace::open_lane`], all of [`ns::Lane`], its drop | the reactor that uses the lane |
 //! | [`ns::Request::complete`], dropping a request | any |
+//! | [`ns::Interceptor`], what a [`ns::Trace`] calls | whichever completes the request, a reactor perhaps |
 //! | [`ReservationStore`], `load` and `set_aside` | the caller of [`Target::add_namespace`] |
 //! | [`ReservationStore`], `save` and `remove` | `nvmf-reserve`, one at a time |
 //! | [`transport::Transport`] | `nvmf-accept` |

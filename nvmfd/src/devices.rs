@@ -1,14 +1,12 @@
 //! The namespaces: what the command line or the operator names, opened.
 
-mod switch;
-
 use crate::Failure;
 use crate::cli::{Cli, Device};
 use crate::identity::Machine;
 use nvmf_target::Target;
 use nvmf_target::ns::{
     FileBackend, FileEngine, FileId, FileNamespace, FileOptions, Inline, Namespace, RamDisk,
-    WorkerPool,
+    ReadOnly, WorkerPool,
 };
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -16,7 +14,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use switch::ReadOnlySwitch;
 use uuid::Uuid;
 
 /// How long requests of a removed namespace may take before its device counts as still in use,
@@ -45,7 +42,7 @@ pub(crate) struct Devices {
 struct Open {
     /// As the operator would write it.
     name: String,
-    namespace: Arc<ReadOnlySwitch>,
+    namespace: Arc<ReadOnly>,
     /// For what only files and block devices have.
     file: Option<Arc<FileBackend>>,
 }
@@ -114,7 +111,7 @@ impl Devices {
         });
         Ok(Open {
             name,
-            namespace: ReadOnlySwitch::new(Arc::new(Inline::new(disk))),
+            namespace: switchable(Inline::new(disk)),
             file: None,
         })
     }
@@ -145,7 +142,7 @@ impl Devices {
         let namespace = FileNamespace::new(Arc::clone(&file), self.engine, &self.pool)?;
         Ok(Open {
             name,
-            namespace: ReadOnlySwitch::new(Arc::new(namespace)),
+            namespace: switchable(namespace),
             file: Some(file),
         })
     }
@@ -222,7 +219,7 @@ impl Devices {
     /// If there is none of that NSID, or it cannot be written because it was opened so.
     pub(crate) fn set_read_only(&self, nsid: u32, read_only: bool) -> Result<String, Failure> {
         let open = self.open.get(&nsid).ok_or_else(|| none_of(nsid))?;
-        if !open.namespace.set(read_only) {
+        if !open.namespace.switch().set(read_only) {
             return Err(Failure::Usage(format!(
                 "namespace {nsid} was opened read-only (--read-only)"
             )));
@@ -248,6 +245,13 @@ impl Open {
             if info.read_only { ", read-only" } else { "" },
         )
     }
+}
+
+/// A namespace as it is, until the operator makes it read-only.
+fn switchable(namespace: impl Namespace) -> Arc<ReadOnly> {
+    let namespace = ReadOnly::new(namespace);
+    namespace.switch().set(false);
+    Arc::new(namespace)
 }
 
 fn none_of(nsid: u32) -> Failure {

@@ -113,7 +113,8 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// Lends `len` bytes from `offset` on, instead of reading them. A device that
     /// [lends](BlockDevice::lends) may refuse while somebody writes there, but not if the caller
     /// is `alone`: if it holds no other loan. Then it waits, for no longer than a write takes; to
-    /// refuse all the same, or to panic, ends the connection of the command.
+    /// refuse all the same, or to panic, ends the connection of the command. Succeeds once for each
+    /// read.
     fn lend(&self, offset: u64, len: usize, alone: bool) -> Option<Loan<'_>> {
         let _ = (offset, len, alone);
         None
@@ -193,10 +194,13 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
 /// |---|---|
 /// | `ENOSPC`, `EDQUOT`, `EFBIG` | Capacity Exceeded |
 /// | `EROFS`, `EPERM`, `EACCES`, `EBADF` on a write | Namespace is Write Protected |
-/// | `ESTALE`, `ENODEV`, `ENXIO`, `ENOMEDIUM`, `ETIMEDOUT` | Namespace Not Ready, retryable |
-/// | `EAGAIN`, `EINTR`, `ENOMEM`, `ENOBUFS`, `EBUSY` | Command Interrupted, retryable |
-/// | any other on a read | Unrecovered Read Error |
-/// | any other on a write | Write Fault |
+/// | `ESTALE`, `ENODEV`, `ENXIO`, `ENOMEDIUM`, `ETIMEDOUT`, and what says that a network or peer is gone | Namespace Not Ready, retryable |
+/// | `EAGAIN`, `EINTR`, `ENOMEM`, `ENOBUFS`, `EBUSY`, `EMFILE`, `ENFILE` | Command Interrupted, retryable |
+/// | `EOPNOTSUPP`, `ENOSYS`, on neither a read, a write nor a flush | Invalid Command Opcode |
+/// | any other on a read, so `EIO`, and `EBADMSG`, `EILSEQ`, `EUCLEAN`: a checksum is wrong | Unrecovered Read Error, retryable |
+/// | any other on a write | Write Fault, retryable |
+///
+/// What has no number is translated by its [kind](io::ErrorKind) in the same way.
 #[derive(Debug, thiserror::Error)]
 pub enum NsError {
     /// An NVMe status, passed to the host as it is.
@@ -217,25 +221,76 @@ impl NsError {
     /// The status that the host is given.
     #[must_use]
     pub fn status(&self, op: Op) -> Status {
-        use rustix::io::Errno;
         let err = match self {
             Self::Status(status) => return *status,
             Self::Io(err) => err,
         };
-        let write = !matches!(op, Op::Read | Op::Compare | Op::Verify);
-        match Errno::from_io_error(err) {
-            Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => Status::CAPACITY_EXCEEDED.dnr(),
-            Some(Errno::ROFS | Errno::PERM | Errno::ACCESS | Errno::BADF) if write => {
-                Status::NAMESPACE_WRITE_PROTECTED.dnr()
+        let reads = matches!(op, Op::Read | Op::Compare | Op::Verify);
+        // NVMe Base 2.1, Figure "Status Code – Generic Command Status Values"; NVM Command Set 1.1
+        // for the media errors.
+        match Cause::of(err) {
+            Cause::Full => Status::CAPACITY_EXCEEDED.dnr(),
+            Cause::Protected if !reads => Status::NAMESPACE_WRITE_PROTECTED.dnr(),
+            Cause::Away => Status::NAMESPACE_NOT_READY,
+            Cause::Busy => Status::COMMAND_INTERRUPTED,
+            Cause::Unknown if !reads && !matches!(op, Op::Write { .. } | Op::Flush) => {
+                Status::INVALID_OPCODE.dnr()
             }
-            Some(Errno::STALE | Errno::NODEV | Errno::NXIO | Errno::NOMEDIUM | Errno::TIMEDOUT) => {
-                Status::NAMESPACE_NOT_READY
+            Cause::Protected | Cause::Unknown | Cause::Medium if reads => {
+                Status::UNRECOVERED_READ_ERROR
             }
-            Some(Errno::AGAIN | Errno::INTR | Errno::NOMEM | Errno::NOBUFS | Errno::BUSY) => {
-                Status::COMMAND_INTERRUPTED
-            }
-            _ if write => Status::WRITE_FAULT,
-            _ => Status::UNRECOVERED_READ_ERROR,
+            Cause::Protected | Cause::Unknown | Cause::Medium => Status::WRITE_FAULT,
+        }
+    }
+}
+
+/// What an I/O error is about, as far as a host can make use of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// There is no room.
+    Full,
+    /// It must not be changed.
+    Protected,
+    /// The storage is not there, or does not answer.
+    Away,
+    /// The storage has no time, or the system no memory.
+    Busy,
+    /// The operation is none that it has.
+    Unknown,
+    /// The rest.
+    Medium,
+}
+
+impl Cause {
+    fn of(err: &io::Error) -> Self {
+        use rustix::io::Errno as E;
+        let Some(number) = E::from_io_error(err) else {
+            return Self::of_kind(err.kind());
+        };
+        match number {
+            E::NOSPC | E::DQUOT | E::FBIG => Self::Full,
+            E::ROFS | E::PERM | E::ACCESS | E::BADF => Self::Protected,
+            E::STALE | E::NODEV | E::NXIO | E::NOMEDIUM | E::TIMEDOUT => Self::Away,
+            E::NOLINK | E::NOTCONN | E::PIPE | E::SHUTDOWN | E::HOSTDOWN => Self::Away,
+            E::CONNRESET | E::CONNREFUSED | E::CONNABORTED => Self::Away,
+            E::HOSTUNREACH | E::NETUNREACH | E::NETDOWN | E::NETRESET => Self::Away,
+            E::AGAIN | E::INTR | E::NOMEM | E::NOBUFS | E::BUSY | E::MFILE | E::NFILE => Self::Busy,
+            E::OPNOTSUPP | E::NOSYS => Self::Unknown,
+            _ => Self::Medium,
+        }
+    }
+
+    const fn of_kind(kind: io::ErrorKind) -> Self {
+        use io::ErrorKind as K;
+        match kind {
+            K::StorageFull | K::QuotaExceeded | K::FileTooLarge => Self::Full,
+            K::ReadOnlyFilesystem | K::PermissionDenied => Self::Protected,
+            K::StaleNetworkFileHandle | K::TimedOut | K::NotConnected | K::BrokenPipe => Self::Away,
+            K::ConnectionReset | K::ConnectionRefused | K::ConnectionAborted => Self::Away,
+            K::HostUnreachable | K::NetworkUnreachable | K::NetworkDown => Self::Away,
+            K::WouldBlock | K::Interrupted | K::OutOfMemory | K::ResourceBusy => Self::Busy,
+            K::Unsupported => Self::Unknown,
+            _ => Self::Medium,
         }
     }
 }
@@ -559,5 +614,123 @@ impl fmt::Debug for WorkerPool {
         f.debug_struct("WorkerPool")
             .field("limit", &self.limit)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    const ZEROES: Op = Op::WriteZeroes {
+        deallocate: false,
+        fua: false,
+    };
+    const FULL: Status = Status::CAPACITY_EXCEEDED.dnr();
+    const PROTECTED: Status = Status::NAMESPACE_WRITE_PROTECTED.dnr();
+    const AWAY: Status = Status::NAMESPACE_NOT_READY;
+    const BUSY: Status = Status::COMMAND_INTERRUPTED;
+    const UNKNOWN: Status = Status::INVALID_OPCODE.dnr();
+    const READ: Status = Status::UNRECOVERED_READ_ERROR;
+    const WRITE: Status = Status::WRITE_FAULT;
+
+    /// Statuses of a Read, a Write and a Write Zeroes by errors.
+    const TABLE: [(&[Errno], &[io::ErrorKind], [Status; 3]); 6] = [
+        (
+            &[Errno::NOSPC, Errno::DQUOT, Errno::FBIG],
+            &[
+                io::ErrorKind::StorageFull,
+                io::ErrorKind::QuotaExceeded,
+                io::ErrorKind::FileTooLarge,
+            ],
+            [FULL; 3],
+        ),
+        (
+            &[Errno::ROFS, Errno::PERM, Errno::ACCESS, Errno::BADF],
+            &[
+                io::ErrorKind::ReadOnlyFilesystem,
+                io::ErrorKind::PermissionDenied,
+            ],
+            [READ, PROTECTED, PROTECTED],
+        ),
+        (
+            &[
+                Errno::STALE,
+                Errno::NODEV,
+                Errno::NXIO,
+                Errno::NOMEDIUM,
+                Errno::TIMEDOUT,
+                Errno::NOLINK,
+                Errno::CONNRESET,
+                Errno::NOTCONN,
+                Errno::PIPE,
+                Errno::HOSTUNREACH,
+                Errno::NETDOWN,
+            ],
+            &[
+                io::ErrorKind::TimedOut,
+                io::ErrorKind::NotConnected,
+                io::ErrorKind::ConnectionReset,
+                io::ErrorKind::StaleNetworkFileHandle,
+            ],
+            [AWAY; 3],
+        ),
+        (
+            &[
+                Errno::AGAIN,
+                Errno::INTR,
+                Errno::NOMEM,
+                Errno::NOBUFS,
+                Errno::BUSY,
+                Errno::MFILE,
+            ],
+            &[
+                io::ErrorKind::WouldBlock,
+                io::ErrorKind::Interrupted,
+                io::ErrorKind::OutOfMemory,
+                io::ErrorKind::ResourceBusy,
+            ],
+            [BUSY; 3],
+        ),
+        (
+            &[Errno::OPNOTSUPP, Errno::NOSYS],
+            &[io::ErrorKind::Unsupported],
+            [READ, WRITE, UNKNOWN],
+        ),
+        (
+            &[
+                Errno::IO,
+                Errno::BADMSG,
+                Errno::ILSEQ,
+                Errno::UCLEAN,
+                Errno::INVAL,
+                Errno::REMOTEIO,
+            ],
+            &[
+                io::ErrorKind::Other,
+                io::ErrorKind::InvalidData,
+                io::ErrorKind::UnexpectedEof,
+                io::ErrorKind::WriteZero,
+            ],
+            [READ, WRITE, WRITE],
+        ),
+    ];
+
+    #[test]
+    fn io_errors_become_statuses() {
+        for (numbers, kinds, statuses) in TABLE {
+            let numbered = numbers.iter().map(|&number| io::Error::from(number));
+            let others = kinds.iter().map(|&kind| io::Error::from(kind));
+            for err in numbered.chain(others) {
+                let err = NsError::Io(err);
+                let ops = [Op::Read, Op::Write { fua: false }, ZEROES];
+                assert_eq!(ops.map(|op| err.status(op)), statuses, "{err:?}");
+                // As a write, and as reads.
+                assert_eq!(err.status(Op::Flush), statuses[1], "{err:?}");
+                assert_eq!(err.status(Op::Verify), statuses[0], "{err:?}");
+            }
+        }
+        let own = NsError::Status(Status::LBA_OUT_OF_RANGE.dnr());
+        assert_eq!(own.status(Op::Read), Status::LBA_OUT_OF_RANGE.dnr());
     }
 }

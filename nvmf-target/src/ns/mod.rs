@@ -5,6 +5,8 @@
 //! * [`Namespace`] and [`Lane`]: owned [`Request`]s in, completions out, one lane per reactor
 //!   thread. The fast way.
 //!
+//! [`Faulty`], [`Delayed`], [`ReadOnly`], [`Stats`] and [`Trace`] are namespaces around namespaces.
+//!
 //! The target has checked every request before a backend sees it: the range lies inside the
 //! namespace, the data is as long as the range, the operation is one that [`NsInfo::caps`] offers.
 
@@ -14,6 +16,7 @@ mod info;
 mod ram;
 mod request;
 mod uncorrectable;
+mod wrap;
 
 pub(crate) use block::contained;
 pub use block::{BlockDevice, Inline, NsError, Threaded, WorkerPool};
@@ -24,8 +27,12 @@ pub use ram::RamDisk;
 #[cfg(feature = "sim")]
 pub(crate) use request::LocalPort;
 pub(crate) use request::{Completion, Port, REQUEST_BYTES, RequestPool, Route, SPARE_REQUESTS};
-pub use request::{LbaRange, Op, Request, RequestId};
+pub use request::{Interceptor, LbaRange, Op, Request, RequestId};
 pub(crate) use uncorrectable::Uncorrectable;
+pub use wrap::{
+    Counters, Delay, Delayed, Fault, Faults, Faulty, Held, Histogram, OpKind, OpStats, Pace,
+    ReadOnly, ReadOnlySwitch, Rule, RuleId, Snapshot, Stats, Trace, TraceEvent,
+};
 
 use crate::Error;
 use std::fmt;
@@ -72,7 +79,8 @@ pub struct LaneCx {
 /// One reactor's way into a namespace. Lives and dies on the reactor's thread.
 pub trait Lane {
     /// Takes a request. Cannot fail and must not block: an error is a completion like any other.
-    /// Completing the request before returning is fine.
+    /// Completing the request before returning is fine. If this or another method panics the lane
+    /// is dropped, with what it has, and the next command opens another.
     fn submit(&mut self, request: Request);
 
     /// The end of a batch of `submit` calls: the moment to ring a doorbell once for all of them.

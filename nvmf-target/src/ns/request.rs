@@ -1,9 +1,11 @@
 //! Owned requests, and the way their completions take back to the reactor.
 
 use crate::buf::IoBuf;
+use crate::contain::contain;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, thread_local};
 use crate::wake::Waker;
+use log::error;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
 use std::cell::RefCell;
@@ -91,6 +93,24 @@ pub struct RequestId {
     slot: Slot,
 }
 
+/// Has a say when requests end; see [`Request::intercept`]. What wrappers of a [`Namespace`] need.
+///
+/// [`Namespace`]: super::Namespace
+pub trait Interceptor: Send + Sync + 'static {
+    /// A request has been completed, or dropped, with this result, on this thread, a reactor
+    /// perhaps: must not block. It goes on with [`Request::complete`], with the same result or
+    /// another one, now or later, on any thread. `mark` is what was given to
+    /// [`Request::intercept`].
+    ///
+    /// A panic is logged; it drops the request, if that has not been passed on.
+    fn ended(&self, request: Request, result: Result<(), Status>, mark: u64);
+
+    /// A lane has given a request back for an Abort: it is over without [`Interceptor::ended`].
+    fn withdrawn(&self, request: &mut Request, mark: u64) {
+        let _ = (request, mark);
+    }
+}
+
 /// Everything of a request; reused, so that none is allocated per I/O.
 pub(crate) struct Inner {
     op: Op,
@@ -104,6 +124,8 @@ pub(crate) struct Inner {
     status: Status,
     /// What the log is to say of a failure.
     note: Option<String>,
+    /// Who has a say in its end, the last first, and the marks.
+    interceptors: Vec<(Arc<dyn Interceptor>, u64)>,
     port: Arc<Port>,
 }
 
@@ -186,6 +208,24 @@ impl Request {
         }
     }
 
+    /// Has `by` called when the request ends, before whoever has called this earlier, and instead of
+    /// the target: it passes the request on. `mark` is kept for it. Allocates nothing, once requests
+    /// that are used again have had as many interceptors.
+    pub fn intercept(&mut self, by: Arc<dyn Interceptor>, mark: u64) {
+        if let Some(inner) = &mut self.0 {
+            inner.interceptors.push((by, mark));
+        }
+    }
+
+    /// Makes a request with one buffer at most shorter, or as long again as it was.
+    pub(crate) fn set_blocks(&mut self, blocks: u64) {
+        if let Some(inner) = &mut self.0 {
+            inner.range.blocks = blocks;
+            let len = usize::try_from(blocks << inner.lba_shift);
+            inner.buf.set_len(len.unwrap_or(usize::MAX));
+        }
+    }
+
     /// The same request with what to compare with.
     pub(crate) fn expecting(mut self, data: IoBuf) -> Self {
         if let Some(inner) = &mut self.0 {
@@ -207,6 +247,15 @@ impl Request {
 
     /// Ends a request that no backend has worked on.
     pub(crate) fn withdraw(mut self, status: Status) -> Completion {
+        while let Some((by, mark)) = self.0.as_mut().and_then(|inner| inner.interceptors.pop()) {
+            let told = contain(|| {
+                by.withdrawn(&mut self, mark);
+                drop(by);
+            });
+            if let Err(panic) = told {
+                error!("whoever intercepts requests {panic}");
+            }
+        }
         match self.0.take() {
             Some(mut inner) => {
                 inner.status = status;
@@ -217,10 +266,11 @@ impl Request {
     }
 
     /// Ends the request. Only queues the completion: the host is answered by the reactor in its
-    /// own time, never from inside this call.
+    /// own time, never from inside this call. What [intercepts](Request::intercept) the request is
+    /// called.
     pub fn complete(mut self, result: Result<(), Status>) {
         if let Some(inner) = self.0.take() {
-            send(inner, result);
+            end(inner, result);
         }
     }
 }
@@ -229,7 +279,7 @@ impl Drop for Request {
     fn drop(&mut self) {
         if let Some(mut inner) = self.0.take() {
             inner.note = Some("the backend dropped the request; its command fails".to_owned());
-            send(inner, Err(Status::INTERNAL_ERROR));
+            end(inner, Err(Status::INTERNAL_ERROR));
         }
     }
 }
@@ -240,6 +290,24 @@ impl fmt::Debug for Request {
             .field("op", &self.op())
             .field("lba_range", &self.lba_range())
             .finish_non_exhaustive()
+    }
+}
+
+fn end(mut inner: Box<Inner>, result: Result<(), Status>) {
+    match inner.interceptors.pop() {
+        None => send(inner, result),
+        Some((by, mark)) => intercepted(Request(Some(inner)), result, by, mark),
+    }
+}
+
+/// Contained, for it may be in the middle of a panic that requests are dropped.
+fn intercepted(request: Request, result: Result<(), Status>, by: Arc<dyn Interceptor>, mark: u64) {
+    let called = contain(move || {
+        by.ended(request, result, mark);
+        drop(by);
+    });
+    if let Err(panic) = called {
+        error!("whoever intercepts requests {panic}");
     }
 }
 
@@ -455,6 +523,7 @@ impl RequestPool {
             route: Route::default(),
             status: Status::SUCCESS,
             note: None,
+            interceptors: Vec::new(),
             port: Arc::clone(&self.port),
         })
     }

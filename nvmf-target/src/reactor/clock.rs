@@ -18,7 +18,7 @@ pub(crate) fn set_time(time: Option<Time>) {
 }
 
 /// Nanoseconds of the monotonic clock, the same for all threads.
-pub(super) fn now() -> Time {
+pub(crate) fn now() -> Time {
     #[cfg(feature = "sim")]
     if let Some(time) = SIMULATED.get() {
         return time;

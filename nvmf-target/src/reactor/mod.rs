@@ -28,7 +28,7 @@ use crate::ctrl::{Core, Guest, Listener};
 use crate::ns::{
     Completion, LbaRange, Op, Port, REQUEST_BYTES, RequestPool, Route, SPARE_REQUESTS,
 };
-use clock::now;
+pub(crate) use clock::now;
 use lanes::LANE_TOKEN;
 use log::{debug, error};
 use nvmf_proto::tcp::{Slot, Time, TxList};
