@@ -131,6 +131,24 @@ fn before_connect(target: &Target, address: SocketAddr) {
     assert!(sizes.iter().all(|&size| size < BEFORE_CONNECT), "{sizes:?}");
 }
 
+/// Connections that come and go leave nothing: not even the timers that were set for them.
+fn churn(target: &Target, address: SocketAddr) {
+    const COUNT: usize = 30_000;
+    let before = live();
+    for number in 0..COUNT {
+        if number % 500 == 0 {
+            eventually("idle", || target.stats() == TargetStats::default());
+        }
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(&Digests::default().ic_req()).unwrap();
+    }
+    eventually("idle", || target.stats() == TargetStats::default());
+    let more = live().saturating_sub(before);
+    println!("{COUNT} connections that came and went: {more} bytes");
+    // Lists have grown with how many there were at one moment.
+    assert!(more < 512 << 10, "{more} bytes");
+}
+
 /// Queues with everything that their hosts can make grow: at most what they are charged with.
 fn queues(target: &Target, address: SocketAddr) {
     const CONTROLLERS: usize = 20;
@@ -198,6 +216,7 @@ fn connections_and_queues_take_no_more_than_they_may() {
     common::verified_io(address, 1);
     assert_idle(&target);
     before_connect(&target, address);
+    churn(&target, address);
     queues(&target, address);
     assert_idle(&target);
 }

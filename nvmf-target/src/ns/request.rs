@@ -568,7 +568,9 @@ impl RequestPool {
 
     pub(crate) fn recycle(&mut self, Completion(mut inner): Completion) {
         inner.ranges.clear();
-        inner.ranges.shrink_to(RANGES_KEPT);
+        if inner.ranges.capacity() > RANGES_KEPT {
+            inner.ranges = Vec::new();
+        }
         if self.spare.len() < SPARE_REQUESTS {
             self.spare.push(inner);
         } else {
