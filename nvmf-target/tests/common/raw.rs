@@ -372,6 +372,11 @@ pub fn set_queues(pairs: u16) -> Sqe {
     )
 }
 
+/// Set Features Keep Alive Timer, in milliseconds.
+pub fn keep_alive_timeout(kato: u32) -> Sqe {
+    command::set_features(0, &SetFeatures::new(Fid::KEEP_ALIVE_TIMER, kato))
+}
+
 pub fn disconnect() -> Sqe {
     FabricsType::DISCONNECT.sqe()
 }

@@ -1,15 +1,13 @@
 //! Scenarios 45 to 52: admin commands, Keep Alive, authentication.
 
 use crate::common::raw::{
-    Digests, Raw, admin_connect, connect_data, disconnect, enable, io_connect, read, set_cc,
-    set_queues, with_sgl, write_by_r2t,
+    Digests, Raw, admin_connect, connect_data, disconnect, enable, keep_alive_timeout, read,
+    set_cc, with_sgl, write_by_r2t,
 };
 use crate::common::{NQN, eventually};
 use crate::fixture::{STEP, beside, scenario};
 use nvmf_host::command;
-use nvmf_host::nvmf_proto::wire::fabrics::{
-    ConnectData, FabricsType, PropertyGet, PropertySet, PropertySize,
-};
+use nvmf_host::nvmf_proto::wire::fabrics::{FabricsType, PropertyGet, PropertySet, PropertySize};
 use nvmf_host::nvmf_proto::wire::feature::{Fid, SetFeatures};
 use nvmf_host::nvmf_proto::wire::nqn::Nqn;
 use nvmf_host::nvmf_proto::wire::property::{Cc, PropertyOffset};
@@ -169,27 +167,11 @@ fn s48_keep_alive_expires_while_hosts_disconnect() {
     scenario(|scene| {
         scene.cases(48);
         for round in 0..6 {
-            let mut hosts: Vec<_> = (0..24)
-                .map(|_| {
-                    let mut admin = Raw::open(scene.address, Digests::default());
-                    let mut command = admin_connect();
-                    command.kato = 100;
-                    let cntlid = admin.connect_ok(&command, &connect_data());
-                    admin.ok(&enable(), &[]);
-                    admin.ok(&set_queues(1), &[]);
-                    let mut io = Raw::open(scene.address, Digests::default());
-                    let data = ConnectData {
-                        cntlid,
-                        ..connect_data()
-                    };
-                    // The first of them may have gone by now.
-                    io.submit(
-                        &crate::common::raw::connect_sqe(&io_connect(1)),
-                        &crate::common::raw::encode(&data),
-                    );
-                    (admin, io)
-                })
-                .collect();
+            let mut hosts: Vec<_> = (0..24).map(|_| scene.queues()).collect();
+            for (admin, _) in &mut hosts {
+                // It runs from here on.
+                admin.ok(&keep_alive_timeout(100), &[]);
+            }
             hosts[0].0.expect_end();
             for (n, (admin, mut io)) in hosts.into_iter().enumerate() {
                 match (round + n) % 3 {

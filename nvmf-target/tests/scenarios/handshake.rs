@@ -16,7 +16,7 @@ const FIELD: Fes = Fes::INVALID_HEADER_FIELD;
 /// Deadlines that a test can wait for.
 fn short() -> TargetConfig {
     let mut config = config();
-    config.connect_timeout = Duration::from_millis(200);
+    config.connect_timeout = Duration::from_secs(1);
     config
 }
 
