@@ -60,7 +60,20 @@ fn seed_01_sigpipe() {
             load.goes_on(2);
         }
         load.end();
+        // A host that goes on sending before it looks at what has become of its connection.
+        let mut controller = Controller::connect(&numbered_host(second, 2)).unwrap();
+        controller.set_queue_count(1).unwrap();
+        let mut queue = controller.io_queue(1).unwrap().into_queue();
         scene.target.remove_listener(&second.to_string()).unwrap();
+        eventually("its connections are closed", || {
+            scene.target.stats().connections == 0
+        });
+        for _ in 0..8 {
+            let data = Data::Write(vec![1; 4096]);
+            let sent = queue.submit(command::write(1, 0, 8), data);
+            // Refused or broken, without a signal.
+            let _ = sent.map(|_| queue.flush());
+        }
     });
 }
 
