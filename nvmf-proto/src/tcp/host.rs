@@ -243,6 +243,12 @@ impl TcpHost {
         self.table.get(slot).is_some_and(|entry| entry.sending > 0)
     }
 
+    /// The CID of a command that is not complete, for an Abort of it; `None` if the slot is stale.
+    #[must_use]
+    pub fn cid(&self, slot: Slot) -> Option<u16> {
+        self.table.get(slot).map(|entry| entry.sqe.cid())
+    }
+
     /// Queues a command; the caller's SQE keeps everything but CID and, unless `data` is
     /// [`HostData::AsIs`], SGL descriptor 1, which are set here.
     ///

@@ -1,0 +1,290 @@
+//! One association of a host with a subsystem: its way up, its commands, its end.
+
+use crate::command::{Command, What};
+use crate::network::{SharedLink, lock};
+use crate::plan;
+use crate::queue::{Data, Queue};
+use crate::trace;
+use nvmf_host::command;
+use nvmf_proto::tcp::host::Config;
+use nvmf_proto::wire::Cqe;
+use nvmf_proto::wire::fabrics::{
+    CNTLID_DYNAMIC, Cattr, ConnectCommand, ConnectData, ConnectResponse, FabricsType, PropertyGet,
+    PropertySet, PropertySize,
+};
+use nvmf_proto::wire::feature::{Fid, NumberOfQueues, SetFeatures};
+use nvmf_proto::wire::nqn::Nqn;
+use nvmf_proto::wire::property::{Cc, Csts, PropertyOffset};
+
+/// Entries of an admin queue.
+const ADMIN_ENTRIES: u32 = 32;
+const SECOND: u64 = 1_000_000_000;
+
+/// How far an association has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// There is none; the next one is tried at this time, if any.
+    Down(u64),
+    /// On its way up.
+    Rising,
+    Up,
+    /// The host has asked for its end: CC.EN, CC.SHN or Disconnect.
+    Leaving,
+}
+
+pub struct Association {
+    pub host: usize,
+    pub plan: plan::Association,
+    pub stage: Stage,
+    /// The admin queue, then the I/O queues.
+    pub queues: Vec<Queue>,
+    pub cntlid: Option<u16>,
+    /// Why it may end, if it may.
+    pub excuse: Option<&'static str>,
+    /// When the host submitted the last command that was answered: the target was told then or
+    /// later that the host lives.
+    pub proof: u64,
+    /// When the host submitted its last command.
+    pub last_submit: u64,
+    /// When bytes of the host arrived last.
+    pub last_arrival: u64,
+    /// The host sends nothing more, for good.
+    pub silent: bool,
+}
+
+/// What becomes of a completion on the way up.
+pub enum Progress {
+    Fine,
+    /// The next I/O queue wants a connection.
+    OpenQueue(u16),
+    /// The host is refused.
+    Refused,
+}
+
+impl Association {
+    pub fn new(host: usize, plan: plan::Association) -> Self {
+        Self {
+            host,
+            plan,
+            stage: Stage::Down(0),
+            queues: Vec::new(),
+            cntlid: None,
+            excuse: None,
+            proof: 0,
+            last_submit: 0,
+            last_arrival: 0,
+            silent: false,
+        }
+    }
+
+    pub fn kato(&self) -> u64 {
+        self.plan.kato * SECOND
+    }
+
+    /// When the host has to show a sign of life.
+    pub fn keep_alive_due(&self) -> Option<u64> {
+        let wanted = self.plan.kato > 0 && !self.silent && self.stage == Stage::Up;
+        let admin = self.queues.first()?;
+        (wanted && admin.joined && admin.has_room()).then(|| self.last_submit + self.kato() / 3)
+    }
+
+    fn config(&self, qid: u16, in_capsule: u32) -> Config {
+        let plan = &self.plan;
+        Config {
+            header_digest: plan.header_digest,
+            data_digest: plan.data_digest,
+            hpda: plan.hpda,
+            maxr2t: plan.maxr2t,
+            entries: if qid == 0 {
+                ADMIN_ENTRIES
+            } else {
+                plan.entries
+            },
+            flow_control: plan.flow_control,
+            in_capsule: if qid == 0 { 8192 } else { in_capsule },
+            // The simulation has its own deadlines.
+            ic_timeout: u64::MAX / 2,
+            linger: u64::MAX / 2,
+        }
+    }
+
+    /// A queue on a new connection: Connect is on its way.
+    pub fn open(&mut self, link: SharedLink, qid: u16, in_capsule: u32, nqn: &str, host: &str) {
+        let config = self.config(qid, in_capsule);
+        let mut queue = Queue::new(link, qid, &config, trace::now());
+        if qid > 0 {
+            queue.depth = self.plan.depth;
+        }
+        let mut cattr = Cattr::empty();
+        cattr.set(Cattr::DISABLE_SQ_FLOW_CONTROL, !self.plan.flow_control);
+        let sqe = ConnectCommand {
+            qid,
+            sqsize: (config.entries - 1) as u16,
+            cattr,
+            kato: if qid == 0 {
+                self.plan.kato as u32 * 1000
+            } else {
+                0
+            },
+            ..ConnectCommand::default()
+        }
+        .to_sqe();
+        let field = |name: &str| Nqn::new(name).expect("an NQN").to_field();
+        let mut data = [0; 1024];
+        ConnectData {
+            hostid: hostid(self.host),
+            cntlid: self.cntlid.unwrap_or(CNTLID_DYNAMIC),
+            subnqn: field(nqn),
+            hostnqn: field(host),
+        }
+        .encode(&mut data);
+        let command = Command::new(What::Connect, trace::stamp(), trace::now());
+        queue.submit(sqe, Data::Write(data.to_vec(), true), command);
+        self.last_submit = trace::now();
+        self.queues.push(queue);
+    }
+
+    fn send(&mut self, what: What, sqe: nvmf_proto::wire::Sqe) {
+        let command = Command::new(what, trace::stamp(), trace::now());
+        if let Some(admin) = self.queues.first_mut() {
+            admin.submit(sqe, Data::None, command);
+        }
+        self.last_submit = trace::now();
+    }
+
+    /// The next step of the way up.
+    pub fn rise(&mut self, qid: u16, what: &What, cqe: &Cqe) -> Progress {
+        if !cqe.status.is_success() {
+            return Progress::Refused;
+        }
+        match what {
+            What::Connect if qid == 0 => {
+                self.cntlid = Some(ConnectResponse::from_dw0(cqe.result as u32).cntlid);
+                self.queues[0].joined = true;
+                self.send(What::Enable, set_cc(enabled()));
+            }
+            What::Connect => {
+                if let Some(queue) = self.queues.iter_mut().find(|q| q.qid == qid) {
+                    queue.joined = true;
+                }
+                return self.next_queue(qid);
+            }
+            What::Enable => self.send(
+                What::Ready,
+                PropertyGet {
+                    size: PropertySize::BYTES_4,
+                    offset: PropertyOffset::CSTS,
+                }
+                .to_sqe(),
+            ),
+            What::Ready => {
+                assert!(Csts(cqe.result as u32).rdy(), "it is enabled at once");
+                let set = SetFeatures::new(
+                    Fid::NUMBER_OF_QUEUES,
+                    NumberOfQueues::pairs(self.plan.queues).to_bits(),
+                );
+                self.send(What::QueueCount, command::set_features(0, &set));
+            }
+            What::QueueCount => {
+                for _ in 0..self.plan.events {
+                    self.send(What::Event, command::async_event_request());
+                }
+                return self.next_queue(0);
+            }
+            _ => {}
+        }
+        Progress::Fine
+    }
+
+    fn next_queue(&mut self, qid: u16) -> Progress {
+        if qid < self.plan.queues {
+            return Progress::OpenQueue(qid + 1);
+        }
+        self.stage = Stage::Up;
+        Progress::Fine
+    }
+
+    pub fn keep_alive(&mut self) {
+        self.send(What::KeepAlive, command::keep_alive());
+    }
+
+    /// An Asynchronous Event Request in place of one that was answered.
+    pub fn await_event(&mut self) {
+        self.send(What::Event, command::async_event_request());
+    }
+
+    pub fn abort(&mut self, qid: u16, cid: u16) {
+        self.send(What::Abort { qid, cid }, command::abort(qid, cid));
+    }
+
+    /// Controller reset: CC.EN is cleared.
+    pub fn disable(&mut self) {
+        self.stage = Stage::Leaving;
+        self.excuse = Some("its host resets the controller");
+        self.send(What::Disable, set_cc(enabled().with_en(false)));
+    }
+
+    /// Controller shutdown: CC.SHN.
+    pub fn shut_down(&mut self) {
+        self.stage = Stage::Leaving;
+        self.excuse = Some("its host shuts the controller down");
+        self.send(What::Shutdown, set_cc(enabled().with_shn(Cc::SHN_NORMAL)));
+    }
+
+    /// Disconnect of one I/O queue.
+    pub fn disconnect(&mut self, index: usize) {
+        self.stage = Stage::Leaving;
+        self.excuse = Some("its host disconnects a queue");
+        let command = Command::new(What::Disconnect, trace::stamp(), trace::now());
+        self.queues[index].submit(FabricsType::DISCONNECT.sqe(), Data::None, command);
+    }
+
+    /// The host closes all connections; returns what was under way with the links it was on.
+    pub fn tear_down(&mut self, reset: bool, retry_at: u64) -> Vec<(SharedLink, Command)> {
+        let mut lost = Vec::new();
+        for mut queue in self.queues.drain(..) {
+            queue.close(reset);
+            let link = queue.link.clone();
+            let commands = queue.take_commands();
+            lost.extend(commands.into_iter().map(|c| (link.clone(), c)));
+        }
+        self.cntlid = None;
+        self.excuse = None;
+        self.stage = Stage::Down(retry_at);
+        lost
+    }
+
+    /// Whether anything is unanswered but requests for events.
+    pub fn is_waiting(&self) -> bool {
+        self.queues
+            .iter()
+            .flat_map(Queue::commands)
+            .any(|c| !matches!(c.what, What::Event))
+    }
+
+    /// Whether the target has closed one of its connections, and when it did so first.
+    pub fn closed_at(&self) -> Option<u64> {
+        self.queues
+            .iter()
+            .filter_map(|queue| lock(&queue.link).closed_at)
+            .min()
+    }
+}
+
+/// HOSTID of a host.
+pub fn hostid(host: usize) -> [u8; 16] {
+    [host as u8 + 1; 16]
+}
+
+fn enabled() -> Cc {
+    Cc::default().with_en(true).with_iosqes(6).with_iocqes(4)
+}
+
+fn set_cc(cc: Cc) -> nvmf_proto::wire::Sqe {
+    PropertySet {
+        size: PropertySize::BYTES_4,
+        offset: PropertyOffset::CC,
+        value: cc.0.into(),
+    }
+    .to_sqe()
+}

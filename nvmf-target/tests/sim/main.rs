@@ -1,0 +1,133 @@
+//! Whole targets and hosts in one thread, in virtual time, from one seed: see docs/simulation.md.
+//!
+//!     cargo test --profile sim -p nvmf-target --features sim --test sim
+//!     SIM_SEEDS=0..1000000 ...         runs these seeds
+//!     SIM_SEED=4711 SIM_TRACE=1 ...    replays one and prints what happens
+
+#![allow(unreachable_pub, reason = "it is all one program")]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the numbers that a simulation draws are small"
+)]
+
+mod association;
+mod command;
+mod content;
+mod disk;
+mod end;
+mod facts;
+mod faults;
+mod model;
+mod network;
+mod plan;
+mod queue;
+mod rng;
+mod trace;
+mod versions;
+mod work;
+mod world;
+
+use plan::Plan;
+use rng::Rng;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use trace::Mode;
+use world::World;
+
+/// Seeds of a run that nobody has asked more of.
+const SEEDS: u64 = 300;
+/// Threads that share the seeds.
+const THREADS: u64 = 2;
+
+/// Runs one seed: the hash of its trace, or what went wrong.
+fn run(seed: u64, mode: Mode) -> Result<u64, String> {
+    trace::begin(mode, world::START);
+    let played = catch_unwind(AssertUnwindSafe(|| {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::draw(&mut rng);
+        if trace::wants_lines() {
+            trace::line(format_args!("{plan:#?}"));
+        }
+        World::new(plan, rng).play()
+    }));
+    match played {
+        Ok(result) => result.map(|()| trace::hash()),
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+            Err(format!("panic: {}", text.unwrap_or_default()))
+        }
+    }
+}
+
+/// Runs a seed, and once more with its trace if it fails.
+fn check(seed: u64) {
+    let Err(why) = run(seed, Mode::Hash) else {
+        return;
+    };
+    trace::take_log();
+    let again = run(seed, Mode::Tail);
+    for line in trace::tail() {
+        println!("{line}");
+    }
+    let same = again.as_ref().err() == Some(&why);
+    panic!(
+        "seed {seed}: {why}\n{}replay: SIM_SEED={seed} SIM_TRACE=1 cargo test --profile sim -p nvmf-target --features sim --test sim -- --nocapture",
+        if same { "" } else { "IT DOES NOT REPLAY\n" }
+    );
+}
+
+fn number(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().expect("a number"))
+}
+
+/// The seeds that the environment asks for.
+fn seeds() -> std::ops::Range<u64> {
+    let Ok(range) = std::env::var("SIM_SEEDS") else {
+        return 0..SEEDS;
+    };
+    let (from, to) = range.split_once("..").expect("SIM_SEEDS=from..to");
+    from.parse().expect("a number")..to.parse().expect("a number")
+}
+
+#[test]
+fn seeds_hold() {
+    if let Some(seed) = number("SIM_SEED") {
+        if std::env::var_os("SIM_TRACE").is_some() {
+            trace::take_log();
+            println!("{:?}", run(seed, Mode::Print));
+        }
+        return check(seed);
+    }
+    let seeds = seeds();
+    let next = AtomicU64::new(seeds.start);
+    let failed = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                while !failed.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        break;
+                    }
+                    if catch_unwind(|| check(seed)).is_err() {
+                        failed.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    assert!(!failed.into_inner(), "a seed failed, see above");
+}
+
+/// The same seed gives the same events, to the last one.
+#[test]
+fn seeds_replay_exactly() {
+    for seed in 0..20 {
+        let first = run(seed, Mode::Hash);
+        assert_eq!(first, run(seed, Mode::Hash), "seed {seed}");
+    }
+}

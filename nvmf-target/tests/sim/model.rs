@@ -1,0 +1,392 @@
+//! What the target may answer: every status and every byte is checked against what the world was
+//! like while the command was under way.
+
+use crate::command::{Command, Io, IoOp};
+use crate::content::SECTOR;
+use crate::disk::Disk;
+use crate::facts::{History, Namespace, Subsystem};
+use crate::trace;
+use crate::versions::{Content, Versions};
+use nvmf_target::{AnaState, Status};
+
+/// A device and what it may hold.
+pub struct Storage {
+    pub versions: Versions,
+    /// The simulated disk, unless it is the product's own RAM disk.
+    pub disk: Option<Disk>,
+    pub block_size: u64,
+    pub blocks: u64,
+}
+
+/// A write that is under way, wherever it may go.
+#[derive(Clone, Debug)]
+struct Pending {
+    write: u32,
+    subsystem: usize,
+    io: Io,
+    start: u64,
+}
+
+/// What the model knows.
+pub struct Model {
+    pub storage: Vec<Storage>,
+    pub subsystems: Vec<Subsystem>,
+    pending: Vec<Pending>,
+    writes: u32,
+    /// Commands may fail for want of a buffer.
+    pub tight: bool,
+    pub max_transfer: u64,
+    /// Starts of the commands that are under way.
+    pub under_way: std::collections::BTreeSet<u64>,
+}
+
+/// Where a command was sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub subsystem: usize,
+    pub listener: usize,
+    /// Bits of what it sent flipped.
+    pub spoiled: bool,
+    /// Its controller is being reset or shut down.
+    pub stopping: bool,
+}
+
+impl Model {
+    pub fn new(storage: Vec<Storage>, subsystems: Vec<Subsystem>) -> Self {
+        Self {
+            storage,
+            subsystems,
+            pending: Vec::new(),
+            writes: 0,
+            tight: false,
+            max_transfer: 0,
+            under_way: std::collections::BTreeSet::new(),
+        }
+    }
+
+    /// A number for a write to come.
+    pub const fn next_write(&mut self) -> u32 {
+        self.writes += 1;
+        self.writes
+    }
+
+    /// A command leaves its host.
+    pub fn submitted(&mut self, subsystem: usize, io: &Io, start: u64) {
+        self.under_way.insert(start);
+        let Some(write) = io.write else {
+            return;
+        };
+        let pending = Pending {
+            write,
+            subsystem,
+            io: io.clone(),
+            start,
+        };
+        if let Some(namespace) = self.subsystems[subsystem].namespace(io.nsid) {
+            self.may_reach(namespace.storage, &pending);
+        }
+        self.pending.push(pending);
+    }
+
+    /// A write may come to a storage.
+    fn may_reach(&mut self, storage: usize, pending: &Pending) {
+        let oldest = self.under_way.first().copied().unwrap_or(u64::MAX);
+        let storage = &mut self.storage[storage];
+        // With another format it is refused.
+        if storage.block_size != pending.io.block_size {
+            return;
+        }
+        let content = match pending.io.op {
+            IoOp::WriteZeroes => Content::Zeroes,
+            _ => Content::Data,
+        };
+        storage.versions.oldest = oldest;
+        let sectors = pending.io.sectors().collect();
+        storage
+            .versions
+            .begin(pending.write, pending.start, sectors, content);
+    }
+
+    /// An NSID stands for something else from now on.
+    pub fn set_namespace(&mut self, subsystem: usize, nsid: u32, namespace: Option<Namespace>) {
+        let stamp = trace::stamp();
+        self.subsystems[subsystem].set(stamp, nsid, namespace);
+        let Some(namespace) = namespace else {
+            return;
+        };
+        let affected: Vec<_> = self
+            .pending
+            .iter()
+            .filter(|p| p.subsystem == subsystem && p.io.nsid == nsid)
+            .cloned()
+            .collect();
+        for pending in affected {
+            self.may_reach(namespace.storage, &pending);
+        }
+    }
+
+    /// An ANA group is in another state from now on.
+    pub fn set_ana(&mut self, subsystem: usize, listener: usize, group: u32, state: AnaState) {
+        let stamp = trace::stamp();
+        self.subsystems[subsystem]
+            .ana
+            .entry((listener, group))
+            .or_insert_with(|| History::new(AnaState::Optimized))
+            .set(stamp, state);
+    }
+
+    /// A lost command can do nothing any more.
+    pub fn settle(&mut self, io: &Io) {
+        if let Some(write) = io.write {
+            let now = trace::stamp();
+            self.pending.retain(|p| p.write != write);
+            for storage in &mut self.storage {
+                storage.versions.fail(write, now);
+            }
+        }
+    }
+
+    /// Judges the completion of an I/O command.
+    pub fn completed(
+        &mut self,
+        place: Place,
+        command: &Command,
+        io: &Io,
+        status: Status,
+        data: &[u8],
+    ) -> Result<(), String> {
+        let now = trace::stamp();
+        self.under_way.remove(&command.start);
+        if let Some(write) = io.write {
+            self.pending.retain(|p| p.write != write);
+        }
+        let seen = self.subsystems[place.subsystem].namespaces_since(io.nsid, command.start);
+        let verdict = if status.is_success() {
+            self.succeeded(place, command, io, &seen, data, now)
+        } else {
+            self.failed(place, command, io, &seen, status, now)
+        };
+        verdict.map_err(|why| format!("{io:?} ended with {status}: {why}"))
+    }
+
+    fn succeeded(
+        &mut self,
+        place: Place,
+        command: &Command,
+        io: &Io,
+        seen: &[Option<Namespace>],
+        data: &[u8],
+        now: u64,
+    ) -> Result<(), String> {
+        let usable = |ns: &&Namespace| {
+            let states = self.subsystems[place.subsystem];
+            let states = states.ana_since(place.listener, ns.group, command.start);
+            let open = states.iter().any(|s| is_open(*s));
+            let inside = io.slba + io.blocks <= ns.blocks || matches!(io.op, IoOp::Flush);
+            open && inside && (ns.block_size == io.block_size || io.op.is_without_data())
+        };
+        let possible: Vec<Namespace> = seen.iter().flatten().filter(usable).copied().collect();
+        let Some(first) = possible.first() else {
+            return Err(format!("it cannot have succeeded, there was {seen:?}"));
+        };
+        let storages: std::collections::BTreeSet<usize> =
+            possible.iter().map(|ns| ns.storage).collect();
+        let sole = storages.len() == 1;
+        if let Some(write) = io.write {
+            for (index, storage) in self.storage.iter_mut().enumerate() {
+                if sole && index == first.storage {
+                    storage.versions.acknowledge(write, now, false);
+                } else if sole {
+                    storage.versions.refuse(write);
+                } else {
+                    storage.versions.fail(write, now);
+                }
+            }
+        }
+        if !sole {
+            // Which of them answered nobody knows.
+            return Ok(());
+        }
+        let storage = &mut self.storage[first.storage];
+        match &io.op {
+            IoOp::Read => {
+                if data.len() != (io.blocks * io.block_size) as usize {
+                    return Err(format!("{} bytes of data came", data.len()));
+                }
+                let sectors = io.sectors();
+                storage
+                    .versions
+                    .check(sectors.start, data, command.start, now)
+            }
+            IoOp::Write if io.fua => storage.is_forced(io),
+            IoOp::Flush => {
+                let all = storage.blocks * storage.block_size / SECTOR as u64;
+                storage.is_stable(0..all, command.start)
+            }
+            IoOp::Compare(tags) => {
+                for (sector, &tag) in io.sectors().zip(tags) {
+                    if !storage.versions.may_hold(sector, tag, command.start) {
+                        return Err(format!("sector {sector} cannot have been that"));
+                    }
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn failed(
+        &mut self,
+        place: Place,
+        command: &Command,
+        io: &Io,
+        seen: &[Option<Namespace>],
+        status: Status,
+        now: u64,
+    ) -> Result<(), String> {
+        let verdict = self.may_fail(place, command, io, seen, status);
+        if let Some(write) = io.write {
+            for storage in &mut self.storage {
+                if matches!(verdict, Ok(Failure::Refused)) && io.is_one_request() {
+                    storage.versions.refuse(write);
+                } else {
+                    storage.versions.fail(write, now);
+                }
+            }
+        }
+        verdict.map(|_| ())
+    }
+
+    fn may_fail(
+        &self,
+        place: Place,
+        command: &Command,
+        io: &Io,
+        seen: &[Option<Namespace>],
+        status: Status,
+    ) -> Result<Failure, String> {
+        use Failure::{InTheMiddle, Refused};
+        let is = |other: Status| status.same_code(other);
+        let any = |test: &dyn Fn(&Namespace) -> bool| seen.iter().flatten().any(test);
+        let storages = || seen.iter().flatten().map(|ns| &self.storage[ns.storage]);
+        let ana = |test: &dyn Fn(AnaState) -> bool| {
+            let subsystem = &self.subsystems[place.subsystem];
+            any(&|ns| {
+                let states = subsystem.ana_since(place.listener, ns.group, command.start);
+                states.into_iter().any(test)
+            })
+        };
+        // What the world says about it; in the order of the specification's status codes.
+        let (allowed, what) = if is(Status::INVALID_NAMESPACE) {
+            let which = |ns: &Option<Namespace>| ns.map(|ns| ns.storage);
+            let changed = seen.iter().any(|ns| which(ns) != which(&seen[0]));
+            (changed || seen[0].is_none(), Refused)
+        } else if is(Status::LBA_OUT_OF_RANGE) {
+            (any(&|ns| io.slba + io.blocks > ns.blocks), Refused)
+        } else if is(Status::DATA_SGL_LENGTH_INVALID) {
+            (any(&|ns| ns.block_size != io.block_size), Refused)
+        } else if is(Status::INVALID_FIELD) {
+            let too_long = io.blocks * io.block_size > self.max_transfer;
+            (too_long || any(&|ns| ns.block_size != io.block_size), Refused)
+        } else if is(Status::ANA_INACCESSIBLE) {
+            (ana(&|s| s == AnaState::Inaccessible), Refused)
+        } else if is(Status::ANA_PERSISTENT_LOSS) {
+            (ana(&|s| s == AnaState::PersistentLoss), Refused)
+        } else if is(Status::ANA_TRANSITION) {
+            (ana(&|s| s == AnaState::Change), Refused)
+        } else if is(Status::TRANSIENT_TRANSPORT_ERROR) {
+            (place.spoiled, Refused)
+        } else if is(Status::COMPARE_FAILURE) {
+            (self.may_differ(command, io, seen), InTheMiddle)
+        } else if is(Status::COMMAND_INTERRUPTED) {
+            (self.tight, InTheMiddle)
+        } else if is(Status::ABORT_REQUESTED) {
+            (command.unwanted, InTheMiddle)
+        } else if is(Status::COMMAND_SEQUENCE_ERROR) {
+            (place.stopping, Refused)
+        } else {
+            (false, InTheMiddle)
+        };
+        let injected = || {
+            storages()
+                .filter_map(|s| s.disk.as_ref())
+                .any(|disk| disk.has_failed(command.start, status))
+        };
+        if allowed {
+            Ok(what)
+        } else if injected() {
+            Ok(InTheMiddle)
+        } else {
+            Err(format!("nothing allows that; there was {seen:?}"))
+        }
+    }
+
+    /// Whether a Compare may have found something else.
+    fn may_differ(&self, command: &Command, io: &Io, seen: &[Option<Namespace>]) -> bool {
+        let IoOp::Compare(tags) = &io.op else {
+            return false;
+        };
+        seen.iter().flatten().any(|ns| {
+            let versions = &self.storage[ns.storage].versions;
+            io.sectors().zip(tags).any(|(sector, &tag)| {
+                let mut may = versions.possible(sector, command.start).into_iter();
+                may.any(|other| other != tag)
+            })
+        })
+    }
+}
+
+/// Whether a failed command can have had an effect.
+enum Failure {
+    /// It was refused before it began.
+    Refused,
+    /// It may have.
+    InTheMiddle,
+}
+
+const fn is_open(state: AnaState) -> bool {
+    matches!(state, AnaState::Optimized | AnaState::NonOptimized)
+}
+
+impl IoOp {
+    const fn is_without_data(&self) -> bool {
+        matches!(self, Self::WriteZeroes | Self::Verify | Self::Flush)
+    }
+}
+
+impl Io {
+    /// Whether it is carried out as one request, which is refused or not.
+    const fn is_one_request(&self) -> bool {
+        matches!(self.op, IoOp::Write) && !self.fua
+    }
+}
+
+impl Storage {
+    pub fn new(disk: Option<Disk>, block_size: u64, blocks: u64) -> Self {
+        Self {
+            versions: Versions::new(blocks * block_size / SECTOR as u64),
+            disk,
+            block_size,
+            blocks,
+        }
+    }
+
+    /// Whether a write with FUA is where it survives a loss of power.
+    fn is_forced(&self, io: &Io) -> Result<(), String> {
+        let (Some(disk), Some(write)) = (&self.disk, io.write) else {
+            return Ok(());
+        };
+        match disk.owes_write(io.sectors(), write) {
+            Some(sector) => Err(format!("sector {sector} is not on stable storage")),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether what was written to these sectors before `start` survives a loss of power.
+    fn is_stable(&self, sectors: std::ops::Range<u64>, start: u64) -> Result<(), String> {
+        match self.disk.as_ref().and_then(|d| d.owes(sectors, start)) {
+            Some(sector) => Err(format!("sector {sector} is not on stable storage")),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Which contents each sector of a device may have: the model of its data.
+//!
+//! Every write that may have reached a sector is a version of it. A read may return a version if
+//! no other write that had been acknowledged before the read began came entirely after it. That is
+//! all that NVMe promises of commands that overlap in time, and for commands that do not it leaves
+//! exactly the last acknowledged write.
+
+use crate::content::{self, SECTOR, Tag};
+
+const NEVER: u64 = u64::MAX;
+/// Versions of a sector at which it is tidied.
+const MANY: usize = 6;
+
+/// One write's content of one sector.
+#[derive(Clone, Copy, Debug)]
+struct Version {
+    tag: Tag,
+    write: u32,
+    start: u64,
+    /// From here on it cannot take effect any more.
+    end: u64,
+    /// Reads that begin later do not see it.
+    dead: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Sector {
+    /// When the zeroes of the beginning were overwritten.
+    blank_until: u64,
+    versions: Vec<Version>,
+}
+
+/// What a write puts where it goes.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// Its own tag.
+    Data,
+    Zeroes,
+    /// For each sector the one that it is copied from.
+    CopyOf(Vec<u64>),
+}
+
+/// A write that is not known to have ended.
+#[derive(Clone, Debug)]
+struct Open {
+    write: u32,
+    start: u64,
+    sectors: Vec<u64>,
+    content: Content,
+}
+
+/// The contents that a device may have.
+#[derive(Debug)]
+pub struct Versions {
+    sectors: Vec<Sector>,
+    open: Vec<Open>,
+    /// No command that is under way began before.
+    pub oldest: u64,
+}
+
+impl Versions {
+    /// A device of zeroes.
+    pub fn new(sectors: u64) -> Self {
+        let blank = Sector {
+            blank_until: NEVER,
+            versions: Vec::new(),
+        };
+        Self {
+            sectors: vec![blank; sectors as usize],
+            open: Vec::new(),
+            oldest: 0,
+        }
+    }
+
+    /// A write is on its way to the target.
+    pub fn begin(&mut self, write: u32, start: u64, sectors: Vec<u64>, content: Content) {
+        for (index, &sector) in sectors.iter().enumerate() {
+            match &content {
+                Content::Data => self.add(sector, content::tag(write, sector), write, start),
+                Content::Zeroes => self.add(sector, 0, write, start),
+                Content::CopyOf(from) => {
+                    for tag in self.possible(from[index], start) {
+                        self.add(sector, tag, write, start);
+                    }
+                }
+            }
+        }
+        self.open.push(Open {
+            write,
+            start,
+            sectors,
+            content,
+        });
+    }
+
+    fn add(&mut self, sector: u64, tag: Tag, write: u32, start: u64) {
+        let Some(entry) = self.sectors.get_mut(sector as usize) else {
+            return;
+        };
+        let known = |v: &Version| v.write == write && v.tag == tag;
+        if entry.versions.iter().any(known) {
+            return;
+        }
+        if entry.versions.len() >= MANY {
+            let oldest = self.oldest;
+            entry.versions.retain(|v| v.dead == NEVER || v.dead > oldest);
+        }
+        entry.versions.push(Version {
+            tag,
+            write,
+            start,
+            end: NEVER,
+            dead: NEVER,
+        });
+        // What is being copied from here may be this.
+        let copies: Vec<_> = self
+            .open
+            .iter()
+            .filter_map(|open| match &open.content {
+                Content::CopyOf(from) if open.write != write => {
+                    let at = from.iter().position(|&from| from == sector)?;
+                    Some((open.sectors[at], open.write, open.start))
+                }
+                _ => None,
+            })
+            .collect();
+        for (to, write, start) in copies {
+            self.add(to, tag, write, start);
+        }
+    }
+
+    fn close(&mut self, write: u32) -> Option<Open> {
+        let at = self.open.iter().position(|open| open.write == write)?;
+        Some(self.open.swap_remove(at))
+    }
+
+    /// The write was acknowledged: what was there before is gone. `hint`: or not.
+    pub fn acknowledge(&mut self, write: u32, now: u64, hint: bool) {
+        let Some(open) = self.close(write) else {
+            return;
+        };
+        for sector in open.sectors {
+            let Some(entry) = self.sectors.get_mut(sector as usize) else {
+                continue;
+            };
+            entry.end(write, now);
+            if !hint {
+                entry.bury(open.start, now);
+            }
+        }
+    }
+
+    /// The write failed or was lost, and cannot take effect any more. It may have, everywhere or
+    /// somewhere.
+    pub fn fail(&mut self, write: u32, now: u64) {
+        let Some(open) = self.close(write) else {
+            return;
+        };
+        for sector in open.sectors {
+            if let Some(entry) = self.sectors.get_mut(sector as usize) {
+                entry.end(write, now);
+            }
+        }
+    }
+
+    /// The write was refused: nothing of it may ever be seen.
+    pub fn refuse(&mut self, write: u32) {
+        let Some(open) = self.close(write) else {
+            return;
+        };
+        for sector in open.sectors {
+            if let Some(entry) = self.sectors.get_mut(sector as usize) {
+                entry.versions.retain(|v| v.write != write);
+            }
+        }
+    }
+
+    /// What a read that began at `start` may return.
+    pub fn possible(&self, sector: u64, start: u64) -> Vec<Tag> {
+        let Some(entry) = self.sectors.get(sector as usize) else {
+            return Vec::new();
+        };
+        let blank = (entry.blank_until > start).then_some(0);
+        let live = entry.versions.iter().filter(|v| v.dead > start);
+        blank.into_iter().chain(live.map(|v| v.tag)).collect()
+    }
+
+    /// A read that began at `start` has returned this; an error says what is wrong.
+    pub fn check(&mut self, first: u64, data: &[u8], start: u64, now: u64) -> Result<(), String> {
+        for (sector, bytes) in (first..).zip(data.chunks_exact(SECTOR)) {
+            let found = content::read(bytes);
+            let Some(tag) = found.filter(|&tag| self.may_hold(sector, tag, start)) else {
+                let may: Vec<_> = self
+                    .possible(sector, start)
+                    .into_iter()
+                    .map(|tag| content::show(Some(tag)))
+                    .collect();
+                return Err(format!(
+                    "sector {sector} holds {}; it may hold {}",
+                    content::show(found),
+                    may.join(", ")
+                ));
+            };
+            self.observe(sector, tag, start, now);
+        }
+        Ok(())
+    }
+
+    /// Whether a read that began at `start` may return this.
+    pub fn may_hold(&self, sector: u64, tag: Tag, start: u64) -> bool {
+        let Some(entry) = self.sectors.get(sector as usize) else {
+            return false;
+        };
+        let blank = tag == 0 && entry.blank_until > start;
+        blank
+            || entry
+                .versions
+                .iter()
+                .any(|v| v.tag == tag && v.dead > start)
+    }
+
+    /// What was read is there: if only one write can have put it there, that one has taken effect
+    /// here, and what came before it is gone.
+    fn observe(&mut self, sector: u64, tag: Tag, start: u64, now: u64) {
+        let entry = &mut self.sectors[sector as usize];
+        let mut by = entry.versions.iter().filter(|v| v.tag == tag);
+        let blank = tag == 0 && entry.blank_until > start;
+        if let (Some(&version), None, false) = (by.next(), by.next(), blank) {
+            // A copy has put one thing here, not the others that it might have.
+            entry
+                .versions
+                .retain(|v| v.write != version.write || v.tag == tag);
+            entry.end(version.write, now);
+            entry.bury(version.start, now);
+        }
+    }
+}
+
+impl Sector {
+    fn end(&mut self, write: u32, now: u64) {
+        for version in &mut self.versions {
+            if version.write == write {
+                version.end = version.end.min(now);
+            }
+        }
+    }
+
+    /// Everything that ended before `start` is overwritten by now.
+    fn bury(&mut self, start: u64, now: u64) {
+        self.blank_until = self.blank_until.min(now);
+        for version in &mut self.versions {
+            if version.end < start {
+                version.dead = version.dead.min(now);
+            }
+        }
+    }
+}

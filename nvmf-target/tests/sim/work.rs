@@ -1,0 +1,159 @@
+//! The I/O commands that hosts draw.
+
+use crate::association::Stage;
+use crate::command::{Command, Io, IoOp, What};
+use crate::content::{self, SECTOR};
+use crate::facts::Namespace;
+use crate::queue::Data;
+use crate::trace;
+use crate::world::World;
+use nvmf_host::command;
+use nvmf_proto::wire::Sqe;
+
+impl World {
+    /// A host submits an I/O command; false if there is nobody who could.
+    pub fn submit(&mut self) -> bool {
+        if self.commands_left == 0 || self.calm {
+            return false;
+        }
+        let association = self.rng.index(self.associations.len());
+        let it = &self.associations[association];
+        if it.stage != Stage::Up || it.silent {
+            return false;
+        }
+        let queue = 1 + self.rng.index(it.queues.len() - 1);
+        if !it.queues[queue].has_room() {
+            return false;
+        }
+        self.commands_left -= 1;
+        let subsystem = it.plan.subsystem;
+        let io = self.draw(subsystem);
+        self.send_io(association, queue, io);
+        true
+    }
+
+    /// Submits an I/O command on a queue that has room.
+    pub fn send_io(&mut self, association: usize, queue: usize, io: Io) {
+        let (sqe, data) = self.encode(&io);
+        let start = trace::stamp();
+        let subsystem = self.associations[association].plan.subsystem;
+        self.model.submitted(subsystem, &io, start);
+        let command = Command::new(What::Io(io), start, trace::now());
+        let it = &mut self.associations[association];
+        it.last_submit = trace::now();
+        it.queues[queue].submit(sqe, data, command);
+    }
+
+    fn draw(&mut self, subsystem: usize) -> Io {
+        let of = &self.model.subsystems[subsystem];
+        let nsids: Vec<u32> = of.namespaces.keys().copied().collect();
+        let nsid = self.rng.pick(&nsids);
+        let namespace = of.namespace(nsid).unwrap_or(Namespace {
+            storage: 0,
+            blocks: 8,
+            block_size: 512,
+            group: 1,
+        });
+        let mix = self.plan.mix;
+        let mut roll = self.rng.below(mix.weights.iter().sum());
+        let kind = mix
+            .weights
+            .iter()
+            .position(|weight| {
+                let hit = roll < *weight;
+                roll = roll.saturating_sub(*weight);
+                hit
+            })
+            .unwrap_or(0);
+        let most = mix.span.min(self.model.max_transfer / namespace.block_size);
+        let mut blocks = self.rng.amount(most as usize) as u64;
+        if self.rng.once_in(100) {
+            blocks = self.model.max_transfer / namespace.block_size + 1;
+        }
+        let hot = mix.hot.min(namespace.blocks);
+        let mut slba = self.rng.below(hot);
+        if !self.rng.once_in(50) {
+            // As a rule it is inside.
+            blocks = blocks.min(namespace.blocks);
+            slba = slba.min(namespace.blocks - blocks);
+        }
+        let mut io = Io {
+            op: IoOp::Read,
+            nsid,
+            slba,
+            blocks,
+            fua: self.rng.once_in(6),
+            write: None,
+            block_size: namespace.block_size,
+        };
+        io.op = match kind {
+            0 => IoOp::Read,
+            1 => IoOp::Write,
+            2 => IoOp::WriteZeroes,
+            3 => IoOp::Compare(self.guess(namespace.storage, &io)),
+            4 => IoOp::Verify,
+            _ => IoOp::Flush,
+        };
+        if matches!(io.op, IoOp::Flush) {
+            (io.slba, io.blocks, io.fua) = (0, 1, false);
+        }
+        if matches!(io.op, IoOp::Write | IoOp::WriteZeroes) {
+            io.write = Some(self.model.next_write());
+        }
+        io
+    }
+
+    /// What the sectors of a command may hold at this moment.
+    fn guess(&mut self, storage: usize, io: &Io) -> Vec<u64> {
+        let now = trace::stamp();
+        let versions = &self.model.storage[storage].versions;
+        io.sectors()
+            .map(|sector| {
+                let may = versions.possible(sector, now);
+                match may.len() {
+                    0 => 0,
+                    count => may[self.rng.index(count)],
+                }
+            })
+            .collect()
+    }
+
+    fn encode(&mut self, io: &Io) -> (Sqe, Data) {
+        let Io {
+            nsid, slba, blocks, ..
+        } = *io;
+        let blocks = blocks as u32;
+        let bytes = blocks * io.block_size as u32;
+        let in_capsule = self.rng.once_in(2);
+        let (sqe, data) = match &io.op {
+            IoOp::Read => (command::read(nsid, slba, blocks), Data::Read(bytes)),
+            IoOp::Write => {
+                let sectors = io.sectors();
+                let count = sectors.end - sectors.start;
+                let data = content::data(io.write.unwrap_or_default(), sectors.start, count);
+                (
+                    command::write(nsid, slba, blocks),
+                    Data::Write(data, in_capsule),
+                )
+            }
+            IoOp::WriteZeroes => (
+                command::write_zeroes(nsid, slba, blocks, self.rng.once_in(2)),
+                Data::None,
+            ),
+            IoOp::Compare(tags) => {
+                let mut data = vec![0; bytes as usize];
+                for (sector, &tag) in data.chunks_exact_mut(SECTOR).zip(tags) {
+                    content::fill(sector, tag);
+                }
+                (
+                    command::compare(nsid, slba, blocks),
+                    Data::Write(data, in_capsule),
+                )
+            }
+            IoOp::Verify => (command::verify(nsid, slba, blocks), Data::None),
+            IoOp::Flush => (command::flush(nsid), Data::None),
+        };
+        let sqe = if io.fua { command::with_fua(sqe) } else { sqe };
+        (sqe, data)
+    }
+}
