@@ -18,6 +18,8 @@ use nvmf_proto::wire::property::{Cc, Csts, PropertyOffset};
 
 /// Entries of an admin queue.
 const ADMIN_ENTRIES: u32 = 32;
+/// Aborts that a controller takes at a time, ACL + 1.
+const ABORTS: usize = 4;
 const SECOND: u64 = 1_000_000_000;
 
 /// How far an association has come.
@@ -214,7 +216,10 @@ impl Association {
     }
 
     pub fn abort(&mut self, qid: u16, cid: u16) {
-        self.send(What::Abort { qid, cid }, command::abort(qid, cid));
+        let others = self.queues[0].commands();
+        let others = others.filter(|c| matches!(c.what, What::Abort { .. }));
+        let crowded = others.count() >= ABORTS;
+        self.send(What::Abort { crowded }, command::abort(qid, cid));
     }
 
     /// Controller reset: CC.EN is cleared.

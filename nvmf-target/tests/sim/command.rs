@@ -1,5 +1,8 @@
 //! A host's command, as the model needs it.
 
+use crate::content::SECTOR;
+use std::ops::Range;
+
 /// What a command is, with what it takes to judge its completion.
 #[derive(Clone, Debug)]
 pub enum What {
@@ -10,8 +13,10 @@ pub enum What {
     QueueCount,
     KeepAlive,
     Event,
-    /// Of the command with this CID on a queue.
-    Abort { qid: u16, cid: u16 },
+    /// `crowded`: there are as many of them as the target takes already.
+    Abort {
+        crowded: bool,
+    },
     Disable,
     Shutdown,
     Disconnect,
@@ -59,6 +64,13 @@ pub enum IoOp {
     Compare(Vec<u64>),
     Verify,
     Flush,
+    /// Ranges: first block and number of blocks.
+    Deallocate(Vec<(u64, u64)>),
+    /// Source ranges.
+    Copy(Vec<(u64, u64)>),
+    /// The halves of Compare and Write, both with what the first one compares with.
+    FusedCompare(Vec<u64>),
+    FusedWrite(Vec<u64>),
 }
 
 impl IoOp {
@@ -70,16 +82,67 @@ impl IoOp {
             Self::Compare(_) => "Compare",
             Self::Verify => "Verify",
             Self::Flush => "Flush",
+            Self::Deallocate(_) => "Deallocate",
+            Self::Copy(_) => "Copy",
+            Self::FusedCompare(_) => "fused Compare",
+            Self::FusedWrite(_) => "fused Write",
         }
+    }
+
+    /// Whether no blocks' data moves between host and target: it means something else where blocks
+    /// have another size.
+    pub const fn is_without_data(&self) -> bool {
+        matches!(
+            self,
+            Self::WriteZeroes | Self::Verify | Self::Flush | Self::Deallocate(_) | Self::Copy(_)
+        )
     }
 }
 
 impl Io {
     /// The sectors that it is about.
-    pub fn sectors(&self) -> std::ops::Range<u64> {
-        let per_block = self.block_size / 512;
-        self.slba * per_block..(self.slba + self.blocks) * per_block
+    pub fn sectors(&self) -> Range<u64> {
+        sectors((self.slba, self.blocks), self.block_size)
     }
+
+    /// The sectors that it writes where blocks have a certain size, in the order of its data.
+    pub fn written(&self, block_size: u64) -> Vec<u64> {
+        match &self.op {
+            IoOp::Deallocate(ranges) => all(ranges, block_size),
+            _ => sectors((self.slba, self.blocks), block_size).collect(),
+        }
+    }
+
+    /// The sectors that a Copy reads, in the order of what it writes.
+    pub fn copied(&self, block_size: u64) -> Vec<u64> {
+        match &self.op {
+            IoOp::Copy(ranges) => all(ranges, block_size),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The first block behind everything that it is about.
+    pub fn end(&self) -> u64 {
+        let ranges: &[(u64, u64)] = match &self.op {
+            IoOp::Copy(ranges) | IoOp::Deallocate(ranges) => ranges,
+            IoOp::Flush => return 0,
+            _ => &[],
+        };
+        let own = matches!(self.op, IoOp::Deallocate(_));
+        let own = if own { 0 } else { self.slba + self.blocks };
+        let ends = ranges.iter().map(|(slba, blocks)| slba + blocks);
+        ends.max().unwrap_or_default().max(own)
+    }
+}
+
+fn sectors((slba, blocks): (u64, u64), block_size: u64) -> Range<u64> {
+    let per_block = block_size / SECTOR as u64;
+    slba * per_block..(slba + blocks) * per_block
+}
+
+fn all(ranges: &[(u64, u64)], block_size: u64) -> Vec<u64> {
+    let each = ranges.iter().map(|range| sectors(*range, block_size));
+    each.flatten().collect()
 }
 
 /// A command that was submitted.

@@ -8,7 +8,6 @@ use crate::note;
 use crate::plan;
 use crate::world::{Outcome, World};
 use nvmf_target::TargetStats;
-use std::time::Duration;
 
 /// Virtual time in which everything has to come to its end.
 const PATIENCE: u64 = 300_000_000_000;
@@ -188,17 +187,14 @@ impl World {
     /// The target ends, and with it everything that it holds.
     fn shut_down(&mut self) -> Outcome {
         note!("the target is shut down");
-        self.sim.shutdown(Duration::from_secs(60));
+        self.sim.begin_shutdown();
         self.stir();
         for disk in self.disks() {
             if disk.pending() > 0 {
                 return Err(format!("{} requests are in a disk", disk.pending()));
             }
         }
-        let ended = self.run(PATIENCE, |world| {
-            (0..world.sim.reactors()).all(|r| !world.sim.turn(r))
-        })?;
-        if !ended {
+        if !self.run(PATIENCE, |world| world.sim.is_over())? {
             return Err("the target does not end".to_owned());
         }
         match self.disks().find(|disk| disk.lanes() > 0) {

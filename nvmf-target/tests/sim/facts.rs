@@ -27,10 +27,6 @@ impl<T: PartialEq> History<T> {
         let later = self.0.iter().rposition(|(at, _)| *at <= start);
         self.0[later.unwrap_or(0)..].iter().map(|(_, value)| value)
     }
-
-    pub fn was(&self, start: u64, mut test: impl FnMut(&T) -> bool) -> bool {
-        self.since(start).any(|value| test(value))
-    }
 }
 
 /// A namespace as a subsystem shows it.

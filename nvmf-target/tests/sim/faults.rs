@@ -114,7 +114,12 @@ impl World {
         let queues = self.associations[index].queues.len();
         let queue = self.rng.index(queues);
         let queue = &mut self.associations[index].queues[queue];
-        note!("queue {} freezes, reading {}, for {}", queue.id, reading, spell);
+        note!(
+            "queue {} freezes, reading {}, for {}",
+            queue.id,
+            reading,
+            spell
+        );
         let until = trace::now() + spell;
         if reading {
             queue.deaf_until = queue.deaf_until.max(until);
@@ -194,8 +199,7 @@ impl World {
         ]);
         let nqn = self.model.subsystems[subsystem].nqn.clone();
         let target = self.sim.target().clone();
-        self.model
-            .set_ana(subsystem, listener, group, state);
+        self.model.set_ana(subsystem, listener, group, state);
         target
             .set_ana_state(&nqn, &format!("door{listener}"), group, state)
             .expect("all of them are there");

@@ -2,6 +2,7 @@
 //!
 //!     cargo test --profile sim -p nvmf-target --features sim --test sim
 //!     SIM_SEEDS=0..1000000 ...         runs these seeds
+//!     SIM_KEEP_GOING=1 ...             does not stop at the first that fails
 //!     SIM_SEED=4711 SIM_TRACE=1 ...    replays one and prints what happens
 
 #![allow(unreachable_pub, reason = "it is all one program")]
@@ -105,10 +106,11 @@ fn seeds_hold() {
     let seeds = seeds();
     let next = AtomicU64::new(seeds.start);
     let failed = AtomicBool::new(false);
+    let on = std::env::var_os("SIM_KEEP_GOING").is_some();
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
-                while !failed.load(Ordering::Relaxed) {
+                while on || !failed.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= seeds.end {
                         break;

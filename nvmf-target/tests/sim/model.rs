@@ -2,12 +2,13 @@
 //! like while the command was under way.
 
 use crate::command::{Command, Io, IoOp};
-use crate::content::SECTOR;
+use crate::content::{SECTOR, Tag};
 use crate::disk::Disk;
 use crate::facts::{History, Namespace, Subsystem};
 use crate::trace;
 use crate::versions::{Content, Versions};
 use nvmf_target::{AnaState, Status};
+use std::collections::BTreeSet;
 
 /// A device and what it may hold.
 pub struct Storage {
@@ -36,8 +37,12 @@ pub struct Model {
     /// Commands may fail for want of a buffer.
     pub tight: bool,
     pub max_transfer: u64,
+    /// There are Copy commands, which bring back what was there before.
+    pub copies: bool,
+    /// What fused pairs have found and replaced: storage, sector, content.
+    replaced: BTreeSet<(usize, u64, Tag)>,
     /// Starts of the commands that are under way.
-    pub under_way: std::collections::BTreeSet<u64>,
+    pub under_way: BTreeSet<u64>,
 }
 
 /// Where a command was sent.
@@ -60,7 +65,9 @@ impl Model {
             writes: 0,
             tight: false,
             max_transfer: 0,
-            under_way: std::collections::BTreeSet::new(),
+            copies: false,
+            replaced: BTreeSet::new(),
+            under_way: BTreeSet::new(),
         }
     }
 
@@ -92,16 +99,17 @@ impl Model {
     fn may_reach(&mut self, storage: usize, pending: &Pending) {
         let oldest = self.under_way.first().copied().unwrap_or(u64::MAX);
         let storage = &mut self.storage[storage];
-        // With another format it is refused.
-        if storage.block_size != pending.io.block_size {
+        // Data for another format is refused.
+        if storage.block_size != pending.io.block_size && !pending.io.op.is_without_data() {
             return;
         }
         let content = match pending.io.op {
-            IoOp::WriteZeroes => Content::Zeroes,
+            IoOp::WriteZeroes | IoOp::Deallocate(_) => Content::Zeroes,
+            IoOp::Copy(_) => Content::CopyOf(pending.io.copied(storage.block_size)),
             _ => Content::Data,
         };
         storage.versions.oldest = oldest;
-        let sectors = pending.io.sectors().collect();
+        let sectors = pending.io.written(storage.block_size);
         storage
             .versions
             .begin(pending.write, pending.start, sectors, content);
@@ -179,23 +187,23 @@ impl Model {
         now: u64,
     ) -> Result<(), String> {
         let usable = |ns: &&Namespace| {
-            let states = self.subsystems[place.subsystem];
+            let states = &self.subsystems[place.subsystem];
             let states = states.ana_since(place.listener, ns.group, command.start);
             let open = states.iter().any(|s| is_open(*s));
-            let inside = io.slba + io.blocks <= ns.blocks || matches!(io.op, IoOp::Flush);
-            open && inside && (ns.block_size == io.block_size || io.op.is_without_data())
+            let fits = ns.block_size == io.block_size || io.op.is_without_data();
+            open && fits && io.end() <= ns.blocks
         };
         let possible: Vec<Namespace> = seen.iter().flatten().filter(usable).copied().collect();
         let Some(first) = possible.first() else {
             return Err(format!("it cannot have succeeded, there was {seen:?}"));
         };
-        let storages: std::collections::BTreeSet<usize> =
-            possible.iter().map(|ns| ns.storage).collect();
+        let storages: BTreeSet<usize> = possible.iter().map(|ns| ns.storage).collect();
         let sole = storages.len() == 1;
         if let Some(write) = io.write {
             for (index, storage) in self.storage.iter_mut().enumerate() {
                 if sole && index == first.storage {
-                    storage.versions.acknowledge(write, now, false);
+                    let hint = matches!(io.op, IoOp::Deallocate(_));
+                    storage.versions.acknowledge(write, now, hint);
                 } else if sole {
                     storage.versions.refuse(write);
                 } else {
@@ -223,7 +231,17 @@ impl Model {
                 let all = storage.blocks * storage.block_size / SECTOR as u64;
                 storage.is_stable(0..all, command.start)
             }
-            IoOp::Compare(tags) => {
+            IoOp::FusedWrite(tags) => {
+                let took = first.storage;
+                for (sector, &tag) in io.sectors().zip(tags) {
+                    // Nobody else can have found the same there and replaced it.
+                    if tag != 0 && !self.copies && !self.replaced.insert((took, sector, tag)) {
+                        return Err(format!("sector {sector} was replaced twice"));
+                    }
+                }
+                Ok(())
+            }
+            IoOp::Compare(tags) | IoOp::FusedCompare(tags) => {
                 for (sector, &tag) in io.sectors().zip(tags) {
                     if !storage.versions.may_hold(sector, tag, command.start) {
                         return Err(format!("sector {sector} cannot have been that"));
@@ -282,12 +300,15 @@ impl Model {
             let changed = seen.iter().any(|ns| which(ns) != which(&seen[0]));
             (changed || seen[0].is_none(), Refused)
         } else if is(Status::LBA_OUT_OF_RANGE) {
-            (any(&|ns| io.slba + io.blocks > ns.blocks), Refused)
+            (any(&|ns| io.end() > ns.blocks), Refused)
         } else if is(Status::DATA_SGL_LENGTH_INVALID) {
             (any(&|ns| ns.block_size != io.block_size), Refused)
         } else if is(Status::INVALID_FIELD) {
             let too_long = io.blocks * io.block_size > self.max_transfer;
-            (too_long || any(&|ns| ns.block_size != io.block_size), Refused)
+            (
+                too_long || any(&|ns| ns.block_size != io.block_size),
+                Refused,
+            )
         } else if is(Status::ANA_INACCESSIBLE) {
             (ana(&|s| s == AnaState::Inaccessible), Refused)
         } else if is(Status::ANA_PERSISTENT_LOSS) {
@@ -298,12 +319,16 @@ impl Model {
             (place.spoiled, Refused)
         } else if is(Status::COMPARE_FAILURE) {
             (self.may_differ(command, io, seen), InTheMiddle)
+        } else if is(Status::ABORTED_FAILED_FUSED) {
+            (io.op.is_fused(), Refused)
         } else if is(Status::COMMAND_INTERRUPTED) {
             (self.tight, InTheMiddle)
         } else if is(Status::ABORT_REQUESTED) {
             (command.unwanted, InTheMiddle)
         } else if is(Status::COMMAND_SEQUENCE_ERROR) {
             (place.stopping, Refused)
+        } else if is(Status::ABORTED_SQ_DELETION) {
+            (place.stopping, InTheMiddle)
         } else {
             (false, InTheMiddle)
         };
@@ -323,7 +348,7 @@ impl Model {
 
     /// Whether a Compare may have found something else.
     fn may_differ(&self, command: &Command, io: &Io, seen: &[Option<Namespace>]) -> bool {
-        let IoOp::Compare(tags) = &io.op else {
+        let (IoOp::Compare(tags) | IoOp::FusedCompare(tags)) = &io.op else {
             return false;
         };
         seen.iter().flatten().any(|ns| {
@@ -349,15 +374,15 @@ const fn is_open(state: AnaState) -> bool {
 }
 
 impl IoOp {
-    const fn is_without_data(&self) -> bool {
-        matches!(self, Self::WriteZeroes | Self::Verify | Self::Flush)
+    const fn is_fused(&self) -> bool {
+        matches!(self, Self::FusedCompare(_) | Self::FusedWrite(_))
     }
 }
 
 impl Io {
     /// Whether it is carried out as one request, which is refused or not.
     const fn is_one_request(&self) -> bool {
-        matches!(self.op, IoOp::Write) && !self.fua
+        matches!(self.op, IoOp::Write | IoOp::FusedWrite(_)) && !self.fua
     }
 }
 

@@ -55,6 +55,7 @@ impl Pipe {
             let at = self.arrived + rng.index(n);
             self.bytes[at] ^= 1 << rng.below(8);
             self.flipped += 1;
+            note!("a bit flips at {}", self.total + at as u64);
         }
         // A delivery that begins in what no digest covers stays inside it.
         let n = if self.total < UNCOVERED {
@@ -135,7 +136,7 @@ impl Link {
 
     /// Room for bytes of the host.
     pub fn host_room(&self) -> usize {
-        (256 << 10usize).saturating_sub(self.up.bytes.len())
+        (256usize << 10).saturating_sub(self.up.bytes.len())
     }
 
     /// Everything that has arrived for the host, and whether that was the end.
@@ -171,6 +172,11 @@ impl Link {
         self.down.bytes.clear();
         self.down.arrived = 0;
         signal(&self.event);
+    }
+
+    /// Whether a bit of it flipped.
+    pub const fn is_spoiled(&self) -> bool {
+        self.up.flipped + self.down.flipped > 0
     }
 
     pub fn deliver_up(&mut self, most: usize, rng: &mut Rng) -> usize {
@@ -217,6 +223,10 @@ impl Stream for SimStream {
         }
         if n == 0 && !link.up.end_arrived {
             return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if n > 0 && link.up.end_arrived {
+            // A read that fills less than it could says that nothing is left but this.
+            signal(&link.event);
         }
         note!("link {} read {}", link.id, n);
         Ok(n)
@@ -330,7 +340,9 @@ impl Door {
 
     /// Whether connections wait to be accepted.
     pub fn is_waiting(&self) -> bool {
-        lock(&self.0.streams).as_ref().is_some_and(|s| !s.is_empty())
+        lock(&self.0.streams)
+            .as_ref()
+            .is_some_and(|s| !s.is_empty())
     }
 }
 

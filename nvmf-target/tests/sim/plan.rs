@@ -43,7 +43,7 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct Simulated {
     pub manners: Manners,
-    /// What it does itself, bit by bit: see [`crate::world`].
+    /// What it does itself, bit by bit.
     pub native: u64,
     pub volatile: bool,
     pub depth: u32,
@@ -99,14 +99,13 @@ pub struct Faults {
     pub ana: u64,
     pub abort: u64,
     pub controller_reset: u64,
-    pub leave: u64,
-    pub shutdown: u64,
 }
 
 /// How likely the I/O commands are.
 #[derive(Clone, Copy, Debug)]
 pub struct Mix {
-    pub weights: [u64; 6],
+    /// Read, Write, Write Zeroes, Compare, Verify, Flush, Deallocate, Copy, Compare and Write.
+    pub weights: [u64; 9],
     /// Blocks of one command, at most.
     pub span: u64,
     /// Blocks that commands crowd into.
@@ -224,6 +223,27 @@ impl Host {
 }
 
 impl Association {
+    /// Nothing special.
+    pub const PLAIN: Self = Self {
+        subsystem: 0,
+        listener: 0,
+        queues: 1,
+        entries: 32,
+        depth: 32,
+        flow_control: true,
+        header_digest: false,
+        data_digest: false,
+        hpda: 0,
+        maxr2t: 0,
+        kato: 0,
+        events: 0,
+        window: 1 << 20,
+        harsh: false,
+        cut: 0,
+        flips: 0,
+        silent: false,
+    };
+
     fn draw(rng: &mut Rng, subsystems: usize, listeners: usize, gentle: bool) -> Self {
         let (header_digest, data_digest) = (rng.once_in(2), rng.once_in(2));
         let covered = header_digest && data_digest;
@@ -268,15 +288,13 @@ impl Faults {
             ana: odds(&[100, 500]),
             abort: odds(&[30, 200]),
             controller_reset: odds(&[500, 2000]),
-            leave: odds(&[500, 2000]),
-            shutdown: odds(&[0, 5000]),
         }
     }
 }
 
 impl Mix {
     fn draw(rng: &mut Rng) -> Self {
-        let mut weights = [0; 6];
+        let mut weights = [0; 9];
         for weight in &mut weights {
             *weight = rng.pick(&[0, 1, 4]);
         }

@@ -3,7 +3,7 @@
 
 use crate::command::Command;
 use crate::network::{SharedLink, lock};
-use crate::note;
+use crate::{note, trace};
 use nvmf_proto::tcp::host::{Config, Event, HostData, TcpHost};
 use nvmf_proto::tcp::{Need, Seg, Slot, Time, TxList, Violation, crc32c};
 use nvmf_proto::wire::{Cqe, Sqe};
@@ -76,12 +76,11 @@ impl Queue {
     }
 
     pub fn has_room(&self) -> bool {
-        !self.over && self.tcp.outstanding() < self.depth.min(self.tcp.slots())
+        self.has_room_for(1)
     }
 
-    /// Slots that are free.
-    pub fn room(&self) -> usize {
-        self.tcp.slots() - self.tcp.outstanding()
+    pub fn has_room_for(&self, commands: usize) -> bool {
+        !self.over && self.tcp.outstanding() + commands <= self.depth.min(self.tcp.slots())
     }
 
     /// Submits a command with its data.
@@ -97,7 +96,12 @@ impl Queue {
         let slot = self.tcp.submit(sqe, how)?;
         let cid = self.tcp.cid(slot).unwrap_or_default();
         command.cid = cid;
-        note!("queue {} submits {} as {}", self.id, command.what.name(), cid);
+        note!(
+            "queue {} submits {} as {}",
+            self.id,
+            command.what.name(),
+            cid
+        );
         self.buffers[slot.index()] = buffer;
         self.commands.insert(slot.index(), (slot, command));
         Some(cid)
@@ -176,7 +180,13 @@ impl Queue {
                             break;
                         }
                     }
-                    Err(violation) => events.push(Received::Violation(violation)),
+                    Err(violation) => {
+                        if trace::wants_lines() {
+                            let head = &rest[..rest.len().min(24)];
+                            trace::line(format_args!("{violation}: {head:02x?}"));
+                        }
+                        events.push(Received::Violation(violation));
+                    }
                 },
                 Need::Payload {
                     slot,

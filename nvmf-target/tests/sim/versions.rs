@@ -103,7 +103,9 @@ impl Versions {
         }
         if entry.versions.len() >= MANY {
             let oldest = self.oldest;
-            entry.versions.retain(|v| v.dead == NEVER || v.dead > oldest);
+            entry
+                .versions
+                .retain(|v| v.dead == NEVER || v.dead > oldest);
         }
         entry.versions.push(Version {
             tag,

@@ -5,10 +5,13 @@ use crate::command::{Command, Io, IoOp, What};
 use crate::content::{self, SECTOR};
 use crate::facts::Namespace;
 use crate::queue::Data;
-use crate::trace;
 use crate::world::World;
+use crate::{note, trace};
 use nvmf_host::command;
 use nvmf_proto::wire::Sqe;
+use nvmf_proto::wire::copy::{CopyCommand, CopyFormat, CopyRange};
+use nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
+use nvmf_proto::wire::sqe::Fuse;
 
 impl World {
     /// A host submits an I/O command; false if there is nobody who could.
@@ -25,16 +28,37 @@ impl World {
         if !it.queues[queue].has_room() {
             return false;
         }
+        let pairs = it.queues[queue].has_room_for(2);
         self.commands_left -= 1;
         let subsystem = it.plan.subsystem;
-        let io = self.draw(subsystem);
+        let io = self.draw(subsystem, pairs);
+        let second = match &io.op {
+            IoOp::FusedCompare(tags) => Some(Io {
+                op: IoOp::FusedWrite(tags.clone()),
+                write: Some(self.model.next_write()),
+                ..io.clone()
+            }),
+            _ => None,
+        };
         self.send_io(association, queue, io);
+        if let Some(second) = second {
+            self.send_io(association, queue, second);
+        }
         true
     }
 
     /// Submits an I/O command on a queue that has room.
     pub fn send_io(&mut self, association: usize, queue: usize, io: Io) {
         let (sqe, data) = self.encode(&io);
+        note!(
+            "association {}: {} namespace {}, {} blocks at {}, write {}",
+            association,
+            io.op.name(),
+            io.nsid,
+            io.blocks,
+            io.slba,
+            io.write.unwrap_or_default()
+        );
         let start = trace::stamp();
         let subsystem = self.associations[association].plan.subsystem;
         self.model.submitted(subsystem, &io, start);
@@ -44,7 +68,8 @@ impl World {
         it.queues[queue].submit(sqe, data, command);
     }
 
-    fn draw(&mut self, subsystem: usize) -> Io {
+    /// `pairs`: there is room for two.
+    fn draw(&mut self, subsystem: usize, pairs: bool) -> Io {
         let of = &self.model.subsystems[subsystem];
         let nsids: Vec<u32> = of.namespaces.keys().copied().collect();
         let nsid = self.rng.pick(&nsids);
@@ -92,15 +117,56 @@ impl World {
             2 => IoOp::WriteZeroes,
             3 => IoOp::Compare(self.guess(namespace.storage, &io)),
             4 => IoOp::Verify,
-            _ => IoOp::Flush,
+            5 => IoOp::Flush,
+            6 => IoOp::Deallocate(self.ranges(io.blocks, namespace.blocks)),
+            7 => match self.sources(&io, namespace.blocks) {
+                Some(ranges) => IoOp::Copy(ranges),
+                None => IoOp::Verify,
+            },
+            _ if pairs => IoOp::FusedCompare(self.guess(namespace.storage, &io)),
+            _ => IoOp::Read,
         };
-        if matches!(io.op, IoOp::Flush) {
-            (io.slba, io.blocks, io.fua) = (0, 1, false);
+        match io.op {
+            IoOp::Flush | IoOp::Deallocate(_) => (io.slba, io.blocks, io.fua) = (0, 1, false),
+            // Both halves are about the same blocks, and only one can have it.
+            IoOp::FusedCompare(_) => io.fua = false,
+            _ => {}
         }
-        if matches!(io.op, IoOp::Write | IoOp::WriteZeroes) {
+        if matches!(
+            io.op,
+            IoOp::Write | IoOp::WriteZeroes | IoOp::Deallocate(_) | IoOp::Copy(_)
+        ) {
             io.write = Some(self.model.next_write());
         }
         io
+    }
+
+    /// Some ranges of a namespace, as a rule inside.
+    fn ranges(&mut self, most: u64, size: u64) -> Vec<(u64, u64)> {
+        let out = u64::from(self.rng.once_in(50));
+        let count = self.rng.range(1, 4);
+        let mut range = || {
+            let blocks = 1 + self.rng.below(most.min(size));
+            (self.rng.below(size - blocks + 1) + out * size, blocks)
+        };
+        (0..count).map(|_| range()).collect()
+    }
+
+    /// The source of a Copy to the blocks of a command: as many blocks, and others, in one or two
+    /// ranges. None if there is no room for that.
+    fn sources(&mut self, io: &Io, size: u64) -> Option<Vec<(u64, u64)>> {
+        let blocks = io.blocks;
+        let before = io.slba.min(size);
+        let behind = (io.slba + blocks).min(size);
+        let (from, room) = if before >= blocks {
+            (0, before)
+        } else {
+            (behind, size - behind)
+        };
+        let slba = from + self.rng.below(room.checked_sub(blocks)? + 1);
+        let cut = self.rng.below(blocks);
+        let halves = [(slba + cut, blocks - cut), (slba, cut)];
+        Some(halves.into_iter().filter(|(_, n)| *n > 0).collect())
     }
 
     /// What the sectors of a command may hold at this moment.
@@ -127,7 +193,7 @@ impl World {
         let in_capsule = self.rng.once_in(2);
         let (sqe, data) = match &io.op {
             IoOp::Read => (command::read(nsid, slba, blocks), Data::Read(bytes)),
-            IoOp::Write => {
+            IoOp::Write | IoOp::FusedWrite(_) => {
                 let sectors = io.sectors();
                 let count = sectors.end - sectors.start;
                 let data = content::data(io.write.unwrap_or_default(), sectors.start, count);
@@ -140,7 +206,7 @@ impl World {
                 command::write_zeroes(nsid, slba, blocks, self.rng.once_in(2)),
                 Data::None,
             ),
-            IoOp::Compare(tags) => {
+            IoOp::Compare(tags) | IoOp::FusedCompare(tags) => {
                 let mut data = vec![0; bytes as usize];
                 for (sector, &tag) in data.chunks_exact_mut(SECTOR).zip(tags) {
                     content::fill(sector, tag);
@@ -152,6 +218,38 @@ impl World {
             }
             IoOp::Verify => (command::verify(nsid, slba, blocks), Data::None),
             IoOp::Flush => (command::flush(nsid), Data::None),
+            IoOp::Deallocate(ranges) => {
+                let range = |&(slba, blocks): &(u64, u64)| DsmRange {
+                    context: 0,
+                    length: blocks as u32,
+                    slba,
+                };
+                let data = ranges.iter().flat_map(|r| range(r).encode()).collect();
+                let count = ranges.len() as u16;
+                (
+                    command::dataset_management(nsid, count, DsmAttributes::DEALLOCATE),
+                    Data::Write(data, in_capsule),
+                )
+            }
+            IoOp::Copy(ranges) => {
+                let range = |&(slba, blocks): &(u64, u64)| CopyRange {
+                    slba,
+                    blocks: blocks as u32,
+                    ..CopyRange::default()
+                };
+                let data = ranges.iter().flat_map(|r| range(r).encode()).collect();
+                let copy = CopyCommand {
+                    sdlba: slba,
+                    range_count: ranges.len() as u16,
+                    format: CopyFormat::SAME_NAMESPACE,
+                };
+                (command::copy(nsid, &copy), Data::Write(data, in_capsule))
+            }
+        };
+        let sqe = match io.op {
+            IoOp::FusedCompare(_) => command::fused(sqe, Fuse::First),
+            IoOp::FusedWrite(_) => command::fused(sqe, Fuse::Second),
+            _ => sqe,
         };
         let sqe = if io.fua { command::with_fua(sqe) } else { sqe };
         (sqe, data)

@@ -16,7 +16,7 @@ use crate::rng::Rng;
 use crate::{note, trace};
 use nvmf_target::ns::{Inline, Namespace as Backend, NsInfo, RamDisk, Support};
 use nvmf_target::sim::SimTarget;
-use nvmf_target::{NamespaceConfig, Role, SubsystemConfig, TargetConfig};
+use nvmf_target::{NamespaceConfig, Role, Status, SubsystemConfig, TargetConfig};
 use std::sync::Arc;
 
 /// When a run begins.
@@ -75,6 +75,7 @@ impl World {
         let (backends, storage) = storage(&plan, &mut rng);
         let mut model = Model::new(storage, Vec::new());
         model.tight = plan.is_tight();
+        model.copies = plan.mix.weights[7] > 0;
         model.max_transfer = plan.max_transfer.into();
         let mut world = Self {
             stirred: vec![true; plan.reactors],
@@ -279,15 +280,14 @@ impl World {
         if !self.stirred[reactor] {
             return false;
         }
-        self.sim.turn(reactor);
-        self.stirred[reactor] = !self.sim.idle(reactor);
-        if !self.stirred[reactor] {
-            // What it told others.
-            for other in 0..self.stirred.len() {
-                self.stirred[other] = self.stirred[other] || !self.sim.idle(other);
-            }
+        let worked = self.sim.turn(reactor);
+        if worked {
+            // It may have told others something.
+            self.stir();
+        } else {
+            self.stirred[reactor] = false;
         }
-        true
+        worked
     }
 
     fn accept(&mut self) -> bool {
@@ -376,13 +376,13 @@ impl World {
             match event {
                 Received::Completed(done) => self.completed(association, qid, &link, *done)?,
                 Received::Violation(violation) => {
-                    if lock(&link).down.flipped == 0 {
+                    if lock(&link).down.flipped == 0 && !self.is_other_format(association) {
                         return Err(format!("the target broke NVMe/TCP: {violation}"));
                     }
                     self.give_up(association, true);
                 }
                 Received::Terminated(why) => {
-                    if lock(&link).up.flipped + lock(&link).down.flipped == 0 {
+                    if !lock(&link).is_spoiled() {
                         return Err(format!("the target says: {why}"));
                     }
                 }
@@ -422,8 +422,11 @@ impl World {
             data,
             digest_ok,
         } = done;
-        it.proof = it.proof.max(command.at);
         let status = cqe.status.without_more();
+        // A Connect that is refused is none of the controller's business.
+        if !matches!(command.what, What::Connect) || status.is_success() {
+            it.proof = it.proof.max(command.at);
+        }
         if !digest_ok && lock(link).down.flipped == 0 {
             return Err("a data digest of the target is wrong".to_owned());
         }
@@ -436,7 +439,9 @@ impl World {
                 return self.model.completed(place, &command, io, status, &data);
             }
             What::KeepAlive | What::Abort { .. } if !status.is_success() => {
-                let excused = place.spoiled || place.stopping;
+                let limit = status.same_code(Status::ABORT_LIMIT_EXCEEDED);
+                let crowded = matches!(command.what, What::Abort { crowded: true });
+                let excused = place.spoiled || place.stopping || (limit && crowded);
                 if !excused {
                     return Err(format!("{} ended with {status}", command.what.name()));
                 }
@@ -470,20 +475,32 @@ impl World {
         Ok(())
     }
 
+    /// Whether a command of an association may have met a namespace of another format. A Read gets
+    /// less data then than its host has made room for.
+    fn is_other_format(&self, association: usize) -> bool {
+        let it = &self.associations[association];
+        let subsystem = &self.model.subsystems[it.plan.subsystem];
+        let commands = it.queues.iter().flat_map(|queue| queue.commands());
+        commands.into_iter().any(|command| match &command.what {
+            What::Io(io) => subsystem
+                .namespaces_since(io.nsid, command.start)
+                .iter()
+                .flatten()
+                .any(|ns| ns.block_size != io.block_size),
+            _ => false,
+        })
+    }
+
     /// Whether there is a reason for the target to end an association.
     fn may_end(&self, association: usize) -> bool {
         let it = &self.associations[association];
         if it.excuse.is_some() {
             return true;
         }
-        let Some(closed_at) = it.closed_at() else {
-            return false;
-        };
+        // A target that has said why it ends a connection waits for the host to close it.
+        let closed_at = it.closed_at().unwrap_or_else(trace::now);
         let silent = it.kato() > 0 && closed_at >= it.proof + it.kato();
-        let spoiled = it.queues.iter().any(|q| {
-            let link = lock(&q.link);
-            link.up.flipped + link.down.flipped > 0
-        });
+        let spoiled = it.queues.iter().any(|q| lock(&q.link).is_spoiled());
         let slow = it
             .queues
             .iter()
@@ -562,7 +579,7 @@ impl World {
                 continue;
             };
             // Where commands wait for buffers, they count as a sign of life.
-            if it.kato() == 0 || self.plan.is_tight() || it.stage == Stage::Rising {
+            if it.kato() == 0 || self.plan.is_tight() || it.stage != Stage::Up {
                 continue;
             }
             let open = lock(&admin.link).closed_at.is_none();
@@ -581,17 +598,24 @@ impl World {
         self.drive_one(index)
     }
 
+    /// A host connects.
+    pub fn rise(&mut self, index: usize) {
+        let now = trace::now();
+        let it = &mut self.associations[index];
+        it.stage = Stage::Rising;
+        it.proof = now;
+        it.last_arrival = now;
+        it.silent = it.plan.silent;
+        self.open(index, 0);
+    }
+
     /// An association comes up, or shows that its host lives.
     fn drive_one(&mut self, index: usize) -> Outcome<bool> {
         let now = trace::now();
         let it = &mut self.associations[index];
         match it.stage {
             Stage::Down(at) if at <= now && !self.calm => {
-                it.stage = Stage::Rising;
-                it.proof = now;
-                it.last_arrival = now;
-                it.silent = it.plan.silent;
-                self.open(index, 0);
+                self.rise(index);
                 Ok(true)
             }
             _ if it.keep_alive_due().is_some_and(|at| at <= now) => {
@@ -661,7 +685,11 @@ fn storage(plan: &Plan, rng: &mut Rng) -> (Vec<Arc<dyn Backend>>, Vec<Storage>) 
                 Some(disk)
             }
         };
-        all.push(Storage::new(disk, storage.block_size.into(), storage.blocks));
+        all.push(Storage::new(
+            disk,
+            storage.block_size.into(),
+            storage.blocks,
+        ));
     }
     (backends, all)
 }
@@ -685,6 +713,10 @@ fn info(storage: &plan::Storage, simulated: &plan::Simulated) -> NsInfo {
     info.caps.compare = choose(2);
     info.caps.compare_and_write = choose(3);
     info.caps.verify = choose(4);
-    info.caps.deallocate = if bit(5) { Support::Native } else { Support::None };
+    info.caps.deallocate = if bit(5) {
+        Support::Native
+    } else {
+        Support::None
+    };
     info
 }
