@@ -1,6 +1,7 @@
 //! A host's command, as the model needs it.
 
 use crate::content::SECTOR;
+use crate::reservations::Reserve;
 use std::ops::Range;
 
 /// What a command is, with what it takes to judge its completion.
@@ -55,6 +56,14 @@ pub struct Io {
     pub block_size: u64,
 }
 
+/// What it takes for a command under a reservation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    None,
+    Read,
+    Write,
+}
+
 #[derive(Clone, Debug)]
 pub enum IoOp {
     Read,
@@ -71,6 +80,8 @@ pub enum IoOp {
     /// The halves of Compare and Write, both with what the first one compares with.
     FusedCompare(Vec<u64>),
     FusedWrite(Vec<u64>),
+    Reservation(Reserve),
+    ReservationReport,
 }
 
 impl IoOp {
@@ -86,6 +97,17 @@ impl IoOp {
             Self::Copy(_) => "Copy",
             Self::FusedCompare(_) => "fused Compare",
             Self::FusedWrite(_) => "fused Write",
+            Self::Reservation(_) => "a reservation command",
+            Self::ReservationReport => "Reservation Report",
+        }
+    }
+
+    /// What a reservation decides about it.
+    pub const fn right(&self) -> Right {
+        match self {
+            Self::Read | Self::Compare(_) | Self::Verify | Self::FusedCompare(_) => Right::Read,
+            Self::Reservation(_) | Self::ReservationReport => Right::None,
+            _ => Right::Write,
         }
     }
 
@@ -94,7 +116,13 @@ impl IoOp {
     pub const fn is_without_data(&self) -> bool {
         matches!(
             self,
-            Self::WriteZeroes | Self::Verify | Self::Flush | Self::Deallocate(_) | Self::Copy(_)
+            Self::WriteZeroes
+                | Self::Verify
+                | Self::Flush
+                | Self::Deallocate(_)
+                | Self::Copy(_)
+                | Self::Reservation(_)
+                | Self::ReservationReport
         )
     }
 }
@@ -121,11 +149,16 @@ impl Io {
         }
     }
 
+    /// Whether it matters if it was carried out.
+    pub const fn changes_something(&self) -> bool {
+        self.write.is_some() || matches!(self.op, IoOp::Reservation(_))
+    }
+
     /// The first block behind everything that it is about.
     pub fn end(&self) -> u64 {
         let ranges: &[(u64, u64)] = match &self.op {
             IoOp::Copy(ranges) | IoOp::Deallocate(ranges) => ranges,
-            IoOp::Flush => return 0,
+            IoOp::Flush | IoOp::Reservation(_) | IoOp::ReservationReport => return 0,
             _ => &[],
         };
         let own = matches!(self.op, IoOp::Deallocate(_));

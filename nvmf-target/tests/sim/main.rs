@@ -22,6 +22,7 @@ mod model;
 mod network;
 mod plan;
 mod queue;
+mod reservations;
 mod rng;
 mod trace;
 mod versions;

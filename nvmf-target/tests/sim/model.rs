@@ -1,14 +1,15 @@
 //! What the target may answer: every status and every byte is checked against what the world was
 //! like while the command was under way.
 
-use crate::command::{Command, Io, IoOp};
+use crate::command::{Command, Io, IoOp, Right};
 use crate::content::{SECTOR, Tag};
 use crate::disk::Disk;
 use crate::facts::{History, Namespace, Subsystem};
+use crate::reservations::{Reservations, State};
 use crate::trace;
 use crate::versions::{Content, Versions};
 use nvmf_target::{AnaState, Status};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A device and what it may hold.
 pub struct Storage {
@@ -41,6 +42,8 @@ pub struct Model {
     pub copies: bool,
     /// What fused pairs have found and replaced: storage, sector, content.
     replaced: BTreeSet<(usize, u64, Tag)>,
+    /// By subsystem and NSID.
+    pub reservations: BTreeMap<(usize, u32), Reservations>,
     /// Starts of the commands that are under way.
     pub under_way: BTreeSet<u64>,
 }
@@ -48,6 +51,7 @@ pub struct Model {
 /// Where a command was sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
+    pub host: usize,
     pub subsystem: usize,
     pub listener: usize,
     /// Bits of what it sent flipped.
@@ -67,6 +71,7 @@ impl Model {
             max_transfer: 0,
             copies: false,
             replaced: BTreeSet::new(),
+            reservations: BTreeMap::new(),
             under_way: BTreeSet::new(),
         }
     }
@@ -78,8 +83,12 @@ impl Model {
     }
 
     /// A command leaves its host.
-    pub fn submitted(&mut self, subsystem: usize, io: &Io, start: u64) {
+    pub fn submitted(&mut self, subsystem: usize, host: usize, io: &Io, start: u64) {
         self.under_way.insert(start);
+        if let IoOp::Reservation(reserve) = io.op {
+            self.reservations_of(subsystem, io.nsid)
+                .begin(start, host, reserve);
+        }
         let Some(write) = io.write else {
             return;
         };
@@ -118,10 +127,14 @@ impl Model {
     /// An NSID stands for something else from now on.
     pub fn set_namespace(&mut self, subsystem: usize, nsid: u32, namespace: Option<Namespace>) {
         let stamp = trace::stamp();
+        let before = self.subsystems[subsystem].namespace(nsid);
         self.subsystems[subsystem].set(stamp, nsid, namespace);
         let Some(namespace) = namespace else {
             return;
         };
+        if before.is_none() {
+            self.reservations_of(subsystem, nsid).reset(stamp);
+        }
         let affected: Vec<_> = self
             .pending
             .iter()
@@ -143,8 +156,29 @@ impl Model {
             .set(stamp, state);
     }
 
+    pub fn reservations_of(&mut self, subsystem: usize, nsid: u32) -> &mut Reservations {
+        self.reservations.entry((subsystem, nsid)).or_default()
+    }
+
+    /// Whether a namespace's reservations gave a right or refused it at some time since `start`.
+    fn had_right(&self, place: Place, io: &Io, start: u64, given: bool) -> bool {
+        let Some(reservations) = self.reservations.get(&(place.subsystem, io.nsid)) else {
+            return given;
+        };
+        let right = |state: &State| match io.op.right() {
+            Right::None => true,
+            Right::Read => state.may_read(place.host),
+            Right::Write => state.may_write(place.host),
+        };
+        reservations.was(start, |state| right(state) == given)
+    }
+
     /// A lost command can do nothing any more.
-    pub fn settle(&mut self, io: &Io) {
+    pub fn settle(&mut self, subsystem: usize, io: &Io) {
+        if matches!(io.op, IoOp::Reservation(_)) {
+            let stamp = trace::stamp();
+            self.reservations_of(subsystem, io.nsid).lost(stamp);
+        }
         if let Some(write) = io.write {
             let now = trace::stamp();
             self.pending.retain(|p| p.write != write);
@@ -169,7 +203,11 @@ impl Model {
             self.pending.retain(|p| p.write != write);
         }
         let seen = self.subsystems[place.subsystem].namespaces_since(io.nsid, command.start);
-        let verdict = if status.is_success() {
+        let verdict = if status.is_success() && !self.had_right(place, io, command.start, true) {
+            Err("a reservation excludes its host".to_owned())
+        } else if let IoOp::Reservation(_) = io.op {
+            self.reserved(place, command, io, &seen, status, now)
+        } else if status.is_success() {
             self.succeeded(place, command, io, &seen, data, now)
         } else {
             self.failed(place, command, io, &seen, status, now)
@@ -227,6 +265,10 @@ impl Model {
                     .check(sectors.start, data, command.start, now)
             }
             IoOp::Write if io.fua => storage.is_forced(io),
+            IoOp::ReservationReport => {
+                let reservations = self.reservations.get(&(place.subsystem, io.nsid));
+                reservations.map_or(Ok(()), |r| r.check_report(command.start, data))
+            }
             IoOp::Flush => {
                 let all = storage.blocks * storage.block_size / SECTOR as u64;
                 storage.is_stable(0..all, command.start)
@@ -251,6 +293,38 @@ impl Model {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A reservation command was answered.
+    fn reserved(
+        &mut self,
+        place: Place,
+        command: &Command,
+        io: &Io,
+        seen: &[Option<Namespace>],
+        status: Status,
+        now: u64,
+    ) -> Result<(), String> {
+        let is = |other: Status| status.same_code(other);
+        let own = is(Status::RESERVATION_CONFLICT) || is(Status::INVALID_FIELD);
+        if status.is_success() || own {
+            let answer = if own {
+                Err(Status::from_bits(status.bits() & 0x7ff))
+            } else {
+                Ok(())
+            };
+            return self
+                .reservations_of(place.subsystem, io.nsid)
+                .answered(now, answer);
+        }
+        let verdict = self.may_fail(place, command, io, seen, status);
+        let reservations = self.reservations_of(place.subsystem, io.nsid);
+        if matches!(verdict, Ok(Failure::Refused)) {
+            reservations.refused(now);
+        } else {
+            reservations.lost(now);
+        }
+        verdict.map(|_| ())
     }
 
     fn failed(
@@ -323,8 +397,12 @@ impl Model {
             (io.op.is_fused(), Refused)
         } else if is(Status::COMMAND_INTERRUPTED) {
             (self.tight, InTheMiddle)
+        } else if is(Status::RESERVATION_CONFLICT) {
+            (self.had_right(place, io, command.start, false), Refused)
         } else if is(Status::ABORT_REQUESTED) {
-            (command.unwanted, InTheMiddle)
+            let preempted = self.reservations.get(&(place.subsystem, io.nsid));
+            let preempted = preempted.is_some_and(|r| r.aborted >= command.start);
+            (command.unwanted || preempted, InTheMiddle)
         } else if is(Status::COMMAND_SEQUENCE_ERROR) {
             (place.stopping, Refused)
         } else if is(Status::ABORTED_SQ_DELETION) {

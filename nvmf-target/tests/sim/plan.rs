@@ -104,8 +104,9 @@ pub struct Faults {
 /// How likely the I/O commands are.
 #[derive(Clone, Copy, Debug)]
 pub struct Mix {
-    /// Read, Write, Write Zeroes, Compare, Verify, Flush, Deallocate, Copy, Compare and Write.
-    pub weights: [u64; 9],
+    /// Read, Write, Write Zeroes, Compare, Verify, Flush, Deallocate, Copy, Compare and Write,
+    /// reservations.
+    pub weights: [u64; 10],
     /// Blocks of one command, at most.
     pub span: u64,
     /// Blocks that commands crowd into.
@@ -294,7 +295,7 @@ impl Faults {
 
 impl Mix {
     fn draw(rng: &mut Rng) -> Self {
-        let mut weights = [0; 9];
+        let mut weights = [0; 10];
         for weight in &mut weights {
             *weight = rng.pick(&[0, 1, 4]);
         }

@@ -5,12 +5,14 @@ use crate::command::{Command, Io, IoOp, What};
 use crate::content::{self, SECTOR};
 use crate::facts::Namespace;
 use crate::queue::Data;
+use crate::reservations::{ACTIONS, Action, Reserve};
 use crate::world::World;
 use crate::{note, trace};
 use nvmf_host::command;
 use nvmf_proto::wire::Sqe;
 use nvmf_proto::wire::copy::{CopyCommand, CopyFormat, CopyRange};
 use nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
+use nvmf_proto::wire::reservation::ReservationType;
 use nvmf_proto::wire::sqe::Fuse;
 
 impl World {
@@ -31,7 +33,8 @@ impl World {
         let pairs = it.queues[queue].has_room_for(2);
         self.commands_left -= 1;
         let subsystem = it.plan.subsystem;
-        let io = self.draw(subsystem, pairs);
+        let host = it.host;
+        let io = self.draw(subsystem, host, pairs);
         let second = match &io.op {
             IoOp::FusedCompare(tags) => Some(Io {
                 op: IoOp::FusedWrite(tags.clone()),
@@ -60,8 +63,8 @@ impl World {
             io.write.unwrap_or_default()
         );
         let start = trace::stamp();
-        let subsystem = self.associations[association].plan.subsystem;
-        self.model.submitted(subsystem, &io, start);
+        let it = &self.associations[association];
+        self.model.submitted(it.plan.subsystem, it.host, &io, start);
         let command = Command::new(What::Io(io), start, trace::now());
         let it = &mut self.associations[association];
         it.last_submit = trace::now();
@@ -69,7 +72,7 @@ impl World {
     }
 
     /// `pairs`: there is room for two.
-    fn draw(&mut self, subsystem: usize, pairs: bool) -> Io {
+    fn draw(&mut self, subsystem: usize, host: usize, pairs: bool) -> Io {
         let of = &self.model.subsystems[subsystem];
         let nsids: Vec<u32> = of.namespaces.keys().copied().collect();
         let nsid = self.rng.pick(&nsids);
@@ -123,11 +126,14 @@ impl World {
                 Some(ranges) => IoOp::Copy(ranges),
                 None => IoOp::Verify,
             },
+            9 => self.reservation(subsystem, host, nsid),
             _ if pairs => IoOp::FusedCompare(self.guess(namespace.storage, &io)),
             _ => IoOp::Read,
         };
         match io.op {
-            IoOp::Flush | IoOp::Deallocate(_) => (io.slba, io.blocks, io.fua) = (0, 1, false),
+            IoOp::Flush | IoOp::Deallocate(_) | IoOp::Reservation(_) | IoOp::ReservationReport => {
+                (io.slba, io.blocks, io.fua) = (0, 1, false);
+            }
             // Both halves are about the same blocks, and only one can have it.
             IoOp::FusedCompare(_) => io.fua = false,
             _ => {}
@@ -139,6 +145,32 @@ impl World {
             io.write = Some(self.model.next_write());
         }
         io
+    }
+
+    /// A reservation command that makes sense, as a rule; a report while another is under way.
+    fn reservation(&mut self, subsystem: usize, host: usize, nsid: u32) -> IoOp {
+        let reservations = self.model.reservations_of(subsystem, nsid);
+        if reservations.is_busy() || self.rng.once_in(5) {
+            return IoOp::ReservationReport;
+        }
+        let keys = reservations.guess().keys.clone();
+        let own = keys.get(&host).copied();
+        let action = match own {
+            None if !self.rng.once_in(6) => Action::Register,
+            _ => self.rng.pick(&ACTIONS),
+        };
+        let others: Vec<u64> = keys.values().copied().chain([0]).collect();
+        let other = match action {
+            Action::Preempt | Action::PreemptAndAbort => self.rng.pick(&others),
+            _ => self.rng.range(0, 4),
+        };
+        let wrong = self.rng.once_in(10);
+        IoOp::Reservation(Reserve {
+            action,
+            key: own.filter(|_| !wrong).unwrap_or(9),
+            other,
+            rtype: ReservationType(self.rng.range(1, 6) as u8),
+        })
     }
 
     /// Some ranges of a namespace, as a rule inside.
@@ -229,6 +261,17 @@ impl World {
                 (
                     command::dataset_management(nsid, count, DsmAttributes::DEALLOCATE),
                     Data::Write(data, in_capsule),
+                )
+            }
+            IoOp::Reservation(reserve) => {
+                let (sqe, data) = reserve.encode(nsid);
+                (sqe, Data::Write(data, in_capsule))
+            }
+            IoOp::ReservationReport => {
+                let bytes = 64 * 8;
+                (
+                    command::reservation_report(nsid, bytes, true),
+                    Data::Read(bytes),
                 )
             }
             IoOp::Copy(ranges) => {

@@ -39,6 +39,13 @@ pub struct Wire {
     pub association: Option<usize>,
 }
 
+/// A command whose host will not get an answer.
+struct Lost {
+    link: SharedLink,
+    subsystem: usize,
+    command: Command,
+}
+
 pub struct World {
     pub rng: Rng,
     pub plan: Plan,
@@ -49,7 +56,7 @@ pub struct World {
     pub associations: Vec<Association>,
     pub wires: Vec<Wire>,
     /// Commands whose hosts will not get an answer, and which may still do something.
-    lost: Vec<(SharedLink, Command)>,
+    lost: Vec<Lost>,
     /// Reactors that may have something to do.
     stirred: Vec<bool>,
     links: usize,
@@ -400,6 +407,7 @@ impl World {
     fn place(&self, association: usize, link: &SharedLink) -> Place {
         let it = &self.associations[association];
         Place {
+            host: it.host,
             subsystem: it.plan.subsystem,
             listener: it.plan.listener,
             spoiled: lock(link).up.flipped > 0,
@@ -433,7 +441,7 @@ impl World {
         match &command.what {
             What::Io(io) => {
                 if !digest_ok {
-                    self.forget(&command);
+                    self.forget(place.subsystem, &command);
                     return Ok(());
                 }
                 return self.model.completed(place, &command, io, status, &data);
@@ -533,10 +541,15 @@ impl World {
         } else {
             trace::now() + delay
         };
+        let subsystem = self.associations[association].plan.subsystem;
         let lost = self.associations[association].tear_down(reset, at);
         for (link, command) in lost {
-            if matches!(&command.what, What::Io(io) if io.write.is_some()) {
-                self.lost.push((link, command));
+            if matches!(&command.what, What::Io(io) if io.changes_something()) {
+                self.lost.push(Lost {
+                    link,
+                    subsystem,
+                    command,
+                });
             } else {
                 self.model.under_way.remove(&command.start);
             }
@@ -545,10 +558,10 @@ impl World {
     }
 
     /// A command whose outcome its host cannot know.
-    fn forget(&mut self, command: &Command) {
+    fn forget(&mut self, subsystem: usize, command: &Command) {
         self.model.under_way.remove(&command.start);
         if let What::Io(io) = &command.what {
-            self.model.settle(io);
+            self.model.settle(subsystem, io);
         }
     }
 
@@ -564,11 +577,11 @@ impl World {
         }
         let (gone, left) = std::mem::take(&mut self.lost)
             .into_iter()
-            .partition(|(link, _)| lock(link).closed_at.is_some());
+            .partition(|lost: &Lost| lock(&lost.link).closed_at.is_some());
         self.lost = left;
-        let gone: Vec<(SharedLink, Command)> = gone;
-        for (_, command) in gone {
-            self.forget(&command);
+        let gone: Vec<Lost> = gone;
+        for lost in gone {
+            self.forget(lost.subsystem, &lost.command);
         }
     }
 

@@ -1,0 +1,381 @@
+//! What the specification says of reservations, once more and by itself: NVMe Base 2.1 §8.1.22.
+//!
+//! One reservation command is under way per namespace at a time. Where its host never learns how
+//! it ended, the namespace has several possible states, until an answer tells which it was.
+
+use crate::association::hostid;
+use crate::facts::History;
+use nvmf_host::command;
+use nvmf_proto::wire::Sqe;
+use nvmf_proto::wire::reservation::{
+    AcquireAction, AcquireCommand, AcquireData, ChangePtpl, RegisterAction, RegisterCommand,
+    RegisterData, RegistrantExtended, RegistrantStatus, ReleaseAction, ReleaseCommand, ReleaseData,
+    ReservationStatus, ReservationType,
+};
+use nvmf_target::Status;
+use std::collections::BTreeMap;
+
+/// A reservation command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reserve {
+    pub action: Action,
+    /// CRKEY.
+    pub key: u64,
+    /// NRKEY or PRKEY.
+    pub other: u64,
+    pub rtype: ReservationType,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Register,
+    Unregister,
+    Replace,
+    Acquire,
+    Preempt,
+    PreemptAndAbort,
+    Release,
+    Clear,
+}
+
+pub const ACTIONS: [Action; 8] = [
+    Action::Register,
+    Action::Unregister,
+    Action::Replace,
+    Action::Acquire,
+    Action::Preempt,
+    Action::PreemptAndAbort,
+    Action::Release,
+    Action::Clear,
+];
+
+impl Reserve {
+    /// The command and its data.
+    pub fn encode(&self, nsid: u32) -> (Sqe, Vec<u8>) {
+        let Self {
+            key: crkey,
+            other,
+            rtype,
+            ..
+        } = *self;
+        let register = |action| {
+            let command = RegisterCommand {
+                action,
+                iekey: false,
+                cptpl: ChangePtpl::NONE,
+            };
+            let mut data = [0; RegisterData::SIZE];
+            let nrkey = other;
+            RegisterData { crkey, nrkey }.encode(&mut data);
+            (command::reservation_register(nsid, &command), data.to_vec())
+        };
+        let acquire = |action| {
+            let command = AcquireCommand {
+                action,
+                iekey: false,
+                rtype,
+            };
+            let mut data = [0; AcquireData::SIZE];
+            let prkey = other;
+            AcquireData { crkey, prkey }.encode(&mut data);
+            (command::reservation_acquire(nsid, &command), data.to_vec())
+        };
+        let release = |action| {
+            let command = ReleaseCommand {
+                action,
+                iekey: false,
+                rtype,
+            };
+            let mut data = [0; ReleaseData::SIZE];
+            ReleaseData { crkey }.encode(&mut data);
+            (command::reservation_release(nsid, &command), data.to_vec())
+        };
+        match self.action {
+            Action::Register => register(RegisterAction::REGISTER),
+            Action::Unregister => register(RegisterAction::UNREGISTER),
+            Action::Replace => register(RegisterAction::REPLACE),
+            Action::Acquire => acquire(AcquireAction::ACQUIRE),
+            Action::Preempt => acquire(AcquireAction::PREEMPT),
+            Action::PreemptAndAbort => acquire(AcquireAction::PREEMPT_AND_ABORT),
+            Action::Release => release(ReleaseAction::RELEASE),
+            Action::Clear => release(ReleaseAction::CLEAR),
+        }
+    }
+}
+
+/// Registrants and reservation. `holder` is `None` if all registrants are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    pub keys: BTreeMap<usize, u64>,
+    held: Option<(ReservationType, Option<usize>)>,
+}
+
+type Answer = Result<(), Status>;
+
+impl State {
+    pub fn may_read(&self, host: usize) -> bool {
+        let excludes = self.held.is_some_and(|(rtype, _)| rtype.excludes_reads());
+        !excludes || self.may_write(host)
+    }
+
+    pub fn may_write(&self, host: usize) -> bool {
+        let Some((rtype, holder)) = self.held else {
+            return true;
+        };
+        let registered = self.keys.contains_key(&host);
+        holder == Some(host) || (rtype.admits_registrants() && registered)
+    }
+
+    /// What a command of a host is answered with; what it changes.
+    fn apply(&mut self, host: usize, reserve: &Reserve) -> Answer {
+        let registered = self.keys.get(&host).copied();
+        match reserve.action {
+            Action::Register if reserve.other == 0 => return Err(Status::INVALID_FIELD),
+            Action::Register if registered.is_none_or(|key| key == reserve.other) => {
+                self.keys.insert(host, reserve.other);
+                return Ok(());
+            }
+            Action::Replace if reserve.other == 0 => return Err(Status::INVALID_FIELD),
+            _ if registered != Some(reserve.key) => return Err(Status::RESERVATION_CONFLICT),
+            Action::Register => return Err(Status::RESERVATION_CONFLICT),
+            Action::Replace => {
+                self.keys.insert(host, reserve.other);
+            }
+            Action::Unregister => {
+                self.keys.remove(&host);
+                match self.held {
+                    Some((_, Some(holder))) if holder == host => self.held = None,
+                    Some((_, None)) if self.keys.is_empty() => self.held = None,
+                    _ => {}
+                }
+            }
+            Action::Acquire => {
+                let wanted = hold(reserve.rtype, host);
+                if self.held.is_some_and(|held| held != wanted) {
+                    return Err(Status::RESERVATION_CONFLICT);
+                }
+                self.held = Some(wanted);
+            }
+            Action::Preempt | Action::PreemptAndAbort => return self.preempt(host, reserve),
+            Action::Release => match self.held {
+                Some((rtype, holder)) if holder.is_none_or(|holder| holder == host) => {
+                    if rtype != reserve.rtype {
+                        return Err(Status::INVALID_FIELD);
+                    }
+                    self.held = None;
+                }
+                _ => {}
+            },
+            Action::Clear => *self = Self::default(),
+        }
+        Ok(())
+    }
+
+    fn preempt(&mut self, host: usize, reserve: &Reserve) -> Answer {
+        let key = reserve.other;
+        let named = |state: &Self| state.keys.values().any(|k| *k == key);
+        match self.held {
+            Some((_, Some(holder))) if self.keys.get(&holder) == Some(&key) => {
+                self.keys.retain(|other, k| *other == host || *k != key);
+                self.held = Some(hold(reserve.rtype, host));
+            }
+            Some((_, Some(_))) if key == 0 => return Err(Status::INVALID_FIELD),
+            Some((_, None)) if key == 0 => {
+                self.keys.retain(|other, _| *other == host);
+                self.held = Some(hold(reserve.rtype, host));
+            }
+            Some((_, None)) if !named(self) => return Err(Status::RESERVATION_CONFLICT),
+            _ => {
+                self.keys.retain(|_, k| *k != key);
+                if self.keys.is_empty() {
+                    self.held = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a Reservation Report says this.
+    fn is_reported(&self, page: &[u8]) -> bool {
+        let Some(header) = page.first_chunk() else {
+            return false;
+        };
+        let header = ReservationStatus::decode(header);
+        let rtype = self.held.map_or(ReservationType::NONE, |(rtype, _)| rtype);
+        let mut found = BTreeMap::new();
+        for entry in page[ReservationStatus::EXTENDED_SIZE..]
+            .chunks_exact(RegistrantExtended::SIZE)
+            .take(header.registrants.into())
+        {
+            let entry = RegistrantExtended::decode(entry.try_into().expect("its size"));
+            let holds = entry.status.contains(RegistrantStatus::HOLDER);
+            found.insert(entry.hostid, (entry.rkey, holds));
+        }
+        let holds = |host: usize| {
+            self.held
+                .is_some_and(|(_, holder)| holder.is_none_or(|holder| holder == host))
+        };
+        let expected: BTreeMap<_, _> = self
+            .keys
+            .iter()
+            .map(|(&host, &key)| (hostid(host), (key, holds(host))))
+            .collect();
+        header.rtype == rtype && found == expected
+    }
+}
+
+const fn hold(rtype: ReservationType, host: usize) -> (ReservationType, Option<usize>) {
+    if rtype.is_all_registrants() {
+        (rtype, None)
+    } else {
+        (rtype, Some(host))
+    }
+}
+
+/// A command that is under way.
+#[derive(Debug)]
+struct Busy {
+    host: usize,
+    reserve: Reserve,
+    /// The states that were possible before it.
+    before: Vec<State>,
+    /// The namespace was detached meanwhile: nobody knows what it was carried out on.
+    disturbed: bool,
+}
+
+impl Busy {
+    /// The states behind the command, from those before it that answer it in this way.
+    fn after(&self, wanted: impl Fn(Answer) -> bool) -> Vec<State> {
+        let mut after = Vec::new();
+        for state in &self.before {
+            let mut state = state.clone();
+            let answer = state.apply(self.host, &self.reserve);
+            if wanted(answer) && !after.contains(&state) {
+                after.push(state);
+            }
+        }
+        after
+    }
+
+    /// With it or without it.
+    fn either(&self) -> Vec<State> {
+        let mut states = self.before.clone();
+        for state in self.after(|_| true) {
+            if !states.contains(&state) {
+                states.push(state);
+            }
+        }
+        states
+    }
+}
+
+/// The reservations of an attached namespace.
+#[derive(Debug)]
+pub struct Reservations {
+    /// The states that are possible.
+    states: History<Vec<State>>,
+    busy: Option<Busy>,
+    /// When the last Preempt and Abort ended.
+    pub aborted: u64,
+}
+
+impl Default for Reservations {
+    fn default() -> Self {
+        Self {
+            states: History::new(vec![State::default()]),
+            busy: None,
+            aborted: 0,
+        }
+    }
+}
+
+impl Reservations {
+    pub const fn is_busy(&self) -> bool {
+        self.busy.is_some()
+    }
+
+    /// One of the states that are possible.
+    pub fn guess(&self) -> &State {
+        &self.states.now()[0]
+    }
+
+    pub fn was(&self, start: u64, test: impl Fn(&State) -> bool) -> bool {
+        self.states.since(start).flatten().any(test)
+    }
+
+    /// The namespace is attached anew: nothing is known of what was before.
+    pub fn reset(&mut self, stamp: u64) {
+        let mut states = vec![State::default()];
+        if let Some(busy) = &mut self.busy {
+            busy.disturbed = true;
+            busy.before = states;
+            states = busy.either();
+        }
+        self.states.set(stamp, states);
+    }
+
+    /// A command is on its way: from now on it may have been carried out.
+    pub fn begin(&mut self, stamp: u64, host: usize, reserve: Reserve) {
+        if reserve.action == Action::PreemptAndAbort {
+            self.aborted = u64::MAX;
+        }
+        let busy = Busy {
+            host,
+            reserve,
+            before: self.states.now().clone(),
+            disturbed: false,
+        };
+        self.states.set(stamp, busy.either());
+        self.busy = Some(busy);
+    }
+
+    /// The command was answered; an error if that cannot be.
+    pub fn answered(&mut self, stamp: u64, answer: Answer) -> Result<(), String> {
+        let Some(busy) = self.end(stamp) else {
+            return Ok(());
+        };
+        let states = if busy.disturbed {
+            busy.either()
+        } else {
+            busy.after(|other| other == answer)
+        };
+        if states.is_empty() {
+            return Err(format!(
+                "that is not the answer of {:?} to {:?}",
+                busy.before, busy.reserve
+            ));
+        }
+        self.states.set(stamp, states);
+        Ok(())
+    }
+
+    /// The command had no effect.
+    pub fn refused(&mut self, stamp: u64) {
+        if let Some(busy) = self.end(stamp) {
+            self.states.set(stamp, busy.before);
+        }
+    }
+
+    /// Nobody knows whether it had, but it will not have one any more.
+    pub fn lost(&mut self, stamp: u64) {
+        if let Some(busy) = self.end(stamp) {
+            self.states.set(stamp, busy.either());
+        }
+    }
+
+    fn end(&mut self, stamp: u64) -> Option<Busy> {
+        if self.aborted == u64::MAX {
+            self.aborted = stamp;
+        }
+        self.busy.take()
+    }
+
+    /// A report that was asked for at `start`.
+    pub fn check_report(&self, start: u64, page: &[u8]) -> Result<(), String> {
+        let mut states = self.states.since(start).flatten();
+        if states.any(|state| state.is_reported(page)) {
+            return Ok(());
+        }
+        Err(format!("{:?} does not report like that", self.states.now()))
+    }
+}
