@@ -281,6 +281,11 @@ pub fn hostid(host: usize) -> [u8; 16] {
     [host as u8 + 1; 16]
 }
 
+/// HOSTNQN of a host.
+pub fn hostnqn(host: usize) -> String {
+    format!("nqn.2026-11.org.example:host{host}")
+}
+
 fn enabled() -> Cc {
     Cc::default().with_en(true).with_iosqes(6).with_iocqes(4)
 }

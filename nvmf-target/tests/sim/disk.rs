@@ -159,6 +159,11 @@ impl Disk {
         state.info.volatile_cache.then(|| sectors.find(owed))?
     }
 
+    /// Shows what the disk holds.
+    pub fn with_data<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
+        look(&lock(&self.0).data)
+    }
+
     pub fn sectors(&self) -> u64 {
         lock(&self.0).dirty.len() as u64
     }

@@ -4,9 +4,8 @@
 use crate::association::{Association, Stage};
 use crate::command::{Io, IoOp};
 use crate::network::lock;
-use crate::note;
-use crate::plan;
 use crate::world::{Outcome, World};
+use crate::{note, plan, trace};
 use nvmf_target::TargetStats;
 
 /// Virtual time in which everything has to come to its end.
@@ -16,6 +15,9 @@ impl World {
     /// The whole of a run.
     pub fn play(&mut self) -> Outcome {
         self.run(PATIENCE, |world| world.commands_left == 0)?;
+        if self.plan.cut_short {
+            return self.shut_down_in_the_middle();
+        }
         self.calm_down();
         if !self.run(PATIENCE, |world| world.is_quiet())? {
             return Err(format!("it does not come to rest: {}", self.unrest()));
@@ -30,6 +32,20 @@ impl World {
 
     /// Faults are over.
     fn calm_down(&mut self) {
+        self.heal();
+        for index in 0..self.associations.len() {
+            let it = &mut self.associations[index];
+            // Who sends nothing any more is gone for good, and so is who is not there yet.
+            if it.silent || it.excuse.is_some() || it.stage == Stage::Rising {
+                self.give_up(index, true);
+            }
+            if let Stage::Down(at) = &mut self.associations[index].stage {
+                *at = u64::MAX;
+            }
+        }
+    }
+
+    fn heal(&mut self) {
         note!("faults are over");
         self.calm = true;
         for storage in &self.model.storage {
@@ -45,19 +61,9 @@ impl World {
                 pipe.flips = 0;
             }
         }
-        for index in 0..self.associations.len() {
-            let it = &mut self.associations[index];
-            for queue in &mut it.queues {
-                queue.deaf_until = 0;
-                queue.mute_until = 0;
-            }
-            // Who sends nothing any more is gone for good, and so is who is not there yet.
-            if it.silent || it.excuse.is_some() || it.stage == Stage::Rising {
-                self.give_up(index, true);
-            }
-            if let Stage::Down(at) = &mut self.associations[index].stage {
-                *at = u64::MAX;
-            }
+        for queue in self.associations.iter_mut().flat_map(|it| &mut it.queues) {
+            queue.deaf_until = 0;
+            queue.mute_until = 0;
         }
         self.stir();
     }
@@ -184,18 +190,45 @@ impl World {
         }
     }
 
+    /// The target is shut down while its hosts have commands under way: what it has acknowledged is
+    /// where it has to be.
+    fn shut_down_in_the_middle(&mut self) -> Outcome {
+        for it in &mut self.associations {
+            it.excuse = Some("the target is shut down");
+        }
+        self.heal();
+        self.shut_down()?;
+        // What is on its way to hosts they still get.
+        self.run(PATIENCE, |world| {
+            world.associations.iter().all(|it| !it.is_waiting())
+        })?;
+        let now = trace::stamp();
+        for (index, storage) in self.model.storage.iter_mut().enumerate() {
+            let Some(disk) = storage.disk.clone() else {
+                continue;
+            };
+            disk.with_data(|data| storage.versions.check(0, data, now, now))
+                .map_err(|why| format!("storage {index} after a shutdown: {why}"))?;
+            let owed = disk.owes(0..disk.sectors(), now);
+            if let Some(sector) = owed.filter(|_| self.plan.faults.remove == 0) {
+                return Err(format!(
+                    "storage {index}: sector {sector} is only in the cache after a shutdown"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The target ends, and with it everything that it holds.
     fn shut_down(&mut self) -> Outcome {
         note!("the target is shut down");
         self.sim.begin_shutdown();
         self.stir();
-        for disk in self.disks() {
-            if disk.pending() > 0 {
-                return Err(format!("{} requests are in a disk", disk.pending()));
-            }
-        }
         if !self.run(PATIENCE, |world| world.sim.is_over())? {
             return Err("the target does not end".to_owned());
+        }
+        if let Some(disk) = self.disks().find(|disk| disk.pending() > 0) {
+            return Err(format!("{} requests are in a disk", disk.pending()));
         }
         match self.disks().find(|disk| disk.lanes() > 0) {
             Some(disk) => Err(format!("{} lanes of a disk are open", disk.lanes())),

@@ -46,6 +46,8 @@ pub struct Subsystem {
     pub namespaces: BTreeMap<u32, History<Option<Namespace>>>,
     /// By listener and ANA group.
     pub ana: BTreeMap<(usize, u32), History<AnaState>>,
+    /// Hosts that may not use it, or might not.
+    pub barred: BTreeMap<usize, History<bool>>,
 }
 
 impl Subsystem {
@@ -54,6 +56,7 @@ impl Subsystem {
             nqn,
             namespaces: BTreeMap::new(),
             ana: BTreeMap::new(),
+            barred: BTreeMap::new(),
         }
     }
 
@@ -74,6 +77,16 @@ impl Subsystem {
             || vec![AnaState::Optimized],
             |h| h.since(start).copied().collect(),
         )
+    }
+
+    pub fn is_barred(&self, host: usize) -> bool {
+        self.barred.get(&host).is_some_and(|h| *h.now())
+    }
+
+    /// Whether a host was (`true`) or was not barred at some time since `start`.
+    pub fn was_barred(&self, host: usize, start: u64, barred: bool) -> bool {
+        let history = self.barred.get(&host);
+        history.map_or(!barred, |h| h.since(start).any(|b| *b == barred))
     }
 
     pub fn set(&mut self, stamp: u64, nsid: u32, namespace: Option<Namespace>) {

@@ -1,7 +1,8 @@
 //! What goes wrong, and what management does meanwhile.
 
-use crate::association::Stage;
+use crate::association::{Stage, hostnqn};
 use crate::command::What;
+use crate::facts::History;
 use crate::network::lock;
 use crate::note;
 use crate::trace;
@@ -47,8 +48,14 @@ impl World {
         if strikes(self, faults.abort) {
             any |= self.abort();
         }
-        if strikes(self, faults.controller_reset) {
+        if strikes(self, faults.leave) {
             any |= self.leave();
+        }
+        if strikes(self, faults.bar) {
+            any |= self.bar();
+        }
+        if strikes(self, faults.listener) {
+            any |= self.move_listener();
         }
         Ok(any)
     }
@@ -197,12 +204,70 @@ impl World {
             AnaState::PersistentLoss,
             AnaState::Change,
         ]);
+        if !self.doors[listener].is_open() {
+            return false;
+        }
         let nqn = self.model.subsystems[subsystem].nqn.clone();
         let target = self.sim.target().clone();
         self.model.set_ana(subsystem, listener, group, state);
         target
             .set_ana_state(&nqn, &format!("door{listener}"), group, state)
             .expect("all of them are there");
+        self.stir();
+        true
+    }
+
+    /// A host loses or gets back its right to use a subsystem.
+    fn bar(&mut self) -> bool {
+        let subsystem = self.rng.index(self.plan.subsystems.len());
+        let host = self.rng.index(self.plan.hosts.len());
+        let of = &mut self.model.subsystems[subsystem];
+        let barred = !of.is_barred(host);
+        note!("host {} of {} is barred {}", host, subsystem, barred);
+        let nqn = of.nqn.clone();
+        let history = of.barred.entry(host).or_insert_with(|| History::new(false));
+        history.set(trace::stamp(), barred);
+        let target = self.sim.target().clone();
+        let changed = if barred {
+            target.remove_host(&nqn, &hostnqn(host))
+        } else {
+            target.add_host(&nqn, &hostnqn(host))
+        };
+        changed.expect("both of them are there");
+        for it in &mut self.associations {
+            if barred && it.host == host && it.plan.subsystem == subsystem && !it.queues.is_empty()
+            {
+                it.excuse = Some("its host was barred");
+            }
+        }
+        self.stir();
+        true
+    }
+
+    /// A listener goes, or comes back.
+    fn move_listener(&mut self) -> bool {
+        let listener = self.rng.index(self.plan.listeners);
+        let name = format!("door{listener}");
+        if !self.doors[listener].is_open() {
+            note!("listener {} comes back", listener);
+            let door = self.listen(&name);
+            self.doors[listener] = door;
+            return true;
+        }
+        note!("listener {} goes", listener);
+        let target = self.sim.target().clone();
+        target.remove_listener(&name).expect("it is there");
+        let stamp = trace::stamp();
+        for subsystem in &mut self.model.subsystems {
+            for (_, history) in subsystem.ana.range_mut((listener, 0)..(listener + 1, 0)) {
+                history.set(stamp, AnaState::Optimized);
+            }
+        }
+        for it in &mut self.associations {
+            if it.plan.listener == listener && !it.queues.is_empty() {
+                it.excuse = Some("its listener was removed");
+            }
+        }
         self.stir();
         true
     }

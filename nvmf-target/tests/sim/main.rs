@@ -3,6 +3,7 @@
 //!     cargo test --profile sim -p nvmf-target --features sim --test sim
 //!     SIM_SEEDS=0..1000000 ...         runs these seeds
 //!     SIM_KEEP_GOING=1 ...             does not stop at the first that fails
+//!     SIM_STATS=1 ...                  says how often which command ended how
 //!     SIM_SEED=4711 SIM_TRACE=1 ...    replays one and prints what happens
 
 #![allow(unreachable_pub, reason = "it is all one program")]
@@ -24,6 +25,7 @@ mod plan;
 mod queue;
 mod reservations;
 mod rng;
+mod stats;
 mod trace;
 mod versions;
 mod work;
@@ -123,6 +125,7 @@ fn seeds_hold() {
             });
         }
     });
+    stats::print();
     assert!(!failed.into_inner(), "a seed failed, see above");
 }
 

@@ -338,6 +338,10 @@ impl Door {
         signal(&self.0.event);
     }
 
+    pub fn is_open(&self) -> bool {
+        lock(&self.0.streams).is_some()
+    }
+
     /// Whether connections wait to be accepted.
     pub fn is_waiting(&self) -> bool {
         lock(&self.0.streams)

@@ -22,6 +22,8 @@ pub struct Plan {
     pub tempo: u64,
     pub faults: Faults,
     pub mix: Mix,
+    /// The target is shut down while commands are under way.
+    pub cut_short: bool,
 }
 
 /// A device, which may be attached under several names.
@@ -98,7 +100,11 @@ pub struct Faults {
     pub remove: u64,
     pub ana: u64,
     pub abort: u64,
-    pub controller_reset: u64,
+    pub leave: u64,
+    /// A host loses or gets back its right to use a subsystem.
+    pub bar: u64,
+    /// A listener goes or comes.
+    pub listener: u64,
 }
 
 /// How likely the I/O commands are.
@@ -146,6 +152,7 @@ impl Plan {
                 Faults::draw(rng)
             },
             mix: Mix::draw(rng),
+            cut_short: rng.once_in(8),
         }
     }
 
@@ -288,7 +295,9 @@ impl Faults {
             remove: odds(&[200, 1000]),
             ana: odds(&[100, 500]),
             abort: odds(&[30, 200]),
-            controller_reset: odds(&[500, 2000]),
+            leave: odds(&[500, 2000]),
+            bar: odds(&[500, 2000]),
+            listener: odds(&[500, 2000]),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! A step lets one of them do one thing. What is drawn from the seed is which, and how much of it;
 //! so every byte stream is cut anywhere, and everything overtakes everything that it may overtake.
 
-use crate::association::{Association, Progress, Stage};
+use crate::association::{Association, Progress, Stage, hostnqn};
 use crate::command::{Command, What};
 use crate::disk::Disk;
 use crate::facts::{Namespace, Subsystem};
@@ -13,7 +13,7 @@ use crate::network::{Door, Link, SharedLink, SimTransport, lock};
 use crate::plan::{self, Kind, Plan};
 use crate::queue::Received;
 use crate::rng::Rng;
-use crate::{note, trace};
+use crate::{note, stats, trace};
 use nvmf_target::ns::{Inline, Namespace as Backend, NsInfo, RamDisk, Support};
 use nvmf_target::sim::SimTarget;
 use nvmf_target::{NamespaceConfig, Role, Status, SubsystemConfig, TargetConfig};
@@ -107,7 +107,14 @@ impl World {
         let plan = self.plan.clone();
         for (index, subsystem) in plan.subsystems.iter().enumerate() {
             let nqn = format!("nqn.2026-11.org.example:sim{index}");
-            self.add_subsystem(nqn, &subsystem.namespaces);
+            self.add_subsystem(nqn.clone(), &subsystem.namespaces);
+            if plan.faults.bar > 0 {
+                let target = self.sim.target().clone();
+                for host in 0..plan.hosts.len() {
+                    target.add_host(&nqn, &hostnqn(host)).expect("it is an NQN");
+                }
+                target.allow_any_host(&nqn, false).expect("it is there");
+            }
         }
         for listener in 0..plan.listeners {
             self.add_listener(&format!("door{listener}"));
@@ -160,12 +167,17 @@ impl World {
     }
 
     pub fn add_listener(&mut self, name: &str) {
+        let door = self.listen(name);
+        self.doors.push(door);
+    }
+
+    pub fn listen(&mut self, name: &str) -> Door {
         let (transport, door) = SimTransport::new(name);
         let target = self.sim.target().clone();
         target
             .listen_on(Box::new(transport), Role::Io)
             .expect("its name is new");
-        self.doors.push(door);
+        door
     }
 
     /// Something has happened that reactors may have to look at.
@@ -423,6 +435,7 @@ impl World {
         done: crate::queue::Completion,
     ) -> Outcome {
         let place = self.place(association, link);
+        let admitted = self.was_admitted(association, &done.command);
         let it = &mut self.associations[association];
         let crate::queue::Completion {
             command,
@@ -440,6 +453,7 @@ impl World {
         }
         match &command.what {
             What::Io(io) => {
+                stats::count(io.op.name(), status);
                 if !digest_ok {
                     self.forget(place.subsystem, &command);
                     return Ok(());
@@ -468,11 +482,16 @@ impl World {
                 }
                 self.give_up(association, false);
             }
+            What::Connect if status.is_success() && !admitted => {
+                return Err("a host was admitted that is barred".to_owned());
+            }
             what => match it.rise(qid, what, &cqe) {
                 Progress::Fine => {}
                 Progress::OpenQueue(qid) => self.open(association, qid),
                 Progress::Refused => {
-                    let excused = place.spoiled || it.excuse.is_some() || self.may_end(association);
+                    let excused = place.spoiled
+                        || self.may_end(association)
+                        || self.was_refused(association, &command);
                     if !excused {
                         return Err(format!("{} ended with {status}", what.name()));
                     }
@@ -497,6 +516,18 @@ impl World {
                 .any(|ns| ns.block_size != io.block_size),
             _ => false,
         })
+    }
+
+    /// Whether a host may have been admitted since it sent a command.
+    fn was_admitted(&self, association: usize, command: &Command) -> bool {
+        let it = &self.associations[association];
+        self.model.subsystems[it.plan.subsystem].was_barred(it.host, command.start, false)
+    }
+
+    /// Whether it may have been refused.
+    fn was_refused(&self, association: usize, command: &Command) -> bool {
+        let it = &self.associations[association];
+        self.model.subsystems[it.plan.subsystem].was_barred(it.host, command.start, true)
     }
 
     /// Whether there is a reason for the target to end an association.
@@ -654,7 +685,10 @@ impl World {
             }
         }
         let nqn = &self.model.subsystems[plan.subsystem].nqn;
-        let host = format!("nqn.2026-11.org.example:host{}", it.host);
+        let host = hostnqn(it.host);
+        if !self.doors[plan.listener].is_open() {
+            it.excuse = Some("nobody listens");
+        }
         it.open(Arc::clone(&link), qid, self.plan.in_capsule, nqn, &host);
         self.doors[plan.listener].connect(&link, self.rng.fork(), plan.cut);
         self.wires.push(Wire {
