@@ -15,6 +15,7 @@ use nvmf_proto::wire::fabrics::{
 use nvmf_proto::wire::feature::{Fid, NumberOfQueues, SetFeatures};
 use nvmf_proto::wire::nqn::Nqn;
 use nvmf_proto::wire::property::{Cc, Csts, PropertyOffset};
+use nvmf_target::Status;
 
 /// Entries of an admin queue.
 const ADMIN_ENTRIES: u32 = 32;
@@ -52,6 +53,8 @@ pub struct Association {
     pub last_arrival: u64,
     /// The host sends nothing more, for good.
     pub silent: bool,
+    /// How commands ended that the host wanted aborted, by their start.
+    ended: Vec<(u64, Status)>,
 }
 
 /// What becomes of a completion on the way up.
@@ -76,6 +79,7 @@ impl Association {
             last_submit: 0,
             last_arrival: 0,
             silent: false,
+            ended: Vec::new(),
         }
     }
 
@@ -215,11 +219,12 @@ impl Association {
         self.send(What::Event, command::async_event_request());
     }
 
-    pub fn abort(&mut self, qid: u16, cid: u16) {
+    /// Asks for the end of a command.
+    pub fn abort(&mut self, qid: u16, cid: u16, victim: u64) {
         let others = self.queues[0].commands();
         let others = others.filter(|c| matches!(c.what, What::Abort { .. }));
         let crowded = others.count() >= ABORTS;
-        self.send(What::Abort { crowded }, command::abort(qid, cid));
+        self.send(What::Abort { crowded, victim }, command::abort(qid, cid));
     }
 
     /// Controller reset: CC.EN is cleared.
@@ -234,6 +239,36 @@ impl Association {
         self.stage = Stage::Leaving;
         self.excuse = Some("its host shuts the controller down");
         self.send(What::Shutdown, set_cc(enabled().with_shn(Cc::SHN_NORMAL)));
+    }
+
+    /// A command is complete; an error if the target had said that it aborted it.
+    pub fn note_end(&mut self, command: &Command, status: Status) -> Result<(), String> {
+        let aborted = status.same_code(Status::ABORT_REQUESTED);
+        if command.unwanted {
+            self.ended.push((command.start, status));
+        }
+        if command.doomed && !aborted {
+            return Err(format!("an aborted command ended with {status}"));
+        }
+        Ok(())
+    }
+
+    /// The target says that it has aborted a command: then that has ended like that, or will.
+    pub fn aborted(&mut self, victim: u64) -> Result<(), String> {
+        let ended = self.ended.iter().find(|(start, _)| *start == victim);
+        match ended {
+            Some((_, status)) if !status.same_code(Status::ABORT_REQUESTED) => {
+                return Err(format!("an aborted command has ended with {status}"));
+            }
+            Some(_) => {}
+            None => {
+                let commands = self.queues.iter_mut().flat_map(Queue::commands_mut);
+                for command in commands.filter(|command| command.start == victim) {
+                    command.doomed = true;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Disconnect of one I/O queue.
@@ -255,6 +290,7 @@ impl Association {
         }
         self.cntlid = None;
         self.excuse = None;
+        self.ended.clear();
         self.stage = Stage::Down(retry_at);
         lost
     }

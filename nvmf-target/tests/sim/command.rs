@@ -17,6 +17,8 @@ pub enum What {
     /// `crowded`: there are as many of them as the target takes already.
     Abort {
         crowded: bool,
+        /// The start of the command that it is to end.
+        victim: u64,
     },
     Disable,
     Shutdown,
@@ -189,6 +191,8 @@ pub struct Command {
     pub at: u64,
     /// Somebody has asked for its end: an Abort, or a Preempt and Abort.
     pub unwanted: bool,
+    /// The target says that it has ended it.
+    pub doomed: bool,
 }
 
 impl Command {
@@ -199,6 +203,7 @@ impl Command {
             start,
             at,
             unwanted: false,
+            doomed: false,
         }
     }
 }

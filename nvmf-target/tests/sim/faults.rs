@@ -283,20 +283,20 @@ impl World {
         }
         let queue = self.rng.index(it.queues.len());
         let queue = &mut it.queues[queue];
-        let victims: Vec<u16> = queue
+        let victims: Vec<_> = queue
             .commands()
             .filter(|c| !matches!(c.what, What::Abort { .. } | What::KeepAlive))
-            .map(|c| c.cid)
+            .map(|c| (c.cid, c.start))
             .collect();
         if victims.is_empty() {
             return false;
         }
-        let cid = victims[self.rng.index(victims.len())];
-        for command in queue.commands_mut().filter(|c| c.cid == cid) {
+        let (cid, victim) = victims[self.rng.index(victims.len())];
+        for command in queue.commands_mut().filter(|c| c.start == victim) {
             command.unwanted = true;
         }
         let qid = queue.qid;
-        it.abort(qid, cid);
+        it.abort(qid, cid, victim);
         true
     }
 

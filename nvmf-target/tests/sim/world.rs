@@ -451,6 +451,7 @@ impl World {
         if !digest_ok && lock(link).down.flipped == 0 {
             return Err("a data digest of the target is wrong".to_owned());
         }
+        it.note_end(&command, status)?;
         match &command.what {
             What::Io(io) => {
                 stats::count(io.op.name(), status);
@@ -462,12 +463,14 @@ impl World {
             }
             What::KeepAlive | What::Abort { .. } if !status.is_success() => {
                 let limit = status.same_code(Status::ABORT_LIMIT_EXCEEDED);
-                let crowded = matches!(command.what, What::Abort { crowded: true });
+                let crowded = matches!(command.what, What::Abort { crowded: true, .. });
                 let excused = place.spoiled || place.stopping || (limit && crowded);
                 if !excused {
                     return Err(format!("{} ended with {status}", command.what.name()));
                 }
             }
+            // NVMe Base 2.1, Abort command: bit 0 of dword 0 is clear if the command was aborted.
+            What::Abort { victim, .. } if cqe.result & 1 == 0 => it.aborted(*victim)?,
             What::KeepAlive | What::Abort { .. } => {}
             What::Event => {
                 if status.is_success() && it.stage == Stage::Up {
@@ -486,7 +489,7 @@ impl World {
                 return Err("a host was admitted that is barred".to_owned());
             }
             what => match it.rise(qid, what, &cqe) {
-                Progress::Fine => {}
+                Progress::Fine => self.check_cntlid(association)?,
                 Progress::OpenQueue(qid) => self.open(association, qid),
                 Progress::Refused => {
                     let excused = place.spoiled
@@ -516,6 +519,23 @@ impl World {
                 .any(|ns| ns.block_size != io.block_size),
             _ => false,
         })
+    }
+
+    /// No other controller of the subsystem that is there has the same CNTLID.
+    fn check_cntlid(&self, association: usize) -> Outcome {
+        let is_open = |it: &&Association| {
+            let admin = it.queues.first();
+            admin.is_some_and(|admin| lock(&admin.link).closed_at.is_none())
+        };
+        let it = &self.associations[association];
+        let same = |other: &&Association| {
+            other.cntlid == it.cntlid && other.plan.subsystem == it.plan.subsystem
+        };
+        let mut count = self.associations.iter().filter(is_open).filter(same);
+        if it.cntlid.is_some() && count.nth(1).is_some() {
+            return Err(format!("CNTLID {:?} is given out twice", it.cntlid));
+        }
+        Ok(())
     }
 
     /// Whether a host may have been admitted since it sent a command.
