@@ -19,11 +19,11 @@ pub(super) struct Limits {
     #[arg(long, value_name = "N", value_parser = number(1_u32, 1 << 20))]
     connections_per_address: Option<u32>,
 
-    /// Connections of one host (by its NQN) at a time [default: 1024]
+    /// Connections of one host (by its NQN) at a time [default: 2048]
     #[arg(long, value_name = "N", value_parser = number(1_u32, 1 << 20))]
     connections_per_host: Option<u32>,
 
-    /// Controllers of one host (by its NQN) at a time [default: 256]
+    /// Controllers of one host (by its NQN) at a time [default: 1024]
     #[arg(long, value_name = "N", value_parser = number(1_u32, 65_519))]
     controllers_per_host: Option<u32>,
 
