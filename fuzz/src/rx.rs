@@ -156,12 +156,16 @@ impl Script<TcpTarget> for Answers {
     }
 
     fn waiting(&mut self, target: &mut TcpTarget, need: Need) {
-        let slot = match need {
-            Need::Wait(WaitFor::Command(slot)) => Some(slot),
-            _ => self.late.pop_front(),
-        };
-        if let Some(slot) = slot {
+        if let Need::Wait(WaitFor::Command(slot)) = need {
             target.complete(slot, OK);
+            return;
+        }
+        // A slot comes free with the first that does not have to wait for its data: that may stand
+        // behind the command that waits for a slot.
+        while let Some(slot) = self.late.pop_front() {
+            if target.complete(slot, OK) {
+                return;
+            }
         }
     }
 

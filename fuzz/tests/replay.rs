@@ -1,30 +1,33 @@
 //! The fuzz targets without a fuzzer: their corpus, and mutations of it drawn from a fixed seed.
 //!
-//! `NVMF_FUZZ_RUNS` says how many mutations per target, `NVMF_FUZZ_SEED` from which seed. A finding
-//! prints the input.
+//! `NVMF_FUZZ_RUNS` says how many mutations per target, `NVMF_FUZZ_SEED` from which seed;
+//! `NVMF_FUZZ_CORPORA` names further folders with a folder of inputs per target. A finding prints
+//! the input.
 
 use nvmf_proto::tcp::pair::Rng;
 use std::env;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 fn setting(name: &str, default: u64) -> u64 {
     env::var(name).map_or(default, |text| text.parse().expect(name))
 }
 
 fn corpus(target: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("corpus")
-        .join(target);
-    let mut paths: Vec<_> = fs::read_dir(&folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    // The order of a folder is anyone's guess, and the mutations depend on it.
-    paths.sort();
-    assert!(!paths.is_empty(), "{folder:?} is empty");
-    paths.iter().map(|path| fs::read(path).unwrap()).collect()
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    let others = env::var("NVMF_FUZZ_CORPORA").unwrap_or_default();
+    let others = others.split_whitespace().map(PathBuf::from);
+    let mut inputs = Vec::new();
+    for folder in [own].into_iter().chain(others) {
+        let entries = fs::read_dir(folder.join(target)).into_iter().flatten();
+        let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        // The order of a folder is anyone's guess, and the mutations depend on it.
+        paths.sort();
+        inputs.extend(paths.iter().map(|path| fs::read(path).unwrap()));
+    }
+    assert!(!inputs.is_empty(), "{target} has no corpus");
+    inputs
 }
 
 fn run(target: &str, input: &[u8]) {
