@@ -9,9 +9,11 @@
 //! * [`target`]: commands of every kind against a whole target, judged by the host.
 //! * [`wire`]: what is decoded, encoded and decoded again is the same.
 
+pub mod device;
 pub mod host_rx;
 pub mod ops;
 pub mod play;
+pub mod rig;
 pub mod rx;
 pub mod target;
 pub mod wire;
