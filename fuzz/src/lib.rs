@@ -6,9 +6,11 @@
 //! * [`rx`]: a host's byte stream and a list of cuts, into the target's machine.
 //! * [`ops`]: calls to the target's machine in any order, with PDUs that are mostly right.
 //! * [`host_rx`]: a target's byte stream and a list of cuts, into the host's machine.
+//! * [`connect`]: Connect, commands before their time, and the discovery log.
 //! * [`target`]: commands of every kind against a whole target, judged by the host.
 //! * [`wire`]: what is decoded, encoded and decoded again is the same.
 
+pub mod connect;
 pub mod device;
 pub mod host_rx;
 pub mod ops;
@@ -29,6 +31,7 @@ pub fn run(target: &str, data: &[u8]) -> bool {
         "ops" => ops::run_bytes(data),
         "host_rx" => host_rx::run(data),
         "target" => target::run_bytes(data),
+        "connect" => connect::run_bytes(data),
         "wire" => wire::run(data),
         _ => return false,
     }

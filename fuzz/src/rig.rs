@@ -26,7 +26,7 @@ const PATIENCE: u64 = 15 * SECOND;
 /// How much later it is at least in every step of a wait.
 const STEP: u64 = SECOND / 10;
 /// Real time, which decides nothing.
-const NEVER: Duration = Duration::from_secs(3600);
+pub const NEVER: Duration = Duration::from_secs(3600);
 
 thread_local! {
     /// Streams have to be `Send`, which a target in one thread is not.
