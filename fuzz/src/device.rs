@@ -151,15 +151,40 @@ impl Lane for SlowLane {
 
 /// Whatever it says of itself, there is nothing but zeroes in it, and everything succeeds.
 #[derive(Debug)]
-pub struct Zeroes(pub NsInfo);
+pub struct Claim {
+    info: Mutex<NsInfo>,
+    sinks: Mutex<Vec<NsSink>>,
+}
 
-impl Namespace for Zeroes {
+impl Claim {
+    /// A namespace that says this of itself.
+    #[must_use]
+    pub fn new(info: NsInfo) -> Arc<Self> {
+        Arc::new(Self {
+            info: Mutex::new(info),
+            sinks: Mutex::default(),
+        })
+    }
+
+    /// Says something else of itself from now on.
+    pub fn change(&self, change: impl FnOnce(&mut NsInfo)) {
+        change(&mut lock(&self.info));
+        let sinks = lock(&self.sinks).clone();
+        sinks.iter().for_each(NsSink::changed);
+    }
+}
+
+impl Namespace for Claim {
     fn info(&self) -> NsInfo {
-        self.0.clone()
+        lock(&self.info).clone()
     }
 
     fn open_lane(&self, _: &LaneCx) -> Result<Box<dyn Lane>, Error> {
         Ok(Box::new(ZeroesLane))
+    }
+
+    fn subscribe(&self, sink: NsSink) {
+        lock(&self.sinks).push(sink);
     }
 }
 

@@ -7,9 +7,11 @@
 //! * [`ops`]: calls to the target's machine in any order, with PDUs that are mostly right.
 //! * [`host_rx`]: a target's byte stream and a list of cuts, into the host's machine.
 //! * [`connect`]: Connect, commands before their time, and the discovery log.
+//! * [`config`]: what an embedder configures.
 //! * [`target`]: commands of every kind against a whole target, judged by the host.
 //! * [`wire`]: what is decoded, encoded and decoded again is the same.
 
+pub mod config;
 pub mod connect;
 pub mod device;
 pub mod host_rx;
@@ -31,6 +33,7 @@ pub fn run(target: &str, data: &[u8]) -> bool {
         "ops" => ops::run_bytes(data),
         "host_rx" => host_rx::run(data),
         "target" => target::run_bytes(data),
+        "config" => config::run_bytes(data),
         "connect" => connect::run_bytes(data),
         "wire" => wire::run(data),
         _ => return false,

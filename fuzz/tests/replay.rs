@@ -94,6 +94,16 @@ fn target() {
 }
 
 #[test]
+fn connect() {
+    replay("connect");
+}
+
+#[test]
+fn config() {
+    replay("config");
+}
+
+#[test]
 fn wire() {
     replay("wire");
 }
