@@ -9,7 +9,7 @@ set -eu
 cd "$(dirname "$0")"
 seconds=${1:-20}
 [ $# -eq 0 ] || shift
-targets=${*:-rx ops host_rx target wire}
+targets=${*:-rx ops host_rx wire target connect config}
 host=$(rustc -vV | sed -n 's/^host: //p')
 # Instrumented code has a folder of its own, or every other build would start from nothing.
 target_dir=${CARGO_TARGET_DIR:-$PWD/../target}/fuzz
@@ -50,9 +50,12 @@ mkdir -p artifacts
 for target in $targets; do
     mkdir -p "corpus-new/$target"
     log=artifacts/$target.log
+    dict=""
+    [ ! -f "dictionaries/$target.dict" ] || dict="-dict=dictionaries/$target.dict"
+    # shellcheck disable=SC2086
     if ! "$target_dir/$host/release/$target" "corpus-new/$target" "corpus/$target" \
         -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=4096 \
-        -print_final_stats=1 -artifact_prefix="artifacts/$target-" >"$log" 2>&1; then
+        $dict -print_final_stats=1 -artifact_prefix="artifacts/$target-" >"$log" 2>&1; then
         tail -n 40 "$log"
         echo "$target: failed" >&2
         exit 1

@@ -121,6 +121,8 @@ pub(super) struct Steps<'a> {
     base: &'a MemConnector,
     /// The namespaces that were ever made.
     claims: Vec<Arc<Claim>>,
+    /// Where there ever was a referral to.
+    referrals: Vec<TransportAddress>,
     /// Whether hosts can connect as the target's limits are.
     serves: bool,
     view: String,
@@ -132,6 +134,7 @@ impl<'a> Steps<'a> {
             rig,
             base,
             claims: Vec::new(),
+            referrals: Vec::new(),
             serves,
             view: String::new(),
         };
@@ -161,6 +164,12 @@ impl<'a> Steps<'a> {
             return;
         }
         let single = changes.len() == 1;
+        let known = self.referrals.len();
+        self.referrals
+            .extend(steps.iter().filter_map(|step| match step {
+                Step::AddReferral(_, address) => Some(address.address()),
+                _ => None,
+            }));
         let result = self.rig.target().apply(changes);
         rig::settle();
         let view = self.look();
@@ -170,6 +179,7 @@ impl<'a> Steps<'a> {
                 self.view = view;
             }
             Err(error) => {
+                self.referrals.truncate(known);
                 let steps: Vec<_> = steps.iter().filter(|s| s.claim().is_none()).collect();
                 let (index, error) = match error {
                     Error::Change { index, source, .. } if !single => (index, *source),
@@ -210,9 +220,22 @@ impl<'a> Steps<'a> {
         let discovery = Controller::connect_over(rig::connector(self.base), &options);
         let mut discovery = discovery.expect("everybody may ask");
         let entries = discovery.discovery_log().expect("a log");
+        // What it says is what was configured, whole.
+        let listeners = self.rig.target().listeners();
+        let places = listeners.iter().map(|info| &info.address);
+        let places: Vec<_> = places
+            .chain(&self.referrals)
+            .map(|at| {
+                (
+                    at.traddr.trim_end().to_owned(),
+                    at.trsvcid.trim_end().to_owned(),
+                )
+            })
+            .collect();
         for entry in entries {
-            // What it says is what was configured, whole.
             let name = entry.subsystem_nqn().expect("an NQN");
+            let place = (entry.address(), entry.service());
+            assert!(places.contains(&place), "{place:?} is none of {places:?}");
             let _ = writeln!(
                 view,
                 "{name} {:?} {:?} {:?} {}",
@@ -424,7 +447,7 @@ impl Step {
                 fields.chain(["PORTID", "listener"]).collect()
             }
             Self::Serve(..) | Self::StopServing(..) => vec!["listener"],
-            Self::AddReferral(..) => vec!["referral", "discovery NQN"],
+            Self::AddReferral(..) => vec!["referral", "discovery NQN", "TRADDR", "TRSVCID"],
             Self::Claim(..)
             | Self::RemoveSubsystem(_)
             | Self::RemoveNamespace(..)

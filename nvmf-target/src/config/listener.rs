@@ -186,6 +186,7 @@ impl Referral {
             let text = format!("referral to {}: one address is wanted", self.address);
             return Err(Error::config(text));
         }
+        self.address.validate()?;
         let name = self.nqn.as_ref();
         name.map_or(Ok(()), |name| nqn("discovery NQN", name).map(|_| ()))
     }
@@ -224,5 +225,13 @@ mod tests {
                 .to_string()
                 .contains("0.0.0.0")
         );
+        let elsewhere = |change: fn(&mut TransportAddress)| {
+            let mut referral = Referral::tcp(([192, 0, 2, 1], 8009).into());
+            change(&mut referral.address);
+            referral.validate().unwrap_err().to_string()
+        };
+        assert!(elsewhere(|a| a.traddr = "x".repeat(257)).contains("TRADDR"));
+        assert!(elsewhere(|a| a.traddr = "\u{e9}".to_owned()).contains("TRADDR"));
+        assert!(elsewhere(|a| a.trsvcid = "1".repeat(33)).contains("TRSVCID"));
     }
 }

@@ -210,6 +210,15 @@ impl TargetConfig {
         for (name, value) in counts {
             check(value > 0, name, value.to_string(), "at least 1")?;
         }
+        let times = [
+            ("icreq_timeout", self.icreq_timeout),
+            ("connect_timeout", self.connect_timeout),
+            ("association_timeout", self.association_timeout),
+            ("stall_timeout", self.stall_timeout),
+        ];
+        for (name, time) in times {
+            check(!time.is_zero(), name, format!("{time:?}"), "more than 0")?;
+        }
         if let Some(name) = &self.discovery_nqn {
             nqn("discovery NQN", name)?;
         }
@@ -271,5 +280,9 @@ mod tests {
         assert!(change(|c| c.io_queue_entries = 1).contains("io_queue_entries 1"));
         assert!(change(|c| c.io_queues = 0).contains("io_queues 0"));
         assert!(change(|c| c.discovery_nqn = Some("disc".to_owned())).contains("\"disc\""));
+        assert!(change(|c| c.icreq_timeout = Duration::ZERO).contains("icreq_timeout 0"));
+        assert!(change(|c| c.connect_timeout = Duration::ZERO).contains("connect_timeout 0"));
+        assert!(change(|c| c.association_timeout = Duration::ZERO).contains("association_timeout"));
+        assert!(change(|c| c.stall_timeout = Duration::ZERO).contains("stall_timeout 0"));
     }
 }

@@ -398,6 +398,10 @@ impl Draft<'_> {
                 return Err(Error::config(format!("the transport {panic}")));
             }
         };
+        if let Err(err) = address.validate() {
+            self.effects.withdrawn.push(transport);
+            return Err(err);
+        }
         let name = wanted.unwrap_or_else(|| {
             let name = socket.map_or_else(|| address.traddr.clone(), |socket| socket.to_string());
             match self.topology.listener(&name) {

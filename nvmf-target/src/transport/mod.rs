@@ -10,6 +10,7 @@ mod tcp;
 pub use mem::{MemConnector, MemStream, MemTransport};
 pub use tcp::TcpTransport;
 
+use crate::Error;
 use nvmf_proto::wire::discovery::{AddressFamily, TransportType};
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -23,9 +24,9 @@ pub struct TransportAddress {
     pub trtype: TransportType,
     /// ADRFAM.
     pub adrfam: AddressFamily,
-    /// TRADDR: the address in text, at most 256 bytes.
+    /// TRADDR: the address in text, at most 256 printable ASCII characters.
     pub traddr: String,
-    /// TRSVCID: the service (port) in text, at most 32 bytes.
+    /// TRSVCID: the service (port) in text, at most 32 printable ASCII characters.
     pub trsvcid: String,
     /// The listener accepts on every address of its family: the discovery log names the one by
     /// which the host has reached the target.
@@ -48,6 +49,23 @@ impl TransportAddress {
             trsvcid: address.port().to_string(),
             wildcard: ip.is_unspecified(),
         }
+    }
+}
+
+impl TransportAddress {
+    /// What the discovery log can say: ASCII, as long as its fields.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        for (name, value, max) in [
+            ("TRADDR", &self.traddr, 256),
+            ("TRSVCID", &self.trsvcid, 32),
+        ] {
+            if value.len() > max || !value.bytes().all(|b| (0x20..=0x7e).contains(&b)) {
+                return Err(Error::config(format!(
+                    "{name} {value:?}: at most {max} printable ASCII characters are wanted"
+                )));
+            }
+        }
+        Ok(())
     }
 }
 
