@@ -348,7 +348,7 @@ impl World {
     }
 
     /// A host does everything right and gets an I/O queue, if the topology lets it.
-    fn whole(&mut self, port: u8, host: u8, subsystem: u8) {
+    fn whole(&self, port: u8, host: u8, subsystem: u8) {
         let port = usize::from(port) % self.ports.len();
         let subnqn = self.topology.subsystem(subsystem % 6);
         let mut options = rig::options(Some(subnqn.as_str()), host % 3);
@@ -572,7 +572,7 @@ impl Connect {
         topology: &Topology,
         controller: Option<&Controller>,
     ) -> (ConnectCommand, [u8; 1024]) {
-        let io = self.qid % 4 != 0 && controller.is_some();
+        let io = !self.qid.is_multiple_of(4) && controller.is_some();
         let options = rig::options(None, self.host % 3);
         let mut cattr = Cattr::empty();
         cattr.set(Cattr::DISABLE_SQ_FLOW_CONTROL, self.no_flow_control && io);

@@ -40,6 +40,10 @@ enum Op {
     Poll,
     /// So many of the bytes that were handed out have left.
     Transmitted(u16),
+    /// Which command has this CID?
+    Find(u8),
+    /// Is data of it still to come?
+    AwaitsData(Pick),
     /// So many seconds later.
     Timeout(u8),
     PeerClosed,
@@ -129,6 +133,7 @@ pub fn run(case: &Case) {
         live: BTreeMap::new(),
         known: Vec::new(),
         r2ts: Vec::new(),
+        past: None,
         sent: Vec::new(),
         failed: false,
         now: 0,
@@ -158,6 +163,8 @@ struct Driver {
     /// Every slot there ever was, the last few of them.
     known: Vec<Slot>,
     r2ts: Vec<R2t>,
+    /// One that has got all its data.
+    past: Option<R2t>,
     /// What was handed out and not looked at yet.
     sent: Vec<u8>,
     failed: bool,
@@ -189,6 +196,23 @@ impl Driver {
             Op::Timeout(seconds) => {
                 self.now = self.now.saturating_add(u64::from(*seconds) * 1_000_000_000);
                 self.target.handle_timeout(Time(self.now));
+            }
+            Op::Find(cid) => {
+                if let Some(slot) = self.target.find(u16::from(*cid)) {
+                    let live = self.live.get(&slot.index());
+                    assert!(
+                        live.is_some_and(|live| live.slot == slot && live.done.is_none()),
+                        "{slot:?} {live:?}"
+                    );
+                }
+            }
+            Op::AwaitsData(pick) => {
+                if let Some(slot) = self.pick(*pick)
+                    && self.target.awaits_data(slot)
+                {
+                    let live = self.live.get(&slot.index());
+                    assert!(live.is_some_and(|live| live.slot == slot), "{slot:?}");
+                }
             }
             Op::PeerClosed => self.target.peer_closed(),
         }
@@ -237,9 +261,13 @@ impl Driver {
             }
             Pdu::H2cData { r2t, len } => {
                 let count = self.r2ts.len().max(1);
-                let Some(r2t) = self.r2ts.get_mut(usize::from(r2t) % count) else {
-                    return;
+                // Rarely for an R2T that has got all its data.
+                let mut past = self.past.filter(|_| r2t > 0xf0);
+                let r2t = match &mut past {
+                    Some(past) => Some(past),
+                    None => self.r2ts.get_mut(usize::from(r2t) % count),
                 };
+                let Some(r2t) = r2t else { return };
                 let (offset, len) = (r2t.next, u32::from(len.max(1)).min(r2t.end - r2t.next));
                 r2t.next += len;
                 let mut ch = common(PduType::H2C_DATA, 24);
@@ -251,6 +279,9 @@ impl Driver {
                     length: len,
                 }
                 .encode(&ch);
+                if r2t.next == r2t.end {
+                    self.past = Some(R2t { next: 0, ..*r2t });
+                }
                 self.r2ts.retain(|r2t| r2t.next < r2t.end);
                 self.finish_pdu(&header, len as usize)
             }

@@ -16,7 +16,7 @@ use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 const SECOND: u64 = 1_000_000_000;
@@ -31,6 +31,24 @@ pub const NEVER: Duration = Duration::from_secs(3600);
 thread_local! {
     /// Streams have to be `Send`, which a target in one thread is not.
     static RIG: RefCell<Option<Rig>> = const { RefCell::new(None) };
+}
+
+/// What hosts say of themselves ends up in log lines: those are made as well, and thrown away.
+struct Sink;
+
+static INIT: Once = Once::new();
+
+impl log::Log for Sink {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let line = record.args().to_string();
+        assert!(!line.contains('\n'), "a log line of several: {line:?}");
+    }
+
+    fn flush(&self) {}
 }
 
 struct Rig {
@@ -52,6 +70,11 @@ impl TestTarget {
     ///
     /// As [`SimTarget::new`].
     pub fn new(config: TargetConfig) -> Result<Self, nvmf_target::Error> {
+        INIT.call_once(|| {
+            // Only one per process: somebody else's will do.
+            let _ = log::set_logger(&Sink);
+            log::set_max_level(log::LevelFilter::Debug);
+        });
         // What a failed input has left behind goes first.
         drop(RIG.take());
         let sim = SimTarget::new(config, SECOND)?;
@@ -196,7 +219,7 @@ pub fn verify(listener: &MemConnector, bytes: usize) -> Result<(), Error> {
     let mut controller = Controller::connect_over(connector(listener), &options)?;
     controller.set_queue_count(1)?;
     let mut queue = controller.io_queue(1)?.into_queue();
-    let written: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
+    let written: Vec<u8> = (0..=250).cycle().take(bytes).collect();
     let blocks = u32::try_from(bytes / 512).unwrap_or(u32::MAX);
     queue
         .execute(

@@ -4,6 +4,7 @@
 //! After every input the target has to be as idle as before, and to serve a new host.
 
 mod command;
+mod raw;
 mod world;
 
 use self::command::Command;
@@ -44,6 +45,11 @@ enum Op {
         qid: u8,
     },
     DropIoQueue,
+    /// A queue whose commands choose CIDs and data pointers themselves.
+    Raw {
+        commands: Vec<Command>,
+        cids: u8,
+    },
     /// The next operations are the other host's.
     Turn,
     /// So many requests that the slow namespace holds are carried out; with 0 one fails.
@@ -167,6 +173,9 @@ impl Session {
                 self.io_owed.clear();
                 self.half = false;
                 self.io = None;
+            }
+            Op::Raw { commands, cids } => {
+                raw::run(&self.controller, &world.connector, commands, *cids);
             }
             Op::Turn => {}
             Op::Release(0) => world.rig.slow().fail(Status::INTERNAL_ERROR),

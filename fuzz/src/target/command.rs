@@ -6,7 +6,7 @@ use nvmf_host::Data;
 use nvmf_proto::wire::copy::CopyCommand;
 use nvmf_proto::wire::dsm::DsmCommand;
 use nvmf_proto::wire::fabrics::FabricsType;
-use nvmf_proto::wire::feature::{Fid, GetFeatures, HOST_ID_EXTENDED};
+use nvmf_proto::wire::feature::{Fid, GetFeatures, HOST_ID_EXTENDED, SetFeatures};
 use nvmf_proto::wire::log::GetLogPage;
 use nvmf_proto::wire::reservation::ReportCommand;
 use nvmf_proto::wire::{AdminOpcode, NvmOpcode, SglDescriptor, Sqe};
@@ -39,8 +39,8 @@ enum Length {
     AsCommand,
     /// The same, in the order of the target's choice.
     ByR2t,
-    /// The same, and the blocks lie where most are: at the beginning.
-    Low,
+    /// The same, and the command is one that means something.
+    Likely,
 }
 
 /// Rarely the SQE is not what a host would make.
@@ -104,9 +104,8 @@ impl Command {
             let high = self.high >> bit & 1 == 1 && self.high > 0xc0;
             u32::from(low) | if high { u32::from(low) << 16 } else { 0 }
         });
-        if !admin && matches!(self.data, Length::Low) {
-            // SLBA and NLB.
-            (cdw[0], cdw[1], cdw[2]) = (cdw[0] % 64, 0, cdw[2] % 256);
+        if matches!(self.data, Length::Likely) {
+            self.make_likely(&mut sqe, admin, &mut cdw);
         }
         sqe.set_cdw10_15(cdw);
         if self.lie.odds >= 0xf0 {
@@ -120,10 +119,90 @@ impl Command {
             sqe.set_sgl(SglDescriptor {
                 address: self.lie.flags.into(),
                 length: self.lie.sgl_len.into(),
-                kind: self.lie.sgl_kind,
+                kind: self.sgl_kind(),
             });
         }
         sqe
+    }
+
+    /// Mostly one that is known somewhere.
+    const fn sgl_kind(&self) -> u8 {
+        match self.lie.sgl_kind {
+            0..0x40 => SglDescriptor::IN_CAPSULE,
+            0x40..0x80 => SglDescriptor::TRANSPORT,
+            0x80..0x90 => 0x40,
+            kind => kind,
+        }
+    }
+
+    /// Most values mean nothing. These do.
+    fn make_likely(&self, sqe: &mut Sqe, admin: bool, cdw: &mut [u32; 6]) {
+        let pick = |known: &[u8]| known[usize::from(self.high) % known.len()];
+        let small = u32::from(self.cdw[1] % 8);
+        match AdminOpcode(sqe.opcode()) {
+            AdminOpcode::FABRICS => {
+                // Property Set, Connect, Property Get, authentication, Disconnect.
+                sqe.0[4] = pick(&[0x00, 0x01, 0x04, 0x05, 0x06, 0x08, 0x08]);
+                cdw[0] = u32::from(self.cdw[0] > 0xf000);
+                cdw[1] = u32::from(pick(&[0x14, 0x1c, 0x08, 0x20, 0x00, 0x68, 0x14]));
+                // CC: enabled or not, with a shutdown or without.
+                cdw[2] = 6 << 16 | 4 << 20 | (cdw[2] & 0xc001);
+                cdw[3] = 0;
+            }
+            _ if !admin => {
+                // SLBA and NLB; bits from NSZ to FUA.
+                let flags = if self.high > 0xa0 { 0 } else { self.high };
+                (cdw[0], cdw[1]) = (cdw[0] % 64, 0);
+                cdw[2] = (cdw[2] % 256) | (u32::from(flags) << 23);
+            }
+            AdminOpcode::SET_FEATURES | AdminOpcode::GET_FEATURES => {
+                cdw[0] = u32::from(pick(&[
+                    0x01, 0x02, 0x04, 0x05, 0x06, 0x07, 0x0a, 0x0b, 0x0e, 0x0f, 0x16, 0x81, 0x82,
+                    0x83, 0x84,
+                ]));
+                cdw[1] = match self.cdw[1] {
+                    low @ 0..0x4000 => low.into(),
+                    low => u32::from(low & 7) | u32::from(low & 7) << 16,
+                };
+            }
+            AdminOpcode::GET_LOG_PAGE => {
+                let lid = pick(&[0, 1, 2, 3, 4, 5, 0x0c, 0x0d, 0x12, 0x70, 0x80]);
+                let lsp_rae = (self.cdw[0] >> 8) & 0x83;
+                cdw[0] = u32::from(lid) | u32::from(lsp_rae) << 8 | cdw[3] << 18;
+                cdw[1] = 0;
+                (cdw[2], cdw[3], cdw[4]) = (small * 4, 0, 0);
+            }
+            AdminOpcode::IDENTIFY => {
+                let cns = pick(&[0, 1, 2, 3, 5, 6, 7, 8, 0x10, 0x13, 0x14, 0x15, 0x18, 0x1c]);
+                (cdw[0], cdw[1]) = (cns.into(), 0);
+            }
+            AdminOpcode::ABORT => cdw[0] = (small % 3) | (u32::from(self.cdw[0] % 64) << 16),
+            _ => {}
+        }
+    }
+
+    /// The same with a data pointer of its own, and what comes in its capsule.
+    pub(super) fn capsule(&self) -> (Sqe, Vec<u8>) {
+        let mut sqe = self.sqe(false);
+        let exact = exact_length(&sqe, false).min(1 << 13);
+        let sends = sqe.opcode() & 3 == 1 || self.lie.odds >= 0xe0;
+        let data = vec![WRITTEN; if sends { exact } else { 0 }];
+        if self.lie.odds < 0xf8 {
+            let length = u32::try_from(exact).unwrap_or(u32::MAX);
+            let kind = match (self.lie.sgl_kind, sends) {
+                (0..0xc0, true) => SglDescriptor::IN_CAPSULE,
+                (0..0xc0, false) => SglDescriptor::TRANSPORT,
+                _ => self.sgl_kind(),
+            };
+            // An offset into the capsule, rarely.
+            let address = u64::from(self.lie.flags / 0xe0);
+            sqe.set_sgl(SglDescriptor {
+                address,
+                length,
+                kind,
+            });
+        }
+        (sqe, data)
     }
 
     /// The data of the command, and whether it is what its opcode says.
@@ -135,7 +214,7 @@ impl Command {
         let len = match self.data {
             Length::Blocks(blocks) => usize::from(blocks % 64) * 512,
             Length::Bytes(bytes) => usize::from(bytes),
-            Length::AsCommand | Length::ByR2t | Length::Low => exact.min(DATA_MAX),
+            Length::AsCommand | Length::ByR2t | Length::Likely => exact.min(DATA_MAX),
         };
         let fabrics = sqe.opcode() == 0x7f;
         // Bits 1:0 of the opcode (of FCTYPE in Fabrics commands) are the direction of the data.
@@ -180,6 +259,13 @@ fn exact_length(sqe: &Sqe, admin: bool) -> usize {
         AdminOpcode::GET_LOG_PAGE => {
             usize::try_from(GetLogPage::decode(sqe).length()).unwrap_or(usize::MAX)
         }
+        AdminOpcode::SET_FEATURES => match SetFeatures::decode(sqe).fid {
+            Fid::TIMESTAMP => 8,
+            Fid::HOST_BEHAVIOR => 512,
+            _ => 0,
+        },
+        AdminOpcode::GET_FEATURES if GetFeatures::decode(sqe).fid == Fid::TIMESTAMP => 8,
+        AdminOpcode::GET_FEATURES if GetFeatures::decode(sqe).fid == Fid::HOST_BEHAVIOR => 512,
         AdminOpcode::GET_FEATURES if GetFeatures::decode(sqe).fid == Fid::HOST_IDENTIFIER => {
             if GetFeatures::decode(sqe).cdw11 & HOST_ID_EXTENDED == 0 {
                 8
