@@ -60,7 +60,6 @@ struct Connect {
     /// 0: an admin queue.
     qid: u8,
     entries: u8,
-    no_flow_control: bool,
     kato: u16,
     /// The controller, among those that there are.
     controller: u8,
@@ -158,6 +157,9 @@ struct Connection {
     queue: Queue,
     port: usize,
     role: Role,
+    /// Its Connect asks to disable SQ flow control. The host's machine learns from the first
+    /// completion whether it is disabled, so if that is another one the connection is of no use.
+    asks: bool,
     /// Asynchronous Event Requests that have been sent.
     waiting: u16,
     /// SQSIZE of its Connect.
@@ -247,8 +249,7 @@ impl World {
             data_digest: digests & 2 != 0,
             hpda: hpda & 31,
             entries: ENTRIES,
-            // Whether the Connect will ask to disable it is not known yet.
-            flow_control: false,
+            flow_control: digests & 4 == 0,
             ..Config::default()
         };
         let mut connector = rig::connector(&self.ports[port]);
@@ -259,6 +260,7 @@ impl World {
                     queue,
                     port,
                     role: Role::None,
+                    asks: digests & 4 != 0,
                     waiting: 0,
                     sqsize: 0,
                     sent: 0,
@@ -288,6 +290,8 @@ impl World {
             Some(Lie::Hostnqn(byte, value)) => data[512 + usize::from(byte)] = value,
             _ => {}
         }
+        let disable = Cattr::DISABLE_SQ_FLOW_CONTROL.bits();
+        sqe.0[46] = (sqe.0[46] & !disable) | if connection.asks { disable } else { 0 };
         let command = ConnectCommand::decode(&sqe);
         let fields = ConnectData::decode(&data);
         let mut bytes = data.to_vec();
@@ -315,6 +319,9 @@ impl World {
         };
         if !done.cqe.status.is_success() {
             check_refusal(&done, first, &wrong);
+            if first && connection.asks {
+                self.connections[at] = None;
+            }
             return;
         }
         assert!(first, "a second Connect on a queue");
@@ -403,7 +410,12 @@ impl World {
         let Some(done) = done else { return };
         let success = done.cqe.status.is_success();
         match connection.role {
-            Role::None => assert!(!success, "{command:?} before Connect"),
+            Role::None => {
+                assert!(!success, "{command:?} before Connect");
+                if connection.asks {
+                    self.connections[usize::from(at) % CONNECTIONS] = None;
+                }
+            }
             Role::Queue { controller, qid } => {
                 if let Some(controller) = self.controllers.get_mut(&controller) {
                     controller.note(command, qid, &done);
@@ -574,13 +586,11 @@ impl Connect {
     ) -> (ConnectCommand, [u8; 1024]) {
         let io = !self.qid.is_multiple_of(4) && controller.is_some();
         let options = rig::options(None, self.host % 3);
-        let mut cattr = Cattr::empty();
-        cattr.set(Cattr::DISABLE_SQ_FLOW_CONTROL, self.no_flow_control && io);
         let mut command = ConnectCommand {
             recfmt: 0,
             qid: if io { u16::from(self.qid % 4) } else { 0 },
             sqsize: 15 + u16::from(self.entries % 48),
-            cattr,
+            cattr: Cattr::empty(),
             kato: u32::from(self.kato.saturating_sub(0xc000)),
         };
         let mut data = match controller.filter(|_| io) {

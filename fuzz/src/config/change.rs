@@ -428,7 +428,7 @@ impl Step {
         match self {
             Self::AddSubsystem(_, lies) => {
                 let fields = lies.iter().map(SubsystemLie::name);
-                fields.chain(["subsystem"]).collect()
+                fields.chain(["subsystem", "NQN"]).collect()
             }
             Self::AddNamespace(_, _, lies) => {
                 let fields = lies.iter().flat_map(|lie| match lie {
