@@ -60,13 +60,17 @@ fn mutate(input: &mut Vec<u8>, other: &[u8], rng: &mut Rng) {
     input.truncate(1 << 14);
 }
 
-fn replay(target: &str) {
+/// Runs of a target whose input is over in no time, and of one that makes a whole target of its own.
+const QUICK: u64 = 3_000;
+const WHOLE: u64 = 600;
+
+fn replay(target: &str, runs: u64) {
     let corpus = corpus(target);
     for input in &corpus {
         run(target, input);
     }
     let mut rng = Rng::new(setting("NVMF_FUZZ_SEED", 1));
-    for _ in 0..setting("NVMF_FUZZ_RUNS", 3_000) {
+    for _ in 0..setting("NVMF_FUZZ_RUNS", runs) {
         let mut input = corpus[rng.below(corpus.len())].clone();
         mutate(&mut input, &corpus[rng.below(corpus.len())], &mut rng);
         run(target, &input);
@@ -75,35 +79,35 @@ fn replay(target: &str) {
 
 #[test]
 fn rx() {
-    replay("rx");
+    replay("rx", QUICK);
 }
 
 #[test]
 fn ops() {
-    replay("ops");
+    replay("ops", QUICK);
 }
 
 #[test]
 fn host_rx() {
-    replay("host_rx");
+    replay("host_rx", QUICK);
 }
 
 #[test]
 fn target() {
-    replay("target");
+    replay("target", WHOLE);
 }
 
 #[test]
 fn connect() {
-    replay("connect");
+    replay("connect", WHOLE);
 }
 
 #[test]
 fn config() {
-    replay("config");
+    replay("config", WHOLE);
 }
 
 #[test]
 fn wire() {
-    replay("wire");
+    replay("wire", QUICK);
 }
