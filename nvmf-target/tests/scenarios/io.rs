@@ -1,5 +1,6 @@
 //! Scenarios 53 to 58: I/O commands, namespaces and backends.
 
+use crate::common::load::Load;
 use crate::common::raw::{read, with_sgl, write_in_capsule};
 use crate::common::reserving::Host;
 use crate::common::{NQN, PATIENCE, config, eventually, pattern};
@@ -8,11 +9,12 @@ use nvmf_host::command;
 use nvmf_host::nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
 use nvmf_host::nvmf_proto::wire::reservation::{ChangePtpl, RegisterAction};
 use nvmf_host::nvmf_proto::wire::{SglDescriptor, Sqe, Status};
-use nvmf_target::ns::{Inline, Op, RamDisk};
+use nvmf_target::ns::{Delay, Delayed, Fault, Faulty, Inline, Op, RamDisk, Rule};
 use nvmf_target::{FileReservationStore, NamespaceConfig, SubsystemConfig, Target};
 use std::fs;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 /// Blocks of namespace 1.
 const BLOCKS: u64 = (64 << 20) / 512;
@@ -315,5 +317,51 @@ fn s58_backends_that_fail_are_late_or_never_answer() {
         }
         assert_eq!(beside.connects(), 1, "it was never disturbed");
         beside.end();
+    });
+}
+
+/// The same under load, by the library's own wrappers: completions that overtake each other, and
+/// every kind of fault but torn writes, which leave nothing that could be verified.
+#[test]
+fn s58_faults_and_delays_under_load() {
+    const FAULTS: &[Status] = &[
+        Status::UNRECOVERED_READ_ERROR,
+        Status::WRITE_FAULT,
+        Status::INTERNAL_ERROR,
+        // Until there is another lane for one that has panicked.
+        Status::NAMESPACE_NOT_READY,
+    ];
+    scenario(|scene| {
+        let disk = Inline::new(RamDisk::new(16 << 20, 512).unwrap());
+        let delay = Delay::random(Duration::ZERO..=Duration::from_millis(2), 5);
+        let faulty = Faulty::new(Delayed::new(disk, delay));
+        let faults = faulty.faults();
+        scene.target.add_namespace(NQN, 3, faulty).unwrap();
+        let stays = scene.load(1);
+        let loads = [2, 3].map(|host| scene.load_but(host, 3, FAULTS));
+        for round in 0..24 {
+            let kinds = [
+                Fault::Status(Status::UNRECOVERED_READ_ERROR),
+                Fault::Late(Status::WRITE_FAULT),
+                Fault::Errno(5),
+                Fault::Drop,
+                Fault::Panic,
+                Fault::Hold,
+            ];
+            let fault = kinds[round % kinds.len()];
+            let rule = faults.add(Rule::new(fault).after(round as u64 % 3).times(2));
+            eventually("it happens", || faults.hits(rule) == 2);
+            faults.remove(rule);
+            if fault == Fault::Hold {
+                stays.goes_on(4);
+                eventually("both are held", || faults.held() == 2);
+                assert_eq!(faults.release(), 2);
+            }
+            loads.iter().for_each(|load| load.goes_on(2));
+        }
+        assert_eq!(stays.connects(), 1, "it was never disturbed");
+        stays.end();
+        loads.into_iter().for_each(Load::end);
+        scene.target.remove_namespace(NQN, 3).unwrap();
     });
 }
