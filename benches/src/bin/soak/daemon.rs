@@ -128,6 +128,9 @@ impl Daemon {
 
     /// SIGTERM; it has to end in time and with status 0.
     pub(crate) fn terminate(mut self) -> Result<Duration, String> {
+        if let Some(status) = self.has_ended() {
+            return Err(format!("the daemon has ended by itself: {status}"));
+        }
         let began = Instant::now();
         kill_process(Pid::from_child(&self.child), Signal::TERM)
             .map_err(|err| format!("SIGTERM: {err}"))?;

@@ -141,11 +141,11 @@ impl<'a> Director<'a> {
             }
             std::thread::sleep(LOOK);
         }
-        if self.daemon.is_some() || self.pid.is_some() {
-            // The last of what was there to be measured.
-            if let Err(why) = self.quiet() {
-                self.run.fail(&why);
-            }
+        // The last of what is there to be measured.
+        if !self.daemon_is_gone()
+            && let Err(why) = self.quiet()
+        {
+            self.run.fail(&why);
         }
         self.run.board.set(Word::Stop, 1);
         self.herd.end(self.run);
@@ -169,7 +169,6 @@ impl<'a> Director<'a> {
             self.print_progress();
         }
         if self.daemon_is_gone() {
-            self.run.board.set(Word::Stop, 1);
             return Err("the daemon has ended by itself".to_owned());
         }
         if now >= next.kill {
@@ -194,9 +193,12 @@ impl<'a> Director<'a> {
         Ok(())
     }
 
+    /// Whether there should be a daemon and is none.
     fn daemon_is_gone(&mut self) -> bool {
-        let daemon = self.daemon.as_mut();
-        daemon.is_some_and(|daemon| daemon.has_ended().is_some())
+        match &mut self.daemon {
+            Some(daemon) => daemon.has_ended().is_some(),
+            None => self.stage.recipe.is_some(),
+        }
     }
 
     /// A random time, on average this part of the run; not less than two seconds, nor more than
@@ -260,9 +262,12 @@ impl<'a> Director<'a> {
 
     /// Ends the daemon in one of two ways while hosts are at work, and starts the next one.
     fn restart(&mut self) -> Result<(), String> {
-        let (Some(recipe), Some(daemon)) = (&self.stage.recipe, self.daemon.take()) else {
+        let (Some(recipe), Some(mut daemon)) = (&self.stage.recipe, self.daemon.take()) else {
             return Ok(());
         };
+        if let Some(status) = daemon.has_ended() {
+            return Err(format!("the daemon has ended by itself: {status}"));
+        }
         let is_first = self.run.counted("daemon killed") == 0;
         let kill = is_first || self.both_restarts_done() && self.random.percent(50);
         self.run.board.turn(Word::Run);

@@ -2,6 +2,7 @@
 
 use crate::random::Random;
 use crate::run::Run;
+use rustix::process::Signal;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
@@ -11,8 +12,10 @@ use std::thread::JoinHandle;
 /// A load host.
 #[derive(Debug)]
 pub(crate) struct Member {
+    /// What it is called in messages.
+    name: String,
     /// What it is told, but for its life.
-    pub(crate) arguments: Vec<String>,
+    arguments: Vec<String>,
     /// How many were there before.
     life: u16,
     process: Option<(Child, JoinHandle<()>)>,
@@ -21,8 +24,9 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    pub(crate) const fn new(arguments: Vec<String>) -> Self {
+    pub(crate) const fn new(name: String, arguments: Vec<String>) -> Self {
         Self {
+            name,
             arguments,
             life: 0,
             process: None,
@@ -44,21 +48,29 @@ impl Member {
             return Err(io::Error::other("no pipe"));
         };
         let with = Arc::clone(run);
-        let name = format!("host {}", self.arguments.join(" "));
+        let name = self.name.clone();
         let listener = std::thread::spawn(move || listen(&with, &name, BufReader::new(output)));
         self.life += 1;
         self.process = Some((child, listener));
         Ok(())
     }
 
-    /// Waits for its end; whether that was by a signal, or in order.
-    fn join(&mut self) -> bool {
+    /// Waits for its end, and looks at how it was.
+    fn join(&mut self, run: &Run) {
         let Some((mut child, listener)) = self.process.take() else {
-            return true;
+            return;
         };
         let status = child.wait();
         let _ = listener.join();
-        status.is_ok_and(|status| status.success() || status.signal() == Some(9))
+        let killed = Some(Signal::KILL.as_raw());
+        match status {
+            Ok(status) if status.success() || status.signal() == killed => return,
+            // It has said why.
+            Ok(status) if status.code() == Some(1) => {}
+            Ok(status) => run.fail(&format!("{}: {status}", self.name)),
+            Err(err) => run.fail(&format!("{}: {err}", self.name)),
+        }
+        self.has_failed = true;
     }
 }
 
@@ -95,17 +107,12 @@ impl Herd {
             if member.has_failed || !has_ended {
                 continue;
             }
-            if !member.join() {
-                // It has said why, unless it has panicked; that is on standard error.
-                run.fail(&format!(
-                    "a load host failed: {}",
-                    member.arguments.join(" ")
-                ));
-                member.has_failed = true;
+            member.join(run);
+            if member.has_failed {
                 continue;
             }
             if let Err(err) = member.start(run) {
-                run.fail(&format!("a load host does not start: {err}"));
+                run.fail(&format!("{} does not start: {err}", member.name));
                 member.has_failed = true;
             }
         }
@@ -124,12 +131,7 @@ impl Herd {
     /// Waits for those that are there, once the board says that the run is over.
     pub(crate) fn end(&mut self, run: &Run) {
         for member in &mut self.0 {
-            if !member.join() && !member.has_failed {
-                run.fail(&format!(
-                    "a load host failed: {}",
-                    member.arguments.join(" ")
-                ));
-            }
+            member.join(run);
         }
     }
 }

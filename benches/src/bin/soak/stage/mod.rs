@@ -97,6 +97,7 @@ impl Manner<'_> {
         if region.churned {
             arguments.push("--churned".to_owned());
         }
-        Member::new(arguments)
+        let name = format!("load host {} of NSID {}", region.number, region.nsid);
+        Member::new(name, arguments)
     }
 }
