@@ -6,7 +6,7 @@ use crate::random::Random;
 use crate::run::{Run, lock};
 use std::fs::File;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// NSIDs of RAM disks that come and go.
 const PASSING: std::ops::RangeInclusive<u32> = 20..=29;
@@ -114,10 +114,13 @@ fn carry_out(
     let file = churned.file.display();
     match deed {
         Deed::Replace => {
-            let add = format!("add {nsid} {file}");
-            let group = format!("group {nsid} 2");
-            let remove = format!("remove {nsid}");
-            there_and_back(run, daemon, random, &remove, &[add, group])?;
+            let answer = daemon.tell(&format!("remove {nsid}"))?;
+            if answer.ends_with("still busy") {
+                run.count("files still busy five seconds after their removal", 1);
+            }
+            run.sleep(Duration::from_millis(random.within(0, 2000)));
+            add_again(run, daemon, &format!("add {nsid} {file}"))?;
+            daemon.tell(&format!("group {nsid} 2"))?;
         }
         Deed::AnaState => {
             let states = ["non-optimized", "inaccessible", "persistent-loss", "change"];
@@ -183,6 +186,18 @@ fn carry_out(
         }
     }
     Ok(())
+}
+
+/// A disk that is slow lets go of a file late.
+fn add_again(run: &Run, daemon: &mut Daemon, line: &str) -> Result<(), String> {
+    let deadline = Instant::now() + run.slow * 3;
+    loop {
+        match daemon.tell(line) {
+            Err(why) if Instant::now() > deadline || !why.contains("is in use") => return Err(why),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            Ok(_) => return Ok(()),
+        }
+    }
 }
 
 fn there_and_back(

@@ -249,6 +249,14 @@ impl FileBackend {
         self.raw.is_direct()
     }
 
+    /// Whether a read or write may hold up the reactor that hands it to io_uring. The page cache of
+    /// a block device is behind a lock that the kernel (seen with Linux 6.18) waits for even where
+    /// it has been told not to wait, and that Write Zeroes and discards of the device hold for as
+    /// long as they take.
+    const fn blocks_submitter(&self) -> bool {
+        matches!(self.id, FileId::Device { .. }) && !self.is_direct()
+    }
+
     /// What a command has come to, if it promises that data is on stable storage.
     ///
     /// Of what is in the page cache, the kernel reports once per open file that it could not be

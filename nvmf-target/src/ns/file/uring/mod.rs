@@ -161,8 +161,11 @@ impl UringLane {
 
 impl Lane for UringLane {
     fn submit(&mut self, request: Request) {
+        let backend = &self.file.backend;
         let by_ring = match request.op() {
-            Op::Read | Op::Write { .. } => self.file.backend.raw.is_aligned(request.data()),
+            Op::Read | Op::Write { .. } => {
+                backend.raw.is_aligned(request.data()) && !backend.blocks_submitter()
+            }
             Op::Flush => true,
             _ => false,
         };
