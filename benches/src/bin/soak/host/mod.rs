@@ -293,6 +293,10 @@ impl Host {
     fn judge(&mut self, trouble: Trouble, since: Moment, fuse: &Fuse) -> Result<(), String> {
         let error = match trouble {
             Trouble::Wrong(why) => return Err(why),
+            // Nothing excuses these.
+            Trouble::Ended(error @ (Error::Violation(_) | Error::DataDigest { .. })) => {
+                return Err(error.to_string());
+            }
             Trouble::Ended(error) => error,
         };
         if fuse.is_blown() {
