@@ -473,8 +473,10 @@ impl World {
             What::Abort { victim, .. } if cqe.result & 1 == 0 => it.aborted(*victim)?,
             What::KeepAlive | What::Abort { .. } => {}
             What::Event => {
-                if status.is_success() && it.stage == Stage::Up {
-                    it.await_event();
+                if status.is_success() {
+                    if it.stage != Stage::Leaving {
+                        it.await_event();
+                    }
                 } else if !command.unwanted && !place.stopping {
                     return Err(format!("a request for events ended with {status}"));
                 }
