@@ -14,6 +14,7 @@ use listen::{Listeners, reachable};
 use log::{LevelFilter, info, warn};
 use nvmf_target::ns::WorkerPool;
 use nvmf_target::{FileReservationStore, Role, SubsystemConfig, Target};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::{Handle, Signals};
@@ -27,6 +28,9 @@ use std::time::Duration;
 
 /// How long what is in flight may take to finish when the daemon ends.
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(10);
+
+/// What the daemon needs of them beside connections, roughly: devices, reactors, listeners.
+const OTHER_DESCRIPTORS: u64 = 100;
 
 /// Why the daemon does not run, or an operator's command was not done: one line.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +97,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         .filter_level(level)
         .parse_default_env()
         .init();
+    raise_descriptor_limit(cli.target_config().max_connections);
     let machine = Machine::of(Path::new("/"));
     let nqn = cli.nqn.clone().unwrap_or_else(|| machine.nqn());
 
@@ -132,6 +137,28 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         std::process::exit(1);
     }
     Ok(())
+}
+
+/// Lets the process have as many descriptors as it may: each connection is one.
+fn raise_descriptor_limit(connections: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    let has = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(err) => {
+            warn!("the limit of open files cannot be raised: {err}");
+            limit.current
+        }
+    };
+    let wants = connections as u64 + OTHER_DESCRIPTORS;
+    if let Some(has) = has.filter(|&has| has < wants) {
+        warn!(
+            "{connections} connections (--connections) want some {wants} descriptors, and the limit of open files is {has}"
+        );
+    }
 }
 
 /// The subsystem that the command line describes.

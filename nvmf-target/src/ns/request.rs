@@ -313,14 +313,15 @@ fn intercepted(request: Request, result: Result<(), Status>, by: Arc<dyn Interce
 
 fn send(mut inner: Box<Inner>, result: Result<(), Status>) {
     inner.status = result.err().unwrap_or(Status::SUCCESS);
-    let elsewhere = LOCAL.with(|local| match &mut *local.borrow_mut() {
-        Some(local) if Arc::ptr_eq(&local.port, &inner.port) => {
-            local.done.push(Completion(inner));
-            None
+    let mut inner = Some(inner);
+    // A thread that ends may have no locals any more: what it drops goes as from any other.
+    let _ = LOCAL.try_with(|local| {
+        if let Some(local) = &mut *local.borrow_mut() {
+            let own = inner.take_if(|inner| Arc::ptr_eq(&local.port, &inner.port));
+            local.done.extend(own.map(Completion));
         }
-        _ => Some(inner),
     });
-    if let Some(inner) = elsewhere {
+    if let Some(inner) = inner {
         let port = Arc::clone(&inner.port);
         port.push(Completion(inner));
     }
@@ -593,5 +594,36 @@ impl fmt::Debug for Completion {
         f.debug_struct("Completion")
             .field("status", &self.status())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    thread_local! {
+        /// Requests that a backend keeps with its thread.
+        static KEPT: RefCell<Vec<Request>> = const { RefCell::new(Vec::new()) };
+    }
+
+    #[test]
+    fn a_request_may_go_with_the_locals_of_a_thread() {
+        let port = Port::new(Waker::new().unwrap());
+        let mut requests = RequestPool::new(Arc::clone(&port));
+        let nowhere = LbaRange { slba: 0, blocks: 0 };
+        let route = Route::default();
+        let mut make = || requests.make(Op::Flush, 9, nowhere, IoBuf::empty(), route);
+        let (kept, completed) = (make(), make());
+        let ending = move || {
+            // So that it is this one's end that comes last.
+            KEPT.with_borrow_mut(|list| list.push(kept));
+            completed.complete(Ok(()));
+        };
+        std::thread::spawn(ending).join().unwrap();
+        let mut done = Vec::new();
+        port.collect(&mut done);
+        let mut statuses: Vec<_> = done.iter().map(Completion::status).collect();
+        statuses.sort_unstable_by_key(|status| status.bits());
+        assert_eq!(statuses, [Status::SUCCESS, Status::INTERNAL_ERROR]);
     }
 }

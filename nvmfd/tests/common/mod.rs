@@ -37,10 +37,14 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
 impl Daemon {
     /// Started, and serving.
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        let all = [&ANY_PORT, arguments].concat();
+        Self::start_at(&[&ANY_PORT, arguments].concat())
+    }
+
+    /// The same on the ports that the arguments say.
+    pub(crate) fn start_at(all: &[&str]) -> Self {
         // Its log is for who reads a failure; RUST_LOG asks for more.
         let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned());
-        let mut command = command(&all);
+        let mut command = command(all);
         let child = command
             .env("RUST_LOG", log)
             .stderr(Stdio::inherit())
