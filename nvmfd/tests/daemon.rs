@@ -3,11 +3,8 @@
 mod common;
 mod control;
 mod crash;
-<<<<<<< HEAD
 mod rss;
-=======
 mod storm;
->>>>>>> 4300bd4 (storms: a thousand hosts after a kill, ten thousand idle connections, Keep Alive under load; nvmfd raises its limit of open files; a request may be dropped with a thread's locals)
 mod torture;
 
 use common::*;
