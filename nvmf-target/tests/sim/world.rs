@@ -171,7 +171,7 @@ impl World {
         self.doors.push(door);
     }
 
-    pub fn listen(&mut self, name: &str) -> Door {
+    pub fn listen(&self, name: &str) -> Door {
         let (transport, door) = SimTransport::new(name);
         let target = self.sim.target().clone();
         target
