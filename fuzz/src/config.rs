@@ -28,7 +28,9 @@ enum TargetLie {
     InCapsule(Number),
     Maxh2cdata(Number),
     IoQueueEntries(Number),
+    AdminQueueEntries(Number),
     IoQueues(Number),
+    QueueBytes(Number),
     MaxConnections(Number),
     MaxConnectionsPerAddress(Option<Number>),
     MaxConnectionsPerHost(Number),
@@ -89,7 +91,9 @@ pub fn run(case: &Case) {
     let listener = rig.listen("base", Role::Io);
     rig::add_verify(rig.target(), 1 << 16).expect("a valid subsystem");
     // An admin queue and an I/O queue are two connections.
-    let serves = config.max_connections >= 4 && config.max_connections_per_host >= 2;
+    let serves = config.max_connections >= 4
+        && config.max_connections_per_host >= 2
+        && config.queue_bytes >= TargetConfig::default().queue_bytes;
     let check = |after: &str| {
         if serves && let Err(error) = rig::verify(&listener, 4096) {
             panic!("after {after} with {config:?}: {error}");
@@ -116,7 +120,9 @@ impl TargetLie {
             Self::InCapsule(n) => config.in_capsule = n.into_u32(),
             Self::Maxh2cdata(n) => config.maxh2cdata = n.into_u32(),
             Self::IoQueueEntries(n) => config.io_queue_entries = n.into_u32(),
+            Self::AdminQueueEntries(n) => config.admin_queue_entries = n.into_u16(),
             Self::IoQueues(n) => config.io_queues = n.into_u16(),
+            Self::QueueBytes(n) => config.queue_bytes = n.into_usize(),
             Self::MaxConnections(n) => config.max_connections = n.into_usize(),
             Self::MaxConnectionsPerAddress(n) => {
                 config.max_connections_per_address = n.map(Number::into_usize);
@@ -148,7 +154,9 @@ impl TargetLie {
             Self::InCapsule(_) => "in_capsule",
             Self::Maxh2cdata(_) => "maxh2cdata",
             Self::IoQueueEntries(_) => "io_queue_entries",
+            Self::AdminQueueEntries(_) => "admin_queue_entries",
             Self::IoQueues(_) => "io_queues",
+            Self::QueueBytes(_) => "queue_bytes",
             Self::MaxConnections(_) => "max_connections ",
             Self::MaxConnectionsPerAddress(_) => "max_connections_per_address",
             Self::MaxConnectionsPerHost(_) => "max_connections_per_host",

@@ -75,8 +75,6 @@ impl TestTarget {
             let _ = log::set_logger(&Sink);
             log::set_max_level(log::LevelFilter::Debug);
         });
-        // What a failed input has left behind goes first.
-        drop(RIG.take());
         let sim = SimTarget::new(config, SECOND)?;
         let target = sim.target().clone();
         let slow = Arc::new(Slow::default());
@@ -138,7 +136,6 @@ impl TestTarget {
             self.slow.release(usize::MAX);
             settle();
             if self.target.stats() == TargetStats::default() {
-                drop(RIG.take());
                 return;
             }
             let due = with(|rig| rig.sim.next_deadline());
@@ -147,6 +144,13 @@ impl TestTarget {
             }));
         }
         panic!("left behind: {:?}", self.target.stats());
+    }
+}
+
+/// It goes before its thread does, whose clock and ports it needs.
+impl Drop for TestTarget {
+    fn drop(&mut self) {
+        drop(RIG.take());
     }
 }
 

@@ -7,11 +7,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const DOCUMENTS: [&str; 9] = [
+const DOCUMENTS: [&str; 10] = [
     "README.md",
     "CONTRIBUTING.md",
     "docs/conformance.md",
     "docs/embedding.md",
+    "docs/fuzzing.md",
     "docs/operations.md",
     "docs/reliability.md",
     "docs/testing.md",

@@ -14,8 +14,9 @@ use nvmf_target::{Error, ListenerConfig, Referral, Role, SubsystemConfig, Target
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
-/// Entries of an I/O queue.
+/// Entries of an I/O queue, and of an admin queue.
 const ENTRIES: u32 = 64;
+const ADMIN_ENTRIES: u16 = 96;
 /// The discovery service's own name.
 const DISCOVERY: &str = "nqn.2026-11.org.example:discovery";
 const NAMES: [&str; 3] = [
@@ -92,6 +93,7 @@ pub(super) fn start() -> Result<(TestTarget, Vec<MemConnector>, Topology), Error
     config.buffer_bytes = 2 << 20;
     config.max_transfer = 1 << 17;
     config.io_queue_entries = ENTRIES;
+    config.admin_queue_entries = ADMIN_ENTRIES;
     config.io_queues = 4;
     config.discovery_nqn = Some(DISCOVERY.to_owned());
     let rig = TestTarget::new(config)?;
@@ -221,7 +223,7 @@ impl Topology {
         blame(entries < 2, sqsize);
         let cntlid = InvalidParameter::Data(ConnectData::CNTLID);
         if command.qid == 0 {
-            blame(entries > 4096, sqsize);
+            blame(entries > ADMIN_ENTRIES.into(), sqsize);
             blame(data.cntlid != CNTLID_DYNAMIC, cntlid);
             return wrong;
         }
