@@ -56,7 +56,7 @@ pub struct Place {
     pub listener: usize,
     /// Bits of what it sent flipped.
     pub spoiled: bool,
-    /// Its controller is being reset or shut down.
+    /// Its controller is being reset or shut down, or its connections have a reason to end.
     pub stopping: bool,
 }
 

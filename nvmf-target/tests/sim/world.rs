@@ -423,7 +423,7 @@ impl World {
             subsystem: it.plan.subsystem,
             listener: it.plan.listener,
             spoiled: lock(link).up.flipped > 0,
-            stopping: it.stage == Stage::Leaving,
+            stopping: it.stage == Stage::Leaving || it.excuse.is_some(),
         }
     }
 
