@@ -7,7 +7,7 @@ use nvmf_proto::wire::copy::CopyCommand;
 use nvmf_proto::wire::dsm::DsmCommand;
 use nvmf_proto::wire::fabrics::FabricsType;
 use nvmf_proto::wire::feature::{Fid, GetFeatures, HOST_ID_EXTENDED, SetFeatures};
-use nvmf_proto::wire::log::GetLogPage;
+use nvmf_proto::wire::log::{GetLogPage, Lid, PersistentEventAction};
 use nvmf_proto::wire::reservation::ReportCommand;
 use nvmf_proto::wire::{AdminOpcode, NvmOpcode, SglDescriptor, Sqe};
 
@@ -257,7 +257,17 @@ fn exact_length(sqe: &Sqe, admin: bool) -> usize {
     match AdminOpcode(sqe.opcode()) {
         AdminOpcode::IDENTIFY => 4096,
         AdminOpcode::GET_LOG_PAGE => {
-            usize::try_from(GetLogPage::decode(sqe).length()).unwrap_or(usize::MAX)
+            let get = GetLogPage::decode(sqe);
+            let action = PersistentEventAction::of(get.lsp);
+            if (get.lid, action)
+                == (
+                    Lid::PERSISTENT_EVENT,
+                    PersistentEventAction::ESTABLISH_HEADER,
+                )
+            {
+                return 512;
+            }
+            usize::try_from(get.length()).unwrap_or(usize::MAX)
         }
         AdminOpcode::SET_FEATURES => match SetFeatures::decode(sqe).fid {
             Fid::TIMESTAMP => 8,
