@@ -39,7 +39,7 @@ use trace::Mode;
 use world::World;
 
 /// Seeds of a run that nobody has asked more of.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 100;
 /// Threads that share the seeds.
 const THREADS: u64 = 2;
 
