@@ -1,20 +1,16 @@
 //! The short way to a namespace: blocking reads and writes.
 
-use super::{Lane, LaneCx, LbaRange, Loan, Namespace, NsInfo, NsSink, Op, Request, RequestId};
+use super::{Lane, LaneCx, LbaRange, Loan, Namespace, NsInfo, NsSink, Op, Request};
 use crate::Error;
-use crate::contain::{contain, let_go};
-use log::error;
+use crate::contain::contain;
 use nvmf_proto::wire::Status;
-use std::collections::VecDeque;
-use std::fmt;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
 /// Storage with blocking methods. Offsets and lengths are bytes, multiples of the logical block
 /// size and inside the namespace.
 ///
-/// Wrap it in [`Inline`] if every call returns at memory speed, in [`Threaded`] otherwise. Methods
+/// Wrap it in [`Inline`] if every call returns at memory speed, in [`Threaded`](super::Threaded) otherwise. Methods
 /// are called from several threads at once.
 pub trait BlockDevice: Send + Sync + 'static {
     /// Geometry, identity and capabilities; see [`Namespace::info`].
@@ -296,7 +292,7 @@ impl Cause {
 }
 
 /// Carries out one request with a blocking device.
-fn run(dev: &dyn BlockDevice, mut request: Request) {
+pub(super) fn run(dev: &dyn BlockDevice, mut request: Request) {
     let op = request.op();
     let result = contained(op, || perform(dev, &mut request));
     finish(request, result);
@@ -413,207 +409,6 @@ impl<D: BlockDevice> Namespace for Inline<D> {
 
     fn subscribe(&self, sink: NsSink) {
         self.0.subscribe(sink);
-    }
-}
-
-/// Runs a [`BlockDevice`] on a bounded pool of threads.
-pub struct Threaded {
-    device: Arc<dyn BlockDevice>,
-    pool: Arc<WorkerPool>,
-}
-
-impl Threaded {
-    /// Wraps a device with `threads` threads of its own.
-    #[must_use]
-    pub fn new(device: impl BlockDevice, threads: usize) -> Self {
-        Self::with_pool(device, &Arc::new(WorkerPool::new(threads)))
-    }
-
-    /// Wraps a device with a pool that it shares with others.
-    #[must_use]
-    pub fn with_pool(device: impl BlockDevice, pool: &Arc<WorkerPool>) -> Self {
-        Self {
-            device: Arc::new(device),
-            pool: Arc::clone(pool),
-        }
-    }
-}
-
-impl fmt::Debug for Threaded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Threaded")
-            .field("pool", &self.pool)
-            .finish_non_exhaustive()
-    }
-}
-
-struct ThreadedLane {
-    device: Arc<dyn BlockDevice>,
-    pool: Arc<WorkerPool>,
-    batch: Vec<Job>,
-}
-
-impl Lane for ThreadedLane {
-    fn submit(&mut self, request: Request) {
-        self.batch.push((Arc::clone(&self.device), request));
-    }
-
-    fn commit(&mut self) {
-        self.pool.push(&mut self.batch);
-    }
-
-    fn abort(&mut self, id: RequestId) -> Option<Request> {
-        let at = self.batch.iter().position(|(_, r)| r.id() == id);
-        match at {
-            Some(at) => Some(self.batch.remove(at).1),
-            None => self.pool.withdraw(id),
-        }
-    }
-}
-
-impl Namespace for Threaded {
-    fn info(&self) -> NsInfo {
-        self.device.info()
-    }
-
-    fn open_lane(&self, _: &LaneCx) -> Result<Box<dyn Lane>, Error> {
-        let (device, pool) = (Arc::clone(&self.device), Arc::clone(&self.pool));
-        Ok(Box::new(ThreadedLane {
-            device,
-            pool,
-            batch: Vec::new(),
-        }))
-    }
-
-    fn subscribe(&self, sink: NsSink) {
-        self.device.subscribe(sink);
-    }
-}
-
-type Job = (Arc<dyn BlockDevice>, Request);
-
-#[derive(Default)]
-struct Jobs {
-    queue: VecDeque<Job>,
-    idle: usize,
-    threads: Vec<JoinHandle<()>>,
-    closed: bool,
-}
-
-struct Shared {
-    jobs: Mutex<Jobs>,
-    work: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Jobs> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn worker(&self) {
-        let mut jobs = self.lock();
-        loop {
-            if let Some((device, request)) = jobs.queue.pop_front() {
-                drop(jobs);
-                run(&*device, request);
-                let_go("a device", device);
-                jobs = self.lock();
-            } else if jobs.closed {
-                return;
-            } else {
-                jobs.idle += 1;
-                jobs = self.work.wait(jobs).unwrap_or_else(PoisonError::into_inner);
-                jobs.idle -= 1;
-            }
-        }
-    }
-}
-
-/// Threads that carry out blocking requests, started as they are needed, up to a limit.
-///
-/// The queue is bounded by what the target lets be outstanding. Dropping the pool finishes what is
-/// queued and joins the threads.
-pub struct WorkerPool {
-    shared: Arc<Shared>,
-    limit: usize,
-}
-
-impl WorkerPool {
-    /// A pool of at most `threads` threads (at least one).
-    #[must_use]
-    pub fn new(threads: usize) -> Self {
-        let shared = Shared {
-            jobs: Mutex::default(),
-            work: Condvar::new(),
-        };
-        Self {
-            shared: Arc::new(shared),
-            limit: threads.max(1),
-        }
-    }
-
-    fn push(&self, batch: &mut Vec<Job>) {
-        if batch.is_empty() {
-            return;
-        }
-        let mut jobs = self.shared.lock();
-        let wake = batch.len().min(jobs.idle);
-        jobs.queue.extend(batch.drain(..));
-        let wanted = jobs.queue.len().saturating_sub(jobs.idle);
-        for _ in 0..wanted.min(self.limit - jobs.threads.len()) {
-            let shared = Arc::clone(&self.shared);
-            let name = "nvmf-worker".to_owned();
-            match std::thread::Builder::new()
-                .name(name)
-                .spawn(move || shared.worker())
-            {
-                Ok(thread) => jobs.threads.push(thread),
-                Err(err) if jobs.threads.is_empty() => {
-                    error!("no worker thread can be started: {err}; requests fail");
-                    jobs.queue.clear();
-                }
-                Err(_) => break,
-            }
-        }
-        drop(jobs);
-        for _ in 0..wake {
-            self.shared.work.notify_one();
-        }
-    }
-}
-
-impl WorkerPool {
-    /// Takes back a request that no thread has begun with.
-    fn withdraw(&self, id: RequestId) -> Option<Request> {
-        let queue = &mut self.shared.lock().queue;
-        let at = queue.iter().position(|(_, r)| r.id() == id)?;
-        queue.remove(at).map(|(_, request)| request)
-    }
-}
-
-impl Drop for WorkerPool {
-    fn drop(&mut self) {
-        let threads = {
-            let mut jobs = self.shared.lock();
-            jobs.closed = true;
-            std::mem::take(&mut jobs.threads)
-        };
-        self.shared.work.notify_all();
-        let this = std::thread::current().id();
-        for thread in threads {
-            // The last handle may be dropped by a worker, with the device that it held.
-            if thread.thread().id() != this {
-                let _ = thread.join();
-            }
-        }
-    }
-}
-
-impl fmt::Debug for WorkerPool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WorkerPool")
-            .field("limit", &self.limit)
-            .finish_non_exhaustive()
     }
 }
 

@@ -15,11 +15,12 @@ mod file;
 mod info;
 mod ram;
 mod request;
+mod threaded;
 mod uncorrectable;
 mod wrap;
 
 pub(crate) use block::contained;
-pub use block::{BlockDevice, Inline, NsError, Threaded, WorkerPool};
+pub use block::{BlockDevice, Inline, NsError};
 pub(crate) use file::ReactorRing;
 pub use file::{Direct, FileBackend, FileEngine, FileId, FileNamespace, FileOptions};
 pub use info::{Caps, NsInfo, Support};
@@ -28,6 +29,7 @@ pub use ram::RamDisk;
 pub(crate) use request::LocalPort;
 pub(crate) use request::{Completion, Port, REQUEST_BYTES, RequestPool, Route, SPARE_REQUESTS};
 pub use request::{Interceptor, LbaRange, Op, Request, RequestId};
+pub use threaded::{Threaded, WorkerPool};
 pub(crate) use uncorrectable::Uncorrectable;
 pub use wrap::{
     Counters, Delay, Delayed, Fault, Faults, Faulty, Held, Histogram, OpKind, OpStats, Pace,
