@@ -31,8 +31,11 @@ const DIRECT_BATCH: usize = 8;
 /// Through the page cache: what one turn submits. Most of it is complete then, copied by this
 /// thread, and answered before the next is begun, so that the host works meanwhile.
 const CACHED_BATCH: usize = 16;
-/// User data of what is not one of the `flights`.
-const CANCEL: u64 = u64::MAX;
+/// In the user data of what is to cut one of the `flights` short, with its index.
+const CANCEL: u64 = 1 << 63;
+/// How often in a row the kernel is asked for what it says it has, and has not: it may work on some
+/// twenty at a time that all hand over nothing, but may also have forgotten to take back its word.
+const ASK: u32 = COMPLETE / 16;
 /// How long a ring that ends waits for what the kernel still works on.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -61,8 +64,10 @@ struct Flight {
     /// Bytes that are read or written.
     done: usize,
     stage: Stage,
-    /// The kernel was told to cut it short.
+    /// Somebody wants it cut short.
     cancelled: bool,
+    /// The kernel was told so, and has not said that it could not.
+    told: bool,
 }
 
 /// What has become of a request.
@@ -96,6 +101,8 @@ pub(super) struct Ring {
     limit: usize,
     /// The kernel did not take what it was given, or has more to hand over.
     owes: bool,
+    /// How often in a row the kernel had nothing although it said so.
+    in_vain: u32,
     /// Completions of direct I/O that may still be handed over in this turn.
     direct_left: usize,
     /// What may still be submitted in this turn through the page cache.
@@ -111,7 +118,7 @@ impl Ring {
     pub(super) fn new() -> io::Result<Self> {
         // Completions are worked on when this thread asks for them, instead of interrupting it:
         // since Linux 6.1.
-        Self::set_up(|builder| {
+        Self::set_up((SUBMIT, COMPLETE), |builder| {
             builder
                 .setup_single_issuer()
                 .setup_defer_taskrun()
@@ -125,15 +132,22 @@ impl Ring {
 
     /// A ring of an older kernel.
     pub(super) fn plain() -> io::Result<Self> {
-        Self::set_up(|builder| builder)
+        Self::set_up((SUBMIT, COMPLETE), |builder| builder)
+    }
+
+    /// A ring that holds 4 of either kind.
+    #[cfg(test)]
+    pub(super) fn small() -> Self {
+        Self::set_up((4, 4), |builder| builder).unwrap()
     }
 
     fn set_up(
+        (submit, complete): (u32, u32),
         flags: impl FnOnce(&mut io_uring::Builder) -> &mut io_uring::Builder,
     ) -> io::Result<Self> {
         let mut builder = IoUring::builder();
-        builder.setup_clamp().setup_cqsize(COMPLETE);
-        let io = flags(&mut builder).build(SUBMIT)?;
+        builder.setup_clamp().setup_cqsize(complete);
+        let io = flags(&mut builder).build(submit)?;
         let mut probe = Probe::new();
         io.submitter().register_probe(&mut probe)?;
         let wanted = [
@@ -161,6 +175,7 @@ impl Ring {
             in_kernel: 0,
             limit,
             owes: false,
+            in_vain: 0,
             direct_left: 0,
             cached_left: 0,
             patience: PATIENCE,
@@ -180,6 +195,7 @@ impl Ring {
             done: 0,
             stage: Stage::New,
             cancelled: false,
+            told: false,
         });
         let index = match self.free.pop() {
             Some(index) => {
@@ -208,8 +224,8 @@ impl Ring {
                 self.free.push(index);
                 self.flights[index].take().map(|flight| flight.request)
             }
-            Stage::Kernel if !flight.cancelled => {
-                flight.cancelled = true;
+            Stage::Kernel if !flight.told => {
+                (flight.cancelled, flight.told) = (true, true);
                 self.unwanted.push(index);
                 None
             }
@@ -237,6 +253,7 @@ impl Ring {
     /// `news`: the kernel has something to hand over that is not in the completion queue yet.
     fn work(&mut self, mut news: bool, mut finished: impl FnMut(Request, &Rc<OpenFile>, Outcome)) {
         self.owes = false;
+        let (asked, mut reaped) = (news, 0);
         loop {
             self.fill();
             let entries = self.io.submission().len();
@@ -248,7 +265,7 @@ impl Ring {
                     Err(_) => self.owes = true,
                 }
             }
-            self.reap(&mut finished);
+            reaped += self.reap(&mut finished);
             let room = self.in_kernel < self.limit;
             let done = self.waiting.is_empty() || !room || self.cached_left == 0;
             if self.owes || done && self.io.submission().is_empty() {
@@ -256,7 +273,18 @@ impl Ring {
             }
         }
         self.owes |= self.cached_left == 0 && !self.waiting.is_empty();
-        self.owes |= !self.io.completion().is_empty() || self.io.submission().taskrun();
+        self.owes |= !self.io.completion().is_empty();
+        let queue = self.io.submission();
+        let more = queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        if reaped > 0 || !more {
+            self.in_vain = 0;
+        } else if asked {
+            self.in_vain = self.in_vain.saturating_add(1);
+        }
+        // The kernel may say it when what is new has just been handed over, and then for as long as
+        // nothing else comes; whatever comes signals the descriptor.
+        self.owes |= more && self.in_vain < ASK;
     }
 
     /// Whether there is something to do although [`Ring::turn`] has just been called.
@@ -271,8 +299,9 @@ impl Ring {
             // It may be finished by now, and its index another's.
             if self.flights[index].as_ref().is_some_and(|f| f.cancelled) {
                 let entry = opcode::AsyncCancel::new(index as u64).build();
+                let name = CANCEL | index as u64;
                 // SAFETY: the operation takes a number and no memory.
-                if unsafe { queue.push(&entry.user_data(CANCEL)) }.is_err() {
+                if unsafe { queue.push(&entry.user_data(name)) }.is_err() {
                     return;
                 }
             }
@@ -307,18 +336,29 @@ impl Ring {
         }
     }
 
-    /// Hands over what the kernel has finished; what it has begun only goes on waiting.
-    fn reap(&mut self, finished: &mut impl FnMut(Request, &Rc<OpenFile>, Outcome)) {
+    /// Hands over what the kernel has finished; what it has begun only goes on waiting. Returns how
+    /// much the kernel has said.
+    fn reap(&mut self, finished: &mut impl FnMut(Request, &Rc<OpenFile>, Outcome)) -> usize {
         let mut completion = self.io.completion();
+        let mut reaped = 0;
         while self.direct_left > 0 {
             let Some(entry) = completion.next() else {
                 break;
             };
-            let index = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
+            reaped += 1;
+            let name = entry.user_data();
+            let index = usize::try_from(name & !CANCEL).unwrap_or(usize::MAX);
             let Some(slot) = self.flights.get_mut(index) else {
                 continue;
             };
             let Some(flight) = slot else { continue };
+            if name & CANCEL != 0 {
+                // It was under way on a thread of the kernel's, or between two places where it is
+                // looked for. The next Abort tells the kernel again; if the index is another's by
+                // now, once too often at worst.
+                flight.told &= entry.result() >= 0;
+                continue;
+            }
             self.in_kernel -= 1;
             self.direct_left -= usize::from(flight.file.backend.is_direct());
             match flight.outcome(entry.result()) {
@@ -334,6 +374,7 @@ impl Ring {
                 }
             }
         }
+        reaped
     }
 }
 
@@ -365,11 +406,14 @@ impl Flight {
     /// What the result of an entry makes of the request; `None`: it is to go on.
     fn outcome(&mut self, result: i32) -> Option<Outcome> {
         let Ok(n) = usize::try_from(result) else {
-            let cancelled = mem::take(&mut self.cancelled);
+            let cancelled = self.cancelled;
             return match Errno::from_raw_os_error(-result) {
-                Errno::INTR => None,
-                Errno::CANCELED if cancelled && self.done == 0 => Some(Outcome::Cancelled),
+                // What a thread of the kernel's is at is interrupted.
+                Errno::CANCELED | Errno::INTR if cancelled && self.done == 0 => {
+                    Some(Outcome::Cancelled)
+                }
                 Errno::CANCELED if cancelled => None,
+                Errno::INTR => None,
                 Errno::AGAIN => Some(Outcome::WouldBlock),
                 errno => Some(Outcome::Failed(errno.into())),
             };
@@ -439,5 +483,78 @@ impl fmt::Debug for Ring {
             .field("in_kernel", &self.in_kernel)
             .field("waiting", &self.waiting.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ns::file::rig::Rig;
+    use crate::ns::file::{FileOptions, ReactorRing};
+
+    struct Nowhere;
+
+    impl Lane for Nowhere {
+        fn submit(&mut self, _: Request) {}
+    }
+
+    fn file() -> Rc<OpenFile> {
+        let temp = tempfile::NamedTempFile::new().unwrap();
+        temp.as_file().set_len(1 << 20).unwrap();
+        let backend = FileBackend::open(temp.path(), &FileOptions::default()).unwrap();
+        Rc::new(OpenFile {
+            backend: Arc::new(backend),
+            threads: RefCell::new(Box::new(Nowhere)),
+        })
+    }
+
+    #[test]
+    fn a_refused_abort_may_be_tried_again() {
+        let mut rig = Rig::new(ReactorRing::default(), |_| Box::new(Nowhere));
+        let (mut ring, file) = (Ring::plain().unwrap(), file());
+        let request = rig.request(Op::Read, 0, 4096);
+        let id = request.id();
+        ring.start(request, &file);
+        // The kernel, which does not have it, does not find it.
+        ring.waiting.clear();
+        ring.in_kernel = 1;
+        ring.flights[0].as_mut().unwrap().stage = Stage::Kernel;
+        for _ in 0..2 {
+            assert!(ring.abort(id, &file).is_none());
+            assert_eq!(ring.unwanted, [0]);
+            while ring.owes() || ring.flights[0].as_ref().unwrap().told {
+                ring.turn(|_, _, outcome| panic!("{outcome:?}"));
+            }
+        }
+        ring.in_kernel = 0;
+        ring.flights.clear();
+    }
+
+    #[test]
+    fn what_is_interrupted_goes_on_unless_it_was_to_end() {
+        let file = file();
+        let mut rig = Rig::new(ReactorRing::default(), |_| Box::new(Nowhere));
+        let mut flight = |cancelled, done| Flight {
+            request: rig.request(Op::Read, 0, 4096),
+            file: Rc::clone(&file),
+            done,
+            stage: Stage::Kernel,
+            cancelled,
+            told: cancelled,
+        };
+        for errno in [Errno::INTR, Errno::CANCELED] {
+            let result = -errno.raw_os_error();
+            let outcome = flight(true, 0).outcome(result);
+            assert!(matches!(outcome, Some(Outcome::Cancelled)), "{outcome:?}");
+            assert!(flight(true, 512).outcome(result).is_none());
+        }
+        let interrupted = -Errno::INTR.raw_os_error();
+        assert!(flight(false, 0).outcome(interrupted).is_none());
+        // What went on once is still to end.
+        let mut wanted = flight(true, 0);
+        let outcome = wanted.outcome(-Errno::AGAIN.raw_os_error());
+        assert!(matches!(outcome, Some(Outcome::WouldBlock)), "{outcome:?}");
+        let outcome = wanted.outcome(interrupted);
+        assert!(matches!(outcome, Some(Outcome::Cancelled)), "{outcome:?}");
     }
 }

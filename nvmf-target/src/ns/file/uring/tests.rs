@@ -211,6 +211,29 @@ fn what_waits_in_the_kernel_is_cut_short() {
 }
 
 #[test]
+fn completions_that_found_no_room_are_fetched_without_another_event() {
+    let ring = ReactorRing::with(Ring::small());
+    let (mut rig, _pipe, _) = of_pipe(ring.clone(), Others::default());
+    let reads: Vec<_> = (0..4)
+        .map(|i| rig.request(Op::Read, i * 512, 512))
+        .collect();
+    let ids: Vec<_> = reads.iter().map(Request::id).collect();
+    for read in reads {
+        rig.lane.submit(read);
+    }
+    assert_eq!(rig.turn(), 0);
+    for id in ids {
+        assert!(rig.lane.abort(id).is_none());
+    }
+    // Those of the reads, and those of what cuts them short.
+    assert!(ring.owes());
+    while ring.owes() {
+        rig.turn();
+    }
+    assert_eq!(rig.turn(), 4);
+}
+
+#[test]
 fn what_has_begun_runs_to_its_end() {
     let (mut rig, mut pipe, _) = of_pipe(ReactorRing::default(), Others::default());
     let read = rig.request(Op::Read, 0, 4096);
