@@ -91,9 +91,9 @@ impl Target {
                 acceptor.listen(transport, listener);
             }
         }
-        for &uid in &effects.detached {
+        for &(uid, volatile) in &effects.detached {
             for mailbox in &inner.reactors {
-                mailbox.send(Message::Detached(uid));
+                mailbox.send(Message::Detached { uid, volatile });
             }
         }
         Ok(closed)
@@ -151,7 +151,8 @@ impl Target {
     }
 
     /// Detaches a namespace. Commands that are in the backend finish, later ones fail with Invalid
-    /// Namespace or Format. The namespace is dropped when the last of its commands is done, not
+    /// Namespace or Format. What hosts have written is flushed then, if there is a volatile cache; if
+    /// that fails, [`Target::shutdown`] says so in the end. The namespace is dropped when the last of its commands is done, not
     /// before this returns.
     ///
     /// # Errors

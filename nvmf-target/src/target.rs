@@ -116,8 +116,9 @@ impl Target {
     /// two seconds; what is not done `within` the time is cut off. No listener can be added
     /// from here on.
     ///
-    /// True if everything was done, and flushed; also if it was shut down before. If another thread is shutting
-    /// down, the shorter time counts for both.
+    /// True if everything was done, and flushed, the caches of namespaces that were removed earlier
+    /// and of those whose lanes have panicked included; also if it was shut down before. If another
+    /// thread is shutting down, the shorter time counts for both.
     #[must_use = "false means that commands were cut off, or caches not flushed"]
     pub fn shutdown(&self, within: Duration) -> bool {
         self.0.shutdown(within)

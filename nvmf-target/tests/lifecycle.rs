@@ -241,12 +241,21 @@ fn a_shutdown_is_complete_when_caches_are_flushed() {
         let flush = rig.step.next();
         assert_eq!(flush.op(), Op::Flush);
         assert_eq!(rig.csts().shst(), Csts::SHST_OCCURRING);
-        // What it fails with is logged; the host has no use for it.
-        flush.complete(Err(Status::WRITE_FAULT));
+        let failed = shn == Cc::SHN_ABRUPT;
+        flush.complete(if failed {
+            Err(Status::WRITE_FAULT)
+        } else {
+            Ok(())
+        });
         eventually("it is complete", || {
             csts(&mut rig.admin).shst() == Csts::SHST_COMPLETE
         });
         assert_eq!(rig.step.pending(), 0);
+        // No command could tell the host.
+        assert_eq!(rig.csts().cfs(), failed);
+        rig.admin.ok(&set_cc(OFF), &[]);
+        rig.admin.ok(&enable(), &[]);
+        assert!(!rig.csts().cfs(), "it has been reset");
         rig.end();
     }
 }

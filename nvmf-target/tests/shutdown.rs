@@ -7,12 +7,12 @@ use common::step::Step;
 use common::{NQN, PATIENCE, config, eventually, pattern};
 use nvmf_host::nvmf_proto::wire::pdu::PduType;
 use nvmf_host::nvmf_proto::wire::{Sqe, Status};
-use nvmf_target::ns::{BlockDevice, Inline, NsError, NsInfo};
+use nvmf_target::ns::{BlockDevice, Inline, Lane, LaneCx, Namespace, NsError, NsInfo, Op, Request};
 use nvmf_target::{Error, Target};
 use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -133,6 +133,112 @@ impl BlockDevice for Cached {
     fn flush(&self) -> Result<(), NsError> {
         self.0.store(false, Ordering::SeqCst);
         Ok(())
+    }
+}
+
+impl Rig {
+    /// Writes to namespace 3, which is this.
+    fn write_to(&mut self, namespace: impl Namespace) {
+        self.target.add_namespace(NQN, 3, namespace).unwrap();
+        let mut sqe = write_in_capsule(1, 0, 8);
+        sqe.set_nsid(3);
+        self.io.ok(&sqe, &pattern(1, 4096));
+    }
+
+    fn end(self) -> bool {
+        drop((self.io, self.admin));
+        self.target.shutdown(PATIENCE)
+    }
+}
+
+#[test]
+fn the_cache_of_a_removed_namespace_is_flushed() {
+    let cached = Arc::new(Cached::default());
+    let mut intact = rig();
+    intact.write_to(Inline::new(Arc::clone(&cached)));
+    assert!(cached.0.load(Ordering::SeqCst));
+    intact.target.remove_namespace(NQN, 3).unwrap();
+    assert!(intact.end());
+    assert!(!cached.0.load(Ordering::SeqCst), "acknowledged and lost");
+    let mut broken = rig();
+    broken.write_to(Inline::new(Broken));
+    broken.target.remove_namespace(NQN, 3).unwrap();
+    assert!(!broken.end());
+}
+
+/// Its last writes may be under way when it is removed: they are flushed as well.
+#[test]
+fn a_removed_namespace_is_flushed_behind_its_last_write() {
+    let mut rig = rig();
+    let step = Step::new(NsInfo::new(512, 4096).with_volatile_cache());
+    rig.target.add_namespace(NQN, 3, step.clone()).unwrap();
+    let mut sqe = write_in_capsule(1, 0, 8);
+    sqe.set_nsid(3);
+    rig.io.submit(&sqe, &pattern(1, 4096));
+    let write = step.next();
+    rig.target.remove_namespace(NQN, 3).unwrap();
+    // Answered behind the removal.
+    rig.io.read(&read(2, 0, 8));
+    assert_eq!(step.pending(), 0);
+    write.complete(Ok(()));
+    let flush = step.next();
+    assert_eq!(flush.op(), Op::Flush);
+    flush.complete(Ok(()));
+    eventually("its lane is dropped", || !step.is_held());
+    assert!(rig.end());
+}
+
+/// Has a lane that panics at reads, and opens as many as it is told to.
+struct Fragile {
+    device: Arc<Cached>,
+    lanes: AtomicUsize,
+}
+
+struct FragileLane(Box<dyn Lane>);
+
+impl Namespace for Fragile {
+    fn info(&self) -> NsInfo {
+        self.device.info()
+    }
+
+    fn open_lane(&self, cx: &LaneCx) -> Result<Box<dyn Lane>, Error> {
+        let left = self.lanes.load(Ordering::SeqCst);
+        self.lanes.store(
+            left.checked_sub(1).ok_or(Error::ShutDown)?,
+            Ordering::SeqCst,
+        );
+        let lane = Inline::new(Arc::clone(&self.device)).open_lane(cx)?;
+        Ok(Box::new(FragileLane(lane)))
+    }
+}
+
+impl Lane for FragileLane {
+    fn submit(&mut self, request: Request) {
+        assert_ne!(request.op(), Op::Read, "as it should in this test");
+        self.0.submit(request);
+    }
+}
+
+/// What was written through a lane that has panicked is in the device: another lane flushes it.
+#[test]
+fn a_cache_behind_a_lane_that_has_panicked_is_flushed_or_told_of() {
+    for (lanes, removed, safe) in [(2, false, true), (1, false, false), (2, true, false)] {
+        let device = Arc::new(Cached::default());
+        let mut rig = rig();
+        rig.write_to(Fragile {
+            device: Arc::clone(&device),
+            lanes: AtomicUsize::new(lanes),
+        });
+        let mut sqe = read(2, 0, 8);
+        sqe.set_nsid(3);
+        rig.io.submit(&sqe, &[]);
+        assert_eq!(rig.io.recv().cqe().status, Status::INTERNAL_ERROR);
+        assert!(device.0.load(Ordering::SeqCst));
+        if removed {
+            rig.target.remove_namespace(NQN, 3).unwrap();
+        }
+        assert_eq!(rig.end(), safe, "{lanes} {removed}");
+        assert_ne!(device.0.load(Ordering::SeqCst), safe, "{lanes} {removed}");
     }
 }
 

@@ -1,5 +1,5 @@
-//! Keep Alive while everything else is in its way, counted in turns of the reactor: nothing here
-//! knows what time it is.
+//! Keep Alive while everything else is in its way, counted in turns of the reactor, and behind
+//! standstills of the whole target: the time is what the test says.
 
 mod common;
 
@@ -24,6 +24,7 @@ const TURNS_MAX: usize = 2;
 const TURNS_BEHIND: usize = 4;
 const READ: usize = 32 << 10;
 const POOL: usize = 2 << 20;
+const SECOND: u64 = 1_000_000_000;
 
 thread_local! {
     /// The target of this thread: a host that waits lets it run.
@@ -66,10 +67,10 @@ impl Drop for Running {
     }
 }
 
-/// A target of one reactor with namespaces of a backend that completes what it is told to.
-fn start(namespaces: u32) -> (Running, Step, MemConnector) {
+/// A target with namespaces of a backend that completes what it is told to.
+fn start(namespaces: u32, reactors: usize) -> (Running, Step, MemConnector) {
     let mut config = config();
-    config.reactors = 1;
+    config.reactors = reactors;
     config.buffer_bytes = POOL;
     let sim = SimTarget::new(config, 1).unwrap();
     sim.target()
@@ -88,9 +89,9 @@ fn start(namespaces: u32) -> (Running, Step, MemConnector) {
     (Running, backend, connector)
 }
 
-fn connect(connector: &MemConnector) -> Controller {
+fn connect(connector: &MemConnector, kato: u32) -> Controller {
     let mut options = ConnectOptions::new("127.0.0.1:4420".parse().unwrap(), NQN).unwrap();
-    options.kato = 60_000;
+    options.kato = kato;
     let connector = connector.clone();
     let open = move || Ok(Box::new(HostEnd(connector.connect()?)) as Box<dyn nvmf_host::Stream>);
     Controller::connect_over(Box::new(open), &options).unwrap()
@@ -139,8 +140,8 @@ impl Load {
 
 #[test]
 fn keep_alive_passes_two_thousand_reads_that_wait_for_buffers() {
-    let (_running, backend, connector) = start(1);
-    let mut hosts: Vec<_> = (0..4).map(|_| connect(&connector)).collect();
+    let (_running, backend, connector) = start(1, 1);
+    let mut hosts: Vec<_> = (0..4).map(|_| connect(&connector, 60_000)).collect();
     let mut load = Vec::new();
     for host in &mut hosts {
         host.set_queue_count(4).unwrap();
@@ -172,9 +173,9 @@ fn keep_alive_passes_two_thousand_reads_that_wait_for_buffers() {
 #[test]
 fn keep_alive_passes_management_of_thousands_of_namespaces() {
     const NAMESPACES: u32 = 4096;
-    let (_running, backend, connector) = start(NAMESPACES);
-    let mut quiet = connect(&connector);
-    let mut hosts: Vec<_> = (0..8).map(|_| connect(&connector)).collect();
+    let (_running, backend, connector) = start(NAMESPACES, 1);
+    let mut quiet = connect(&connector, 60_000);
+    let mut hosts: Vec<_> = (0..8).map(|_| connect(&connector, 60_000)).collect();
     let states = [AnaState::Optimized, AnaState::NonOptimized];
     for round in 0..20_u32 {
         let nsid = 1 + round * 191 % NAMESPACES;
@@ -203,5 +204,59 @@ fn keep_alive_passes_management_of_thousands_of_namespaces() {
         for host in hosts.iter_mut().rev() {
             keep_alive(host.admin_queue(), TURNS_BEHIND);
         }
+    }
+}
+
+/// Time passes in which the target has no turn.
+fn stand_still(until: u64) {
+    with_target(|target| target.set_time(until));
+}
+
+fn controllers() -> usize {
+    with_target(|target| {
+        target.settle();
+        target.target().stats().controllers
+    })
+}
+
+/// After a standstill longer than the Keep Alive Timeout, more commands lie in sockets than one wait
+/// reports.
+#[test]
+fn keep_alives_that_came_in_a_standstill_count() {
+    const HOSTS: usize = 300;
+    let (_running, _, connector) = start(1, 1);
+    let mut hosts: Vec<_> = (0..HOSTS).map(|_| connect(&connector, 5000)).collect();
+    for host in &mut hosts {
+        let admin = host.admin_queue();
+        admin.submit(command::keep_alive(), Data::None).unwrap();
+        admin.flush().unwrap();
+    }
+    stand_still(6 * SECOND);
+    assert_eq!(controllers(), HOSTS);
+    stand_still(12 * SECOND);
+    assert_eq!(controllers(), 0, "now they were silent");
+}
+
+/// The same with a read that another reactor has to take notice of, whichever has its turn first.
+#[test]
+fn commands_that_came_in_a_standstill_count_on_every_reactor() {
+    for first in [0, 1] {
+        let (_running, backend, connector) = start(1, 2);
+        let mut host = connect(&connector, 5000);
+        host.set_queue_count(1).unwrap();
+        let mut io = host.io_queue(1).unwrap().into_queue();
+        let read = Data::Read(vec![0; 512]);
+        io.submit(command::read(1, 0, 1), read).unwrap();
+        io.flush().unwrap();
+        stand_still(6 * SECOND);
+        with_target(|target| while target.turn(first) {});
+        assert_eq!(controllers(), 1, "reactor {first} first");
+        for request in backend.take(1) {
+            request.complete(Ok(()));
+        }
+        stand_still(10 * SECOND);
+        assert_eq!(controllers(), 1, "reactor {first} first");
+        stand_still(12 * SECOND);
+        assert_eq!(controllers(), 0, "reactor {first} first: now it was silent");
     }
 }

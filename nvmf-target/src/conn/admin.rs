@@ -7,7 +7,7 @@ use crate::TargetConfig;
 use crate::chatter::limited;
 use crate::ctrl::admin::{self, AdminCx, Answer, Transfer};
 use crate::ctrl::connect::{self, Association, CONNECT_DATA_LEN, Caller, Outcome, Refusal};
-use crate::ctrl::{Controller, Fault, QueueStats};
+use crate::ctrl::{Controller, Fault, Inquired, QueueStats};
 use crate::reactor::Cx;
 use log::debug;
 use nvmf_proto::tcp::target::{Done, QueueConfig};
@@ -30,13 +30,27 @@ pub(super) struct AdminQueue {
     requests: VecDeque<Slot>,
     /// Aborts that wait for another queue.
     pub(super) aborts: Vec<Asked>,
+    /// Whether its host was silent on the other queues.
+    pub(super) inquired: Option<Inquired>,
     /// Requests to flush, for a shutdown, that are in backends.
     pub(super) flushes: usize,
+    /// One of them has failed.
+    pub(super) unflushed: bool,
     /// Commands that wait until what was written is safe.
     pub(super) settling: Vec<Settling>,
 }
 
 impl AdminQueue {
+    /// Whether no command has come on any queue before this deadline, which has passed. False also if
+    /// that is being found out.
+    pub(super) fn was_silent(&mut self, deadline: Time) -> bool {
+        if let Some(asked) = self.inquired.as_ref().filter(|i| i.was_about(deadline)) {
+            return asked.is_answered();
+        }
+        self.inquired = self.controller.inquire(deadline);
+        self.inquired.is_none()
+    }
+
     /// An Asynchronous Event Request is not answered here any more; false if it is not one.
     pub(super) fn forget_event_request(&mut self, slot: Slot) -> bool {
         let at = self.requests.iter().position(|&of| of == slot);
@@ -277,7 +291,9 @@ impl Conn {
                 stats,
                 requests: VecDeque::new(),
                 aborts: Vec::new(),
+                inquired: None,
                 flushes: 0,
+                unflushed: false,
                 settling: Vec::new(),
             })
         } else {

@@ -27,7 +27,7 @@ use crate::buf::IoBuf;
 use crate::chatter::limited;
 use crate::contain::{Panic, contain};
 use crate::ctrl::reservation::Waiter;
-use crate::ctrl::{Controller, Expiry, Guest, Listener, QueueStats, View};
+use crate::ctrl::{Controller, Expiry, Guest, Inquired, Listener, QueueStats, View};
 use crate::ns::{Completion, Op};
 use crate::reactor::{Cx, Exclusive, Gate, Message, Poller, Ready};
 use admin::AdminQueue;
@@ -264,6 +264,12 @@ impl Conn {
         }
     }
 
+    /// Reads what has come, whether that has been reported or not.
+    pub(crate) fn catch_up(&mut self, cx: &mut Cx) {
+        self.readable = true;
+        self.on_ready(cx);
+    }
+
     /// Its stream has panicked, or what it sends from: what was being done is lost, and the
     /// connection with it.
     #[cold]
@@ -417,6 +423,7 @@ impl Conn {
         self.deliver_events(cx);
         self.answer_lost_aborts(cx);
         self.flush_for_shutdown(cx);
+        self.end_inquiry(cx);
         self.arm(cx);
     }
 
@@ -431,7 +438,12 @@ impl Conn {
     /// Sets the timer to the next deadline, if it is earlier than the one set.
     pub(crate) fn arm(&mut self, cx: &mut Cx) {
         let deadline = match &self.queue {
-            Queue::Admin(_) => self.deadline(cx).map(|(at, _)| at),
+            Queue::Admin(admin) => {
+                let is_open = |at| admin.inquired.as_ref().is_some_and(|i| i.was_about(at));
+                let deadline = self.deadline(cx).map(|(at, _)| at);
+                // The answer comes as a message.
+                deadline.filter(|&at| !is_open(at))
+            }
             Queue::None => self.held_connect.as_ref().map(Held::until),
             Queue::Io(_) => self.lingers_until(),
         };
@@ -460,18 +472,36 @@ impl Conn {
         }
     }
 
-    /// Ends the controller of this admin queue if its time has come; false if not.
+    /// Goes on with [`Conn::expire`] if the other queues have read what had come for them.
+    fn end_inquiry(&mut self, cx: &mut Cx) {
+        if let Queue::Admin(AdminQueue { inquired, .. }) = &self.queue
+            && self.stream.is_some()
+            && inquired.as_ref().is_some_and(Inquired::is_answered)
+        {
+            self.catch_up(cx);
+            self.expire(cx);
+        }
+    }
+
+    /// Ends the controller of this admin queue if its time has come; false if not, or if that
+    /// depends on what other queues have to read.
     fn expire(&mut self, cx: &mut Cx) -> bool {
         // What the host has sent may wait here: that is not its silence.
         if self.stalled {
             self.note_activity(cx);
         }
-        let Some((_, expiry)) = self.deadline(cx).filter(|&(at, _)| at <= cx.now) else {
+        let passed = self.deadline(cx).filter(|&(at, _)| at <= cx.now);
+        let Queue::Admin(admin) = &mut self.queue else {
             return false;
         };
-        let Queue::Admin(AdminQueue { controller, .. }) = &self.queue else {
+        let Some((at, expiry)) = passed else {
+            admin.inquired = None;
             return false;
         };
+        if expiry == Expiry::KeepAlive && !admin.was_silent(at) {
+            return false;
+        }
+        let controller = &admin.controller;
         let (cntlid, nqn, host) = (
             controller.cntlid,
             &controller.subsystem.nqn,
@@ -500,6 +530,8 @@ impl Conn {
             return;
         }
         self.timer = None;
+        // After a standstill there may be more than one turn has taken notice of.
+        self.catch_up(cx);
         if self.tcp.poll_timeout().is_some_and(|at| at <= cx.now)
             && let Some(event) = self.tcp.handle_timeout(cx.now)
         {

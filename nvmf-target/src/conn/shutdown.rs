@@ -1,5 +1,6 @@
 //! Shutdown of a controller (CC.SHN): what its host has written is brought to stable storage before
-//! CSTS.SHST says that the shutdown is complete (NVMe Base 2.1 §3.6).
+//! CSTS.SHST says that the shutdown is complete (NVMe Base 2.1 §3.6). Where that fails, CSTS.CFS says
+//! so: a Property Set of CC has had its response long ago, and there is no command to fail.
 
 use super::admin::AdminQueue;
 use super::{Conn, Queue};
@@ -34,7 +35,7 @@ impl Conn {
             let lane = match lane {
                 Ok(lane) => lane,
                 Err(status) => {
-                    admin.warn_of(cx, status);
+                    admin.not_flushed(cx, status);
                     continue;
                 }
             };
@@ -53,9 +54,7 @@ impl Conn {
             cx.in_flight += 1;
             cx.lanes.submit(lane, request);
         }
-        if admin.flushes == 0 {
-            admin.controller.flushed();
-        }
+        admin.end_flush();
     }
 }
 
@@ -63,15 +62,22 @@ impl AdminQueue {
     /// A request of [`Conn::flush_for_shutdown`] is done.
     pub(super) fn on_flushed(&mut self, cx: &Cx, status: Status) {
         if !status.is_success() {
-            self.warn_of(cx, status);
+            self.not_flushed(cx, status);
         }
         self.flushes -= 1;
+        self.end_flush();
+    }
+
+    /// The shutdown is complete if no Flush is left.
+    fn end_flush(&mut self) {
         if self.flushes == 0 {
-            self.controller.flushed();
+            let safe = !std::mem::take(&mut self.unflushed);
+            self.controller.flushed(safe);
         }
     }
 
-    fn warn_of(&self, cx: &Cx, status: Status) {
+    fn not_flushed(&mut self, cx: &Cx, status: Status) {
+        self.unflushed = true;
         let controller = &self.controller;
         limited!(
             Warn,

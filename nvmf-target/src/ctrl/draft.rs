@@ -39,8 +39,8 @@ pub(crate) struct Effects {
     pub(crate) withdrawn: Vec<Box<dyn Transport>>,
     /// To be closed, with their connections.
     pub(crate) closed: Vec<Arc<Listener>>,
-    /// The uids of namespaces whose lanes are to be closed.
-    pub(crate) detached: Vec<u64>,
+    /// The uids of namespaces whose lanes are to be closed, and whether they have a volatile cache.
+    pub(crate) detached: Vec<(u64, bool)>,
     /// To be given their sinks, once no lock is held.
     pub(crate) attached: Vec<(Arc<dyn Namespace>, NsSink)>,
     /// Of what is attached. Damaged records are to be set aside once no lock is held.
@@ -346,7 +346,8 @@ impl Draft<'_> {
         let edited = self.namespace(nqn, nsid)?;
         let entry = edited.snapshot.table.get(nsid).cloned();
         edited.make(Edit::Detach(nsid));
-        self.effects.detached.extend(entry.as_ref().map(|e| e.uid));
+        let detached = entry.as_ref().map(|e| (e.uid, e.info.volatile_cache));
+        self.effects.detached.extend(detached);
         self.effects.dropped.extend(entry);
         Ok(())
     }

@@ -22,7 +22,9 @@ mod topology;
 mod view;
 
 pub use ana::AnaState;
-pub(crate) use controller::{CONTROLLER_BYTES, Controller, Expiry, NsStats, Opening, QueueStats};
+pub(crate) use controller::{
+    CONTROLLER_BYTES, Controller, Expiry, Inquired, Inquiry, NsStats, Opening, QueueStats,
+};
 pub(crate) use door::{Door, ENDING_MAX, Guest};
 pub(crate) use draft::Effects;
 pub(crate) use fault::Fault;
@@ -113,7 +115,7 @@ pub(crate) struct Core {
     pub(crate) chatters: Chatters,
     /// Makes changes of reservations that may block.
     pub(crate) keeper: Keeper,
-    /// A cache could not be flushed when the target was shut down.
+    /// A cache could not be flushed when the target was shut down, or its namespace detached.
     pub(crate) unflushed: AtomicBool,
 }
 

@@ -80,6 +80,8 @@ struct OpenLane {
     /// The namespace is gone, or the lane has panicked; its place is free when nothing is
     /// outstanding.
     detached: bool,
+    /// There is a volatile cache to be flushed before it goes.
+    unflushed: bool,
 }
 
 impl OpenLane {
@@ -171,6 +173,11 @@ pub(crate) struct Lanes {
     lanes: Vec<Option<OpenLane>>,
     free: Vec<usize>,
     touched: Vec<usize>,
+    /// Namespaces whose lane has panicked, and that have no other one yet; and those that were
+    /// detached before they could be flushed.
+    given_up: Vec<u64>,
+    /// Lanes of detached namespaces that have only to be flushed.
+    to_flush: Vec<usize>,
     reactor: usize,
     uring: ReactorRing,
 }
@@ -249,6 +256,7 @@ impl Lanes {
             parked: VecDeque::new(),
             touched: false,
             detached: false,
+            unflushed: false,
         };
         if !had_ring && let Some(Err(err)) = self.uring.with_fd(|fd| poller.add(fd, URING_TOKEN)) {
             error!("{name}: its ring cannot be watched: {err}");
@@ -263,6 +271,7 @@ impl Lanes {
             self.lanes[index] = Some(open);
         }
         self.by_uid.insert(entry.uid, index);
+        self.given_up.retain(|&uid| uid != entry.uid);
         Ok(index)
     }
 
@@ -423,7 +432,7 @@ impl Lanes {
         if let Some(request) = next {
             self.start(index, request);
         } else if lane.is_over() {
-            self.close(index, poller);
+            self.end(index, poller);
         }
     }
 
@@ -507,6 +516,9 @@ impl Lanes {
             lane.shared.name
         );
         lane.let_go(poller);
+        if !lane.detached || lane.unflushed {
+            self.given_up.push(lane.uid);
+        }
         lane.detached = true;
         if self.by_uid.get(&lane.uid) == Some(&index) {
             self.by_uid.remove(&lane.uid);
@@ -520,7 +532,7 @@ impl Lanes {
             request.complete(Err(Status::NAMESPACE_NOT_READY));
         }
         if lane.is_over() {
-            self.close(index, poller);
+            self.end(index, poller);
         }
     }
 
@@ -539,18 +551,45 @@ impl Lanes {
         }
     }
 
-    /// The namespace is detached: its lane is dropped as soon as nothing is outstanding.
-    pub(super) fn detach(&mut self, uid: u64, poller: &Poller) {
+    /// The namespace is detached: its lane is dropped as soon as nothing is outstanding, and its
+    /// cache is flushed if that is `volatile`. True if there is a cache and no lane any more to flush
+    /// it by.
+    pub(super) fn detach(&mut self, uid: u64, volatile: bool, poller: &Poller) -> bool {
         let Some(&index) = self.by_uid.get(&uid) else {
-            return;
+            let known = self.given_up.len();
+            self.given_up.retain(|&given_up| given_up != uid);
+            return volatile && self.given_up.len() < known;
         };
         let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
-            return;
+            return false;
         };
         lane.detached = true;
+        lane.unflushed = volatile;
         if lane.is_over() {
-            self.close(index, poller);
+            self.end(index, poller);
         }
+        false
+    }
+
+    /// A lane of a detached namespace has nothing outstanding any more.
+    fn end(&mut self, index: usize, poller: &Poller) {
+        match self.lanes.get_mut(index).and_then(Option::as_mut) {
+            Some(lane) if lane.unflushed && lane.lane.is_some() => {
+                lane.unflushed = false;
+                self.to_flush.push(index);
+            }
+            _ => self.close(index, poller),
+        }
+    }
+
+    /// A lane of a detached namespace that the reactor has to flush: then it goes.
+    pub(super) fn next_to_flush(&mut self) -> Option<usize> {
+        self.to_flush.pop()
+    }
+
+    /// The namespaces whose lane has panicked, without another one yet.
+    pub(super) fn given_up(&self) -> &[u64] {
+        &self.given_up
     }
 
     fn close(&mut self, index: usize, poller: &Poller) {
@@ -563,15 +602,6 @@ impl Lanes {
             self.free.push(index);
             self.touched.retain(|&t| t != index);
         }
-    }
-
-    /// The lanes that work: index and uid.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, u64)> {
-        let lanes = self.lanes.iter().enumerate();
-        lanes.filter_map(|(i, lane)| {
-            let lane = lane.as_ref().filter(|lane| lane.lane.is_some())?;
-            Some((i, lane.uid))
-        })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::Exclusive;
 use crate::conn::Wire;
 use crate::ctrl::reservation::Waiter;
-use crate::ctrl::{ConnRef, Guest, Listener};
+use crate::ctrl::{ConnRef, Guest, Inquiry, Listener};
 use crate::ns::Port;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard};
@@ -24,6 +24,8 @@ pub(crate) enum Message {
     Stop(u64),
     /// The controller of this admin queue has something for it.
     Notify(u64),
+    /// The time of this I/O queue's controller is over, unless there are commands to be read here.
+    CatchUp(u64, Inquiry),
     /// The host wants the command with this CID of this connection aborted.
     Abort {
         conn: u64,
@@ -55,8 +57,8 @@ pub(crate) enum Message {
     },
     /// The listener is gone: end its connections.
     Unlistened(Arc<Listener>),
-    /// The namespace with this uid of this subsystem is detached: drop its lane.
-    Detached(u64),
+    /// The namespace with this uid is detached: flush its cache, if it is volatile, and drop its lane.
+    Detached { uid: u64, volatile: bool },
     /// The write gate of a namespace closes or opens for this lane of it; see [`Gate`].
     ///
     /// [`Gate`]: super::Gate
@@ -78,12 +80,13 @@ impl fmt::Debug for Message {
             Self::Evict(_) => "Evict",
             Self::Stop(_) => "Stop",
             Self::Notify(_) => "Notify",
+            Self::CatchUp(..) => "CatchUp",
             Self::Abort { .. } => "Abort",
             Self::Aborted { .. } => "Aborted",
             Self::Changed { .. } => "Changed",
             Self::Quiesce { .. } => "Quiesce",
             Self::Unlistened(_) => "Unlistened",
-            Self::Detached(_) => "Detached",
+            Self::Detached { .. } => "Detached",
             Self::Gate { .. } => "Gate",
             Self::Depth { .. } => "Depth",
             Self::Exclusive(..) => "Exclusive",

@@ -5,6 +5,8 @@
 
 mod accept;
 mod clock;
+mod conns;
+mod drain;
 mod gate;
 mod lanes;
 mod mailbox;
@@ -23,15 +25,15 @@ pub(crate) use poller::{Poller, Ready};
 use crate::Error;
 use crate::buf::{BufPool, IoBuf};
 use crate::chatter::limited;
-use crate::conn::{Conn, Wire};
+use crate::conn::{Conn, Fed, Wire};
 use crate::ctrl::{Core, Guest, Listener};
-use crate::ns::{
-    Completion, LbaRange, Op, Port, REQUEST_BYTES, RequestPool, Route, SPARE_REQUESTS,
-};
+use crate::ns::{Completion, Port, REQUEST_BYTES, RequestPool, Route, SPARE_REQUESTS};
 pub(crate) use clock::now;
+use conns::Conns;
+use drain::{DRAIN_STEP, NO_CONN, Phase};
 use lanes::LANE_TOKEN;
-use log::{debug, error};
-use nvmf_proto::tcp::{Slot, Time, TxList};
+use log::error;
+use nvmf_proto::tcp::{Time, TxList};
 use nvmf_proto::wire::pdu::ADMIN_IN_CAPSULE_MAX;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -43,8 +45,6 @@ use std::time::Duration;
 
 /// Poller token of the mailbox.
 const MAILBOX_TOKEN: u64 = u64::MAX;
-/// `Route::conn` of requests that the reactor makes for itself.
-const NO_CONN: u64 = u64::MAX;
 /// What one read may bring: see `conn::rx`.
 const STAGE: usize = 320 << 10;
 /// What one read brings at least to a queue, however much others have left behind.
@@ -61,8 +61,6 @@ const EARLY_SEGS: usize = 4;
 pub(crate) const LIST_BYTES: usize = TxList::bytes(TX_HEADS, TX_SEGS);
 /// Room on lists that grow with the load, so that early bursts allocate nothing.
 const EARLY: usize = 256;
-/// In a shutdown: nanoseconds between two looks at hosts that take their time.
-const DRAIN_STEP: u64 = 100_000_000;
 /// Completions that one poll of a lane makes.
 const LANE_BUDGET: u32 = 256;
 /// How often completions that make new ones are seen to in one turn: a command of many steps on a
@@ -177,15 +175,6 @@ impl Cx {
     }
 }
 
-/// How far a shutdown has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Running,
-    /// Connections finish what they have, and backends flush.
-    Draining,
-    Done,
-}
-
 pub(crate) struct Reactor {
     cx: Cx,
     conns: Conns,
@@ -203,59 +192,6 @@ pub(crate) struct Reactor {
     fed_at: usize,
     /// Commands wait for buffers: when to look for connections that hold them idly.
     shortage: Option<Time>,
-}
-
-/// The connections of a reactor, by index and generation.
-#[derive(Default)]
-struct Conns {
-    slots: Vec<(u32, Option<Box<Conn>>)>,
-    free: Vec<u32>,
-    count: usize,
-}
-
-impl Conns {
-    /// Bit 63 stays clear, for lane tokens.
-    fn next_id(&self) -> u64 {
-        let index = self.free.last().map_or(self.slots.len(), |&i| i as usize);
-        let generation = self.slots.get(index).map_or(0, |slot| slot.0);
-        u64::from(generation & 0x7fff_fffe) << 32 | index as u64
-    }
-
-    fn insert(&mut self, conn: Box<Conn>) {
-        match self.free.pop() {
-            Some(index) => self.slots[index as usize].1 = Some(conn),
-            None => self.slots.push((0, Some(conn))),
-        }
-        self.count += 1;
-    }
-
-    fn get(&mut self, id: u64) -> Option<&mut Conn> {
-        let conn = self
-            .slots
-            .get_mut((id & 0xffff_ffff) as usize)?
-            .1
-            .as_deref_mut()?;
-        (conn.id() == id).then_some(conn)
-    }
-
-    fn remove(&mut self, id: u64) {
-        let index = id & 0xffff_ffff;
-        if self.get(id).is_some()
-            && let Some(slot) = self.slots.get_mut(index as usize)
-        {
-            slot.0 = slot.0.wrapping_add(2);
-            slot.1 = None;
-            self.free.extend(u32::try_from(index));
-            self.count -= 1;
-        }
-    }
-
-    fn ids(&self) -> Vec<u64> {
-        self.slots
-            .iter()
-            .filter_map(|(_, conn)| conn.as_ref().map(|c| c.id()))
-            .collect()
-    }
 }
 
 /// What a reactor is made of that may fail to be there; made where the error can be told.
@@ -489,6 +425,14 @@ impl Reactor {
                     if let Some(conn) = self.conns.get(id) {
                         conn.on_notify(&mut self.cx);
                     }
+                    self.bury(id);
+                }
+                Message::CatchUp(id, inquiry) => {
+                    if let Some(conn) = self.conns.get(id) {
+                        conn.catch_up(&mut self.cx);
+                    }
+                    self.bury(id);
+                    drop(inquiry);
                 }
                 Message::Abort {
                     conn: id,
@@ -521,13 +465,7 @@ impl Reactor {
                     }
                 }
                 Message::Unlistened(listener) => self.end_all_of(&listener),
-                Message::Detached(uid) => {
-                    let Cx { lanes, poller, .. } = &mut self.cx;
-                    lanes.detach(uid, poller);
-                    for (_, conn) in &mut self.conns.slots {
-                        conn.iter_mut().for_each(|conn| conn.forget_detached());
-                    }
-                }
+                Message::Detached { uid, volatile } => self.detach(uid, volatile),
                 Message::Gate { uid, lane, closed } => self.cx.lanes.set_gate(uid, lane, closed),
                 Message::Depth { uid, lane, depth } => self.cx.lanes.set_depth(uid, lane, depth),
                 Message::Exclusive(id, slot, exclusive) => match self.conns.get(id) {
@@ -537,16 +475,7 @@ impl Reactor {
                     }
                     None => drop(exclusive),
                 },
-                Message::Drain if self.phase == Phase::Running => {
-                    self.phase = Phase::Draining;
-                    self.cx.draining = true;
-                    for (_, conn) in &mut self.conns.slots {
-                        if let Some(conn) = conn {
-                            conn.start_drain(&mut self.cx);
-                        }
-                    }
-                }
-                Message::Drain => {}
+                Message::Drain => self.begin_shutdown(),
                 Message::Quit => self.phase = Phase::Done,
             }
         }
@@ -618,7 +547,7 @@ impl Reactor {
                     Some(conn) => conn.on_completion(&mut self.cx, &mut completion),
                     None => {
                         if id == NO_CONN && !completion.status().is_success() {
-                            self.cx.core.unflushed.store(true, Ordering::Release);
+                            self.not_flushed();
                         }
                         self.cx.give_buffer(completion.take_buf());
                     }
@@ -627,6 +556,7 @@ impl Reactor {
                 self.bury(id);
             }
             self.completions = batch;
+            self.flush_detached();
             self.cx.lanes.commit(&self.cx.poller);
             // Commands that wait for buffers come before further steps of those that have some.
             if !self.cx.starved.is_empty() {
@@ -686,14 +616,14 @@ impl Reactor {
                 continue;
             };
             match conn.feed_one(&mut self.cx) {
-                crate::conn::Fed::Satisfied => fed = true,
-                crate::conn::Fed::More => {
+                Fed::Satisfied => fed = true,
+                Fed::More => {
                     fed = true;
                     rounds += 1;
                     self.cx.starved.push_back(id);
                 }
                 // What this one waits for, others may not need.
-                crate::conn::Fed::Waits => self.cx.starved.push_back(id),
+                Fed::Waits => self.cx.starved.push_back(id),
             }
         }
         fed
@@ -710,7 +640,7 @@ impl Reactor {
             self.bury(id);
         }
         // Timers outlive connections, and what connections set earlier.
-        if self.cx.timers.len() > 2 * self.conns.count + EARLY {
+        if self.cx.timers.len() > 2 * self.conns.len() + EARLY {
             let Self { cx, conns, .. } = self;
             cx.timers
                 .retain(|&Reverse((at, id))| conns.get(id).is_some_and(|conn| conn.waits_for(at)));
@@ -761,71 +691,6 @@ impl Reactor {
             }
             self.bury(id);
         }
-    }
-
-    fn advance_shutdown(&mut self) {
-        if self.phase != Phase::Draining {
-            return;
-        }
-        for id in self.conns.ids() {
-            if let Some(conn) = self.conns.get(id) {
-                conn.drain(&mut self.cx);
-            }
-            self.bury(id);
-        }
-        if self.cx.in_flight > 0 {
-            return;
-        }
-        if !self.cx.flushed {
-            // At once: what is acknowledged must not depend on hosts that take their time.
-            debug!("backends flush");
-            self.cx.flushed = true;
-            self.flush_backends();
-        }
-        if self.conns.count == 0 && self.cx.in_flight == 0 {
-            self.phase = Phase::Done;
-        }
-    }
-
-    /// Brings to stable storage what hosts have written through this reactor.
-    fn flush_backends(&mut self) {
-        let volatile: Vec<u64> = self
-            .cx
-            .core
-            .subsystems()
-            .iter()
-            .flat_map(|s| {
-                let table = s.table();
-                let uids = table
-                    .iter()
-                    .filter(|e| e.info.volatile_cache)
-                    .map(|e| e.uid);
-                uids.collect::<Vec<_>>()
-            })
-            .collect();
-        let lanes: Vec<usize> = self
-            .cx
-            .lanes
-            .iter()
-            .filter(|(_, uid)| volatile.contains(uid))
-            .map(|(i, _)| i)
-            .collect();
-        for lane in lanes {
-            let route = Route {
-                conn: NO_CONN,
-                slot: Slot::default(),
-                lane,
-            };
-            let nowhere = LbaRange { slba: 0, blocks: 0 };
-            let request = self
-                .cx
-                .requests
-                .make(Op::Flush, 9, nowhere, IoBuf::empty(), route);
-            self.cx.in_flight += 1;
-            self.cx.lanes.submit(lane, request);
-        }
-        self.cx.lanes.commit(&self.cx.poller);
-        self.completions();
     }
 
     /// Lets others read how much is lent out and in flight.

@@ -3,12 +3,14 @@
 mod errors;
 mod events;
 mod health;
+mod inquiry;
 mod notices;
 mod settings;
 mod state;
 mod stats;
 
 pub(super) use errors::{CRDT1, ErrorLog};
+pub(crate) use inquiry::{Inquired, Inquiry};
 pub(super) use settings::{Clock, Settings, TEMPERATURE, WCTEMP};
 pub(super) use state::{Join, Shutdown};
 pub(crate) use stats::{NsStats, QueueStats, Totals};
@@ -115,7 +117,7 @@ impl Controller {
     pub(crate) fn view(&self) -> Arc<View> {
         let mut cached = lock(&self.view);
         if cached.0 != self.subsystem.generation() {
-            // Asked first: what changes meanwhile is seen by the next call.
+            // Inquired first: what changes meanwhile is seen by the next call.
             let (generation, changed) = self.subsystem.changed_since(cached.0);
             cached.0 = generation;
             match changed {

@@ -207,12 +207,18 @@ impl Controller {
         now
     }
 
-    /// Caches have been flushed: the shutdown is complete.
-    pub(crate) fn flushed(&self) {
+    /// Caches have been flushed, or could not be: the shutdown is complete. `safe`: what was written
+    /// is on stable storage.
+    pub(crate) fn flushed(&self, safe: bool) {
         let mut state = lock(&self.state);
         state.shutdown = Shutdown::None;
         state.csts = state.csts.with_shst(Csts::SHST_COMPLETE);
         state.finish_reset();
+        // As long as the host can see that it is complete, it can see how (NVMe Base 2.1, Controller
+        // Fatal Status). A controller that has been reset meanwhile starts anew.
+        if !safe && state.csts.shst() == Csts::SHST_COMPLETE {
+            state.csts = state.csts.with_cfs(true);
+        }
     }
 
     /// An I/O queue's connection is closed and none of its commands is in a backend any more.

@@ -42,7 +42,8 @@ impl fmt::Display for ReservationScope {
 /// `set_aside` on either, before anything else is saved. They may block: the host's command
 /// completes when they have returned.
 pub trait ReservationStore: Debug + Send + Sync {
-    /// The record of a namespace, if there is one.
+    /// The record of a namespace, if there is one. Called while the namespace is attached, under
+    /// locks of the target: it must not call a method of the target, which would wait for itself.
     ///
     /// # Errors
     ///

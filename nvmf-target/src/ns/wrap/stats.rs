@@ -380,7 +380,8 @@ impl Enter for Counted {
     }
 }
 
-/// A device that the target calls in place.
+/// A device that the target calls in place: all of it, whatever of that the target calls today. The
+/// trait's own methods would do nothing and succeed.
 struct CountedDevice {
     device: Arc<dyn BlockDevice>,
     shard: Arc<Shard>,
@@ -400,6 +401,52 @@ impl BlockDevice for CountedDevice {
     fn write_at(&self, offset: u64, buf: &[u8], fua: bool) -> Result<(), NsError> {
         let write = || self.device.write_at(offset, buf, fua);
         self.shard.call(OpKind::Write, buf.len() as u64, write)
+    }
+
+    fn flush(&self) -> Result<(), NsError> {
+        self.shard.call(OpKind::Flush, 0, || self.device.flush())
+    }
+
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        deallocate: bool,
+        fua: bool,
+    ) -> Result<(), NsError> {
+        let write = || self.device.write_zeroes(offset, len, deallocate, fua);
+        self.shard.call(OpKind::WriteZeroes, len, write)
+    }
+
+    fn deallocate(&self, offset: u64, len: u64) -> Result<(), NsError> {
+        let deallocate = || self.device.deallocate(offset, len);
+        self.shard.call(OpKind::Deallocate, len, deallocate)
+    }
+
+    fn compare(&self, offset: u64, data: &[u8]) -> Result<bool, NsError> {
+        let compare = || self.device.compare(offset, data);
+        self.shard.call(OpKind::Compare, data.len() as u64, compare)
+    }
+
+    fn compare_and_write(
+        &self,
+        offset: u64,
+        expected: &[u8],
+        data: &[u8],
+        fua: bool,
+    ) -> Result<bool, NsError> {
+        let write = || self.device.compare_and_write(offset, expected, data, fua);
+        self.shard
+            .call(OpKind::CompareAndWrite, data.len() as u64, write)
+    }
+
+    fn verify(&self, offset: u64, len: u64) -> Result<(), NsError> {
+        let verify = || self.device.verify(offset, len);
+        self.shard.call(OpKind::Verify, len, verify)
+    }
+
+    fn subscribe(&self, sink: NsSink) {
+        self.device.subscribe(sink);
     }
 
     fn lends(&self) -> bool {
@@ -477,6 +524,81 @@ mod tests {
                 (exact..=exact + exact / 8 + 1).contains(&nanos),
                 "{percent} %: {nanos}"
             );
+        }
+    }
+
+    /// Succeeds at everything, and knows at what.
+    #[derive(Default)]
+    struct Called(std::sync::Mutex<Vec<OpKind>>);
+
+    impl Called {
+        fn note<T>(&self, kind: OpKind, result: T) -> Result<T, NsError> {
+            self.0.lock().unwrap().push(kind);
+            Ok(result)
+        }
+    }
+
+    impl BlockDevice for Called {
+        fn info(&self) -> NsInfo {
+            NsInfo::new(512, 8)
+        }
+
+        fn read_at(&self, _: u64, _: &mut [u8]) -> Result<(), NsError> {
+            self.note(OpKind::Read, ())
+        }
+
+        fn write_at(&self, _: u64, _: &[u8], _: bool) -> Result<(), NsError> {
+            self.note(OpKind::Write, ())
+        }
+
+        fn flush(&self) -> Result<(), NsError> {
+            self.note(OpKind::Flush, ())
+        }
+
+        fn write_zeroes(&self, _: u64, _: u64, _: bool, _: bool) -> Result<(), NsError> {
+            self.note(OpKind::WriteZeroes, ())
+        }
+
+        fn deallocate(&self, _: u64, _: u64) -> Result<(), NsError> {
+            self.note(OpKind::Deallocate, ())
+        }
+
+        fn compare(&self, _: u64, _: &[u8]) -> Result<bool, NsError> {
+            self.note(OpKind::Compare, true)
+        }
+
+        fn compare_and_write(&self, _: u64, _: &[u8], _: &[u8], _: bool) -> Result<bool, NsError> {
+            self.note(OpKind::CompareAndWrite, true)
+        }
+
+        fn verify(&self, _: u64, _: u64) -> Result<(), NsError> {
+            self.note(OpKind::Verify, ())
+        }
+    }
+
+    #[test]
+    fn a_device_in_place_is_called_for_everything() {
+        let called = Arc::new(Called::default());
+        let counters = Counters::default();
+        let device = CountedDevice {
+            device: Arc::<Called>::clone(&called),
+            shard: counters.shard(0),
+        };
+        device.read_at(0, &mut [0; 512]).unwrap();
+        device.write_at(0, &[0; 512], false).unwrap();
+        device.flush().unwrap();
+        device.write_zeroes(0, 512, false, false).unwrap();
+        device.deallocate(0, 512).unwrap();
+        assert!(device.compare(0, &[0; 512]).unwrap());
+        let (old, new) = (&[0; 512], &[1; 512]);
+        assert!(device.compare_and_write(0, old, new, false).unwrap());
+        device.verify(0, 512).unwrap();
+        assert_eq!(*called.0.lock().unwrap(), OpKind::ALL);
+        let counted = counters.read();
+        for kind in OpKind::ALL {
+            let bytes = if kind == OpKind::Flush { 0 } else { 512 };
+            let op = counted.op(kind);
+            assert_eq!((op.completed, op.bytes), (1, bytes), "{kind:?}");
         }
     }
 

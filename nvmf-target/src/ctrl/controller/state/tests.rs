@@ -108,7 +108,7 @@ fn resets_and_shutdowns_wait_for_the_queues_and_shutdowns_for_caches() {
     assert_eq!(status(&shutdown), (true, occurring));
     assert!(shutdown.controller.begin_flush());
     assert!(!shutdown.controller.begin_flush(), "once");
-    shutdown.controller.flushed();
+    shutdown.controller.flushed(true);
     assert_eq!(status(&shutdown), (true, complete));
     assert!(!shutdown.controller.enabled() && shutdown.controller.is_ready());
     // Only a reset brings it back.
@@ -127,16 +127,34 @@ fn resets_and_shutdowns_wait_for_the_queues_and_shutdowns_for_caches() {
         both.controller.queue_gone(1);
         assert_eq!(status(&both), (true, occurring), "{writes:?}");
         assert!(both.controller.begin_flush(), "{writes:?}");
-        both.controller.flushed();
+        both.controller.flushed(true);
         let last = writes.last().map_or(0, |cc| cc.shn());
         let shst = if last == 0 { normal } else { complete };
         assert_eq!(status(&both), (false, shst), "{writes:?}");
+    }
+    // What could not be flushed is seen as long as the shutdown is.
+    for (writes, shown) in [
+        (&[shut(ON)][..], true),
+        (&[shut(OFF)], true),
+        (&[shut(ON), OFF], false),
+    ] {
+        let broken = rig();
+        for &cc in writes {
+            set_cc(&broken, cc, Time(0)).unwrap();
+        }
+        broken.controller.queue_gone(1);
+        assert!(broken.controller.begin_flush());
+        broken.controller.flushed(false);
+        assert_eq!(lock(&broken.controller.state).csts.cfs(), shown);
+        set_cc(&broken, OFF, Time(0)).unwrap();
+        set_cc(&broken, ON, Time(0)).unwrap();
+        assert!(!lock(&broken.controller.state).csts.cfs(), "a new start");
     }
     // Enabled with SHN set: never in use.
     let shut_on = Rig::nvm();
     set_cc(&shut_on, shut(ON), Time(0)).unwrap();
     assert!(shut_on.controller.begin_flush());
-    shut_on.controller.flushed();
+    shut_on.controller.flushed(true);
     assert_eq!(status(&shut_on), (true, complete));
     assert!(!shut_on.controller.enabled());
     // Enabled again while the reset is under way.
