@@ -239,11 +239,12 @@ fn scenario_11_icreq_and_connect_have_a_time_each() {
         config.connect_timeout = connect;
         config
     };
-    // No time at all for one of them, and any for the other.
-    let (first, address) = target(with(Duration::ZERO, hour));
+    // Next to no time for one of them, and any for the other.
+    let moment = Duration::from_nanos(1);
+    let (first, address) = target(with(moment, hour));
     Raw::tcp(address).expect_end();
     assert_idle(&first);
-    let (second, address) = target(with(hour, Duration::ZERO));
+    let (second, address) = target(with(hour, moment));
     let silent = Raw::tcp(address);
     let mut raw = Raw::tcp(address);
     raw.send(&Digests::default().ic_req());
