@@ -97,6 +97,11 @@ impl Rig {
     pub(super) fn turn(&mut self) -> usize {
         self.lane.commit();
         self.ring.turn();
+        self.collect()
+    }
+
+    /// As [`Rig::turn`], but nothing is done.
+    pub(super) fn collect(&mut self) -> usize {
         let mut new = Vec::new();
         self.port.collect(&mut new);
         self.finished.extend(new);
