@@ -6,6 +6,7 @@ mod value;
 
 use self::change::Steps;
 use self::value::Number;
+use crate::list::List;
 use crate::rig::{self, TestTarget};
 use arbitrary::{Arbitrary, Unstructured};
 use nvmf_target::{Error, Role, TargetConfig};
@@ -15,7 +16,9 @@ use std::time::Duration;
 #[derive(Arbitrary, Clone, Debug)]
 pub struct Case {
     target: Vec<TargetLie>,
-    steps: Vec<Vec<change::Step>>,
+    /// How many of the steps make one change.
+    together: [u8; STEPS],
+    steps: List<change::Step>,
 }
 
 /// A field of [`TargetConfig`] that is not what it is by default.
@@ -101,8 +104,11 @@ pub fn run(case: &Case) {
     };
     check("the beginning");
     let mut steps = Steps::new(&rig, &listener, serves);
-    for changes in case.steps.iter().take(STEPS) {
+    let mut rest = &case.steps.0[..];
+    for count in case.together {
+        let (changes, behind) = rest.split_at(rest.len().min(1 + usize::from(count % 4)));
         steps.make(changes);
+        rest = behind;
     }
     drop(steps);
     check("the changes");

@@ -5,6 +5,7 @@
 mod model;
 
 use self::model::{Controller, Topology, Wrong};
+use crate::list::List;
 use crate::rig::{self, TestTarget};
 use arbitrary::{Arbitrary, Unstructured};
 use nvmf_host::command as host;
@@ -26,7 +27,7 @@ use std::collections::BTreeMap;
 /// What hosts and an administrator do.
 #[derive(Arbitrary, Clone, Debug)]
 pub struct Case {
-    ops: Vec<Op>,
+    ops: List<Op>,
 }
 
 #[derive(Arbitrary, Clone, Debug)]
@@ -136,7 +137,7 @@ pub fn run_bytes(data: &[u8]) {
 /// On a finding.
 pub fn run(case: &Case) {
     let mut world = World::new().expect("a valid configuration");
-    for op in &case.ops {
+    for op in &case.ops.0 {
         world.apply(op);
     }
     world.finish();

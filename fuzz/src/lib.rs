@@ -15,6 +15,7 @@ pub mod config;
 pub mod connect;
 pub mod device;
 pub mod host_rx;
+pub mod list;
 pub mod ops;
 pub mod play;
 pub mod rig;

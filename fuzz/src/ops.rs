@@ -1,6 +1,7 @@
 //! Calls to the target's machine in any order: PDUs that are mostly right, answers to commands that
 //! are live, stale or not due, and everything in between.
 
+use crate::list::List;
 use crate::play::available;
 use arbitrary::{Arbitrary, Unstructured};
 use nvmf_proto::tcp::target::{Config, Done, Event, QueueConfig, TcpTarget};
@@ -20,7 +21,7 @@ pub struct Case {
     cpda: u8,
     /// Headers and runs that a list has room for.
     list: (u8, u8),
-    ops: Vec<Op>,
+    ops: List<Op>,
 }
 
 /// One call, or bytes for a later one.
@@ -138,7 +139,7 @@ pub fn run(case: &Case) {
         failed: false,
         now: 0,
     };
-    for op in &case.ops {
+    for op in &case.ops.0 {
         driver.apply(op);
         driver.check();
     }

@@ -9,6 +9,7 @@ mod world;
 
 use self::command::Command;
 use self::world::{Manage, NQN, World};
+use crate::list::List;
 use crate::rig::{self, VERIFY_NQN};
 use arbitrary::{Arbitrary, Unstructured};
 use nvmf_host::command as host;
@@ -25,7 +26,7 @@ pub struct Case {
     no_flow_control: bool,
     /// Few buffers.
     tight: bool,
-    ops: Vec<Op>,
+    ops: List<Op>,
 }
 
 #[derive(Arbitrary, Clone, Debug)]
@@ -83,7 +84,7 @@ pub fn run_bytes(data: &[u8]) {
 pub fn run(case: &Case) {
     let world = World::new(case.tight).expect("a valid configuration");
     let (mut session, mut other) = (Session::connect(case, &world.connector, 0), None);
-    for op in &case.ops {
+    for op in &case.ops.0 {
         if let Op::Turn = op {
             let next = other
                 .take()

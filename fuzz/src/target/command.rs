@@ -30,17 +30,32 @@ struct Opcode {
     value: u8,
 }
 
-/// How much data the command says it has.
+/// How much data the command says it has: rarely not what it moves. A host that lies about that is
+/// soon without a connection.
 #[derive(Arbitrary, Clone, Copy, Debug)]
-enum Length {
-    Blocks(u8),
-    Bytes(u16),
-    /// What the command moves.
-    AsCommand,
-    /// The same, in the order of the target's choice.
-    ByR2t,
-    /// The same, and the command is one that means something.
-    Likely,
+struct Length {
+    odds: u8,
+    value: u16,
+}
+
+impl Length {
+    /// The command is one that means something.
+    const fn is_likely(self) -> bool {
+        self.odds < 0xc0
+    }
+
+    /// The target asks for it.
+    const fn is_by_r2t(self) -> bool {
+        self.odds & 1 == 1
+    }
+
+    fn of(self, exact: usize) -> usize {
+        match self.odds {
+            0..0xfa => exact.min(DATA_MAX),
+            0xfa..0xfd => usize::from(self.value % 64) * 512,
+            _ => usize::from(self.value),
+        }
+    }
 }
 
 /// Rarely the SQE is not what a host would make.
@@ -104,18 +119,18 @@ impl Command {
             let high = self.high >> bit & 1 == 1 && self.high > 0xc0;
             u32::from(low) | if high { u32::from(low) << 16 } else { 0 }
         });
-        if matches!(self.data, Length::Likely) {
+        if self.data.is_likely() {
             self.make_likely(&mut sqe, admin, &mut cdw);
         }
         sqe.set_cdw10_15(cdw);
-        if self.lie.odds >= 0xf0 {
+        if self.lie.odds >= 0xf8 {
             sqe.0[1] = self.lie.flags;
         }
         // Half a fused operation waits for the other one.
-        if (0xe0..0xf0).contains(&self.lie.odds) && !admin {
+        if (0xf0..0xf8).contains(&self.lie.odds) && !admin {
             sqe.0[1] |= 1 + (self.lie.flags & 1);
         }
-        if self.lie.odds >= 0xf8 {
+        if self.lie.odds >= 0xfd {
             sqe.set_sgl(SglDescriptor {
                 address: self.lie.flags.into(),
                 length: self.lie.sgl_len.into(),
@@ -185,9 +200,9 @@ impl Command {
     pub(super) fn capsule(&self) -> (Sqe, Vec<u8>) {
         let mut sqe = self.sqe(false);
         let exact = exact_length(&sqe, false).min(1 << 13);
-        let sends = sqe.opcode() & 3 == 1 || self.lie.odds >= 0xe0;
+        let sends = sqe.opcode() & 3 == 1 || self.lie.odds >= 0xc0;
         let data = vec![WRITTEN; if sends { exact } else { 0 }];
-        if self.lie.odds < 0xf8 {
+        if self.lie.odds < 0xfd {
             let length = u32::try_from(exact).unwrap_or(u32::MAX);
             let kind = match (self.lie.sgl_kind, sends) {
                 (0..0xc0, true) => SglDescriptor::IN_CAPSULE,
@@ -207,15 +222,11 @@ impl Command {
 
     /// The data of the command, and whether it is what its opcode says.
     pub(super) fn data(&self, sqe: &Sqe, admin: bool) -> (Data, bool) {
-        if self.lie.odds >= 0xf8 {
+        if self.lie.odds >= 0xfd {
             return (Data::AsIs, false);
         }
         let exact = exact_length(sqe, admin);
-        let len = match self.data {
-            Length::Blocks(blocks) => usize::from(blocks % 64) * 512,
-            Length::Bytes(bytes) => usize::from(bytes),
-            Length::AsCommand | Length::ByR2t | Length::Likely => exact.min(DATA_MAX),
-        };
+        let len = self.data.of(exact);
         let fabrics = sqe.opcode() == 0x7f;
         // Bits 1:0 of the opcode (of FCTYPE in Fabrics commands) are the direction of the data.
         let direction = if fabrics {
@@ -226,9 +237,7 @@ impl Command {
         match direction {
             0 => (Data::None, true),
             // This host calls a success with less data than it made room for a violation.
-            1 if matches!(self.data, Length::ByR2t) => {
-                (Data::WriteByR2t(vec![WRITTEN; len]), len == exact)
-            }
+            1 if self.data.is_by_r2t() => (Data::WriteByR2t(vec![WRITTEN; len]), len == exact),
             1 => (Data::Write(vec![WRITTEN; len]), len == exact),
             2 => (Data::Read(vec![0xee; len]), len == exact),
             _ => (Data::Read(vec![0xee; len]), false),
