@@ -39,7 +39,7 @@ enum TargetLie {
     MaxConnectionsPerHost(Number),
     MaxControllersPerHost(Number),
     MaxUnconnected(Number),
-    MaxUnconnectedPerAddress(Number),
+    MaxSilentPerAddress(Number),
     IcreqTimeout(Number),
     ConnectTimeout(Number),
     AssociationTimeout(Number),
@@ -136,8 +136,8 @@ impl TargetLie {
             Self::MaxConnectionsPerHost(n) => config.max_connections_per_host = n.into_usize(),
             Self::MaxControllersPerHost(n) => config.max_controllers_per_host = n.into_usize(),
             Self::MaxUnconnected(n) => config.max_unconnected = n.into_usize(),
-            Self::MaxUnconnectedPerAddress(n) => {
-                config.max_unconnected_per_address = n.into_usize();
+            Self::MaxSilentPerAddress(n) => {
+                config.max_silent_per_address = n.into_usize();
             }
             Self::IcreqTimeout(n) => config.icreq_timeout = nanos(n.get()),
             Self::ConnectTimeout(n) => config.connect_timeout = nanos(n.get()),
@@ -168,7 +168,7 @@ impl TargetLie {
             Self::MaxConnectionsPerHost(_) => "max_connections_per_host",
             Self::MaxControllersPerHost(_) => "max_controllers_per_host",
             Self::MaxUnconnected(_) => "max_unconnected ",
-            Self::MaxUnconnectedPerAddress(_) => "max_unconnected_per_address",
+            Self::MaxSilentPerAddress(_) => "max_silent_per_address",
             Self::IcreqTimeout(_) => "icreq_timeout",
             Self::ConnectTimeout(_) => "connect_timeout",
             Self::AssociationTimeout(_) => "association_timeout",

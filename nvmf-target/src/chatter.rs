@@ -51,8 +51,12 @@ impl Chatter {
 /// The kinds of lines that a target's hosts provoke.
 #[derive(Debug, Default)]
 pub(crate) struct Chatters {
-    /// Accepting fails, or connections are refused or ended because there are too many.
+    /// Connections are refused or ended because there are too many.
     pub(crate) accept: Chatter,
+    /// Accepting fails.
+    pub(crate) listen: Chatter,
+    /// There is no reactor left for a connection.
+    pub(crate) ended: Chatter,
     /// Hosts that break NVMe/TCP, or say that the target does.
     pub(crate) protocol: Chatter,
     /// Hosts that are silent.
@@ -63,8 +67,6 @@ pub(crate) struct Chatters {
     pub(crate) open: Chatter,
     /// Controllers that go.
     pub(crate) close: Chatter,
-    /// Resets of subsystems, and what goes wrong in a shutdown of a controller.
-    pub(crate) reset: Chatter,
 }
 
 /// A line of the log that a host can provoke: `limited!(Level, chatter, now, format...)`.
@@ -135,6 +137,16 @@ mod tests {
         assert_eq!(through.len(), 10);
         let later = START + 1_000_000 * EACH;
         assert_eq!(burst(&chatter, later, 1000).len() as u64, BURST);
+    }
+
+    /// What a flood of connections provokes keeps out nothing that an operator must see.
+    #[test]
+    fn kinds_do_not_keep_one_another_out() {
+        let chatters = Chatters::default();
+        burst(&chatters.accept, START, 2 * BURST);
+        for other in [&chatters.listen, &chatters.ended] {
+            assert_eq!(burst(other, START, 1).len(), 1);
+        }
     }
 
     /// A target that is simulated may begin at any time, another target at another.

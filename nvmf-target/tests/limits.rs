@@ -90,6 +90,46 @@ fn scenario_09_a_flood_of_silent_connections_keeps_nobody_out() {
     assert_idle(&target);
 }
 
+/// Hosts that open the connections of all their queues before they send a Connect, as Linux does, and
+/// others in between that never send anything: those make room, whoever came first.
+#[test]
+fn scenario_09_silent_connections_make_room_for_hosts_that_are_about_to_connect() {
+    let mut config = config();
+    config.max_connections = 64;
+    config.max_unconnected = 64;
+    config.icreq_timeout = Duration::from_secs(3600);
+    config.connect_timeout = Duration::from_secs(3600);
+    let (target, address) = target(config);
+    let mut witness = Witness::new(&target, address);
+    let names = ["a", "b", "c"];
+    let mut admins = names.map(|name| admin(address, &host(name)));
+    let mut queues: Vec<Vec<_>> = names
+        .iter()
+        .map(|_| (0..8).map(|_| open(address)).collect())
+        .collect();
+    let flood = silent(address, 200);
+    eventually("those that are too many are gone", || {
+        target.stats().connections <= 64
+    });
+    for ((queues, (_, cntlid)), name) in queues.iter_mut().zip(&admins).zip(names) {
+        for (queue, qid) in queues.iter_mut().zip(1..) {
+            let data = ConnectData {
+                cntlid: *cntlid,
+                ..host(name)
+            };
+            queue.connect_ok(&io_connect(qid), &data);
+            queue.read(&raw::read(1, 0, 1));
+        }
+    }
+    for (admin, _) in &mut admins {
+        admin.ok(&enable(), &[]);
+    }
+    drop((flood, admins, queues));
+    witness.is_alone();
+    drop(witness);
+    assert_idle(&target);
+}
+
 /// All places are taken, most by connections that never became queues: those are what makes room.
 #[test]
 fn scenario_09_a_full_target_ends_what_is_no_queue_before_it_refuses() {
@@ -120,7 +160,7 @@ fn scenario_09_a_full_target_ends_what_is_no_queue_before_it_refuses() {
 fn scenario_09_one_address_ends_its_own_connections() {
     let mut config = config();
     config.max_unconnected = 100;
-    config.max_unconnected_per_address = 4;
+    config.max_silent_per_address = 4;
     let (target, address) = target(config);
     let connector = common::in_memory(&target);
     let mut witness = Witness::new(&target, address);
@@ -256,8 +296,9 @@ fn scenario_11_icreq_and_connect_have_a_time_each() {
     assert_idle(&second);
 }
 
-/// A listener that has no descriptors while `short` is set.
+/// A listener that fails while `short` is set.
 struct Short {
+    error: Errno,
     inner: MemTransport,
     /// Readable all the time, as a listener is whose connections cannot be taken.
     event: OwnedFd,
@@ -277,7 +318,7 @@ impl Transport for Short {
     fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>> {
         if self.short.load(Ordering::SeqCst) {
             self.failed.fetch_add(1, Ordering::SeqCst);
-            return Err(Errno::MFILE.into());
+            return Err(self.error.into());
         }
         let accepted = self.inner.accept()?;
         if accepted.is_none() {
@@ -302,6 +343,7 @@ fn scenario_67_accepting_without_descriptors_neither_spins_nor_stops_for_good() 
     let short = Arc::new(AtomicBool::new(true));
     let failed = Arc::new(AtomicU64::new(0));
     let transport = Short {
+        error: Errno::MFILE,
         inner,
         event,
         short: Arc::clone(&short),
@@ -324,6 +366,42 @@ fn scenario_67_accepting_without_descriptors_neither_spins_nor_stops_for_good() 
     );
     short.store(false, Ordering::SeqCst);
     drop(connect_in_memory(&connector, &options(address)));
+    witness.is_alone();
+    drop(witness);
+    assert_idle(&target);
+}
+
+/// A listener that fails for ever, and not for a lack of what all need: nobody makes way for it, and
+/// the others go on.
+#[test]
+fn scenario_67_a_transport_that_cannot_accept_is_alone_with_that() {
+    let mut config = config();
+    config.icreq_timeout = Duration::from_secs(3600);
+    let (target, address) = target(config);
+    let mut witness = Witness::new(&target, address);
+    let mut silent = Raw::tcp(address);
+    eventually("it is there", || target.stats().unconnected == 1);
+    let (inner, _connector) = MemTransport::new("broken").unwrap();
+    let failed = Arc::new(AtomicU64::new(0));
+    let transport = Short {
+        error: Errno::PROTO,
+        inner,
+        event: eventfd(1, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap(),
+        short: Arc::new(AtomicBool::new(true)),
+        failed: Arc::clone(&failed),
+    };
+    target.listen_on(Box::new(transport), Role::Io).unwrap();
+    for _ in 0..3 {
+        let before = failed.load(Ordering::SeqCst);
+        eventually("it is tried again", || {
+            failed.load(Ordering::SeqCst) > before
+        });
+        drop(admin(address, &host("a")));
+        witness.works();
+    }
+    silent.send(&Digests::default().ic_req());
+    silent.recv();
+    drop(silent);
     witness.is_alone();
     drop(witness);
     assert_idle(&target);

@@ -258,12 +258,15 @@ impl Control {
     fn stats(&self) -> String {
         let stats = self.target.stats();
         format!(
-            "connections {} controllers {} io-queues {} buffer-bytes {} in-flight {}",
+            "connections {} controllers {} io-queues {} buffer-bytes {} in-flight {} \
+             unconnected {} queue-bytes {}",
             stats.connections,
             stats.controllers,
             stats.io_queues,
             stats.buffers_lent,
-            stats.in_flight
+            stats.in_flight,
+            stats.unconnected,
+            stats.queue_bytes
         )
     }
 

@@ -22,7 +22,7 @@ impl TargetConfig {
     /// - `buffer_bytes` twice, for ranges of Dataset Management commands may take as much as their
     ///   buffers while they are in a backend;
     /// - per reactor: 16 capsules of in-capsule data, and 7 MiB for what it reads, sends and keeps;
-    /// - 8 KiB for each of `max_connections` (and of 64 that may be on their way out);
+    /// - 8 KiB for each of `max_connections` (and of 64 per reactor that may be on their way out);
     /// - `queue_bytes`.
     ///
     /// Beside that there are the program, the backends, and what grows with the number of
@@ -31,7 +31,8 @@ impl TargetConfig {
     #[must_use]
     pub fn memory_max(&self) -> u64 {
         let reactor = REACTOR_BYTES + reserve_bytes(self.in_capsule);
-        let connections = self.max_connections.saturating_add(ENDING_MAX);
+        let ending = self.reactors.saturating_mul(ENDING_MAX);
+        let connections = self.max_connections.saturating_add(ending);
         [
             self.buffer_bytes.saturating_mul(2),
             self.reactors.saturating_mul(reactor),
@@ -56,7 +57,7 @@ mod tests {
         };
         let mib = config.memory_max() >> 20;
         // Buffers, reactors, connections, queues.
-        assert_eq!(mib, 64 + 13 + 32 + 512);
+        assert_eq!(mib, 64 + 13 + 33 + 512);
         const { assert!(REACTOR_BYTES < 7 << 20) };
         config.buffer_bytes = usize::MAX;
         config.max_connections = usize::MAX;

@@ -46,8 +46,8 @@ pub struct TargetConfig {
     /// responses that are not read. The Connect of one that does not fit is refused as Controller
     /// Busy. What they are charged with is in [`crate::TargetStats`].
     pub queue_bytes: usize,
-    /// Connections at a time. If there are so many, the one that has gone longest without a Connect
-    /// makes room for one that comes; if all are queues, the one that comes is closed at once.
+    /// Connections at a time. If there are so many, one without a Connect makes room for one that
+    /// comes, see `max_unconnected`; if all are queues, the one that comes is closed at once.
     pub max_connections: usize,
     /// The same for connections from one IPv4 address or one IPv6 network of 64 bits; `None`, the
     /// default: no limit. As with all limits by address, connections without one do not count.
@@ -58,11 +58,16 @@ pub struct TargetConfig {
     /// Controllers of one host (HOSTNQN) in one subsystem at a time. The Connect of a further one is
     /// refused as Controller Busy.
     pub max_controllers_per_host: usize,
-    /// Connections at a time whose Connect has not been accepted yet. The one that has been there
-    /// longest makes room for one that comes.
+    /// Connections at a time whose Connect has not been accepted yet. If there are so many, one of
+    /// them makes room for one that comes: one that has sent no ICReq, if it has been there while an
+    /// eighth of this many came; else one that has; of each kind the one that has been there
+    /// longest. Linux opens the connections of all I/O queues of a controller before it sends the
+    /// first of their Connects: with less than `max_connections`, hosts that come back together may
+    /// end one another's.
     pub max_unconnected: usize,
-    /// The same for connections from one IPv4 address or one IPv6 network of 64 bits.
-    pub max_unconnected_per_address: usize,
+    /// Connections at a time from one IPv4 address or one IPv6 network of 64 bits that have sent no
+    /// ICReq yet. The one that has been there longest makes room for one that comes.
+    pub max_silent_per_address: usize,
     /// How long a connection may take from accept to a valid ICReq.
     pub icreq_timeout: Duration,
     /// How long a connection may take from its ICReq to a Connect that is accepted.
@@ -100,8 +105,8 @@ impl Default for TargetConfig {
             max_connections_per_address: None,
             max_connections_per_host: 2048,
             max_controllers_per_host: 1024,
-            max_unconnected: 2048,
-            max_unconnected_per_address: 1024,
+            max_unconnected: 4096,
+            max_silent_per_address: 2048,
             icreq_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             association_timeout: Duration::from_secs(120),
@@ -202,10 +207,7 @@ impl TargetConfig {
             ("max_connections_per_host", self.max_connections_per_host),
             ("max_controllers_per_host", self.max_controllers_per_host),
             ("max_unconnected", self.max_unconnected),
-            (
-                "max_unconnected_per_address",
-                self.max_unconnected_per_address,
-            ),
+            ("max_silent_per_address", self.max_silent_per_address),
         ];
         for (name, value) in counts {
             check(value > 0, name, value.to_string(), "at least 1")?;

@@ -7,7 +7,7 @@ use crate::TargetConfig;
 use crate::chatter::limited;
 use crate::ctrl::admin::{self, AdminCx, Answer, Transfer};
 use crate::ctrl::connect::{self, Association, CONNECT_DATA_LEN, Caller, Outcome, Refusal};
-use crate::ctrl::{Controller, Fault, Inquired, QueueStats};
+use crate::ctrl::{Controller, Fault, Inquired, NsShared, QueueStats};
 use crate::reactor::Cx;
 use log::debug;
 use nvmf_proto::tcp::target::{Done, QueueConfig};
@@ -32,9 +32,9 @@ pub(super) struct AdminQueue {
     pub(super) aborts: Vec<Asked>,
     /// Whether its host was silent on the other queues.
     pub(super) inquired: Option<Inquired>,
-    /// Requests to flush, for a shutdown, that are in backends.
-    pub(super) flushes: usize,
-    /// One of them has failed.
+    /// The lanes that have requests to flush, for a shutdown, and their namespaces.
+    pub(super) flushing: Vec<(usize, Arc<NsShared>)>,
+    /// A flush for a shutdown has failed.
     pub(super) unflushed: bool,
     /// Commands that wait until what was written is safe.
     pub(super) settling: Vec<Settling>,
@@ -240,13 +240,11 @@ impl Conn {
                     Info,
                     cx.core.chatters.refusal,
                     cx.now,
-                    "{}: Connect of {} to {} queue {} refused: {} (dword 0 {:#x})",
+                    "{}: Connect of {} to {} queue {} refused: {refusal}",
                     self.peer,
                     Escaped(until_nul(&data.hostnqn)),
                     Escaped(until_nul(&data.subnqn)),
-                    command.qid,
-                    refusal.status,
-                    refusal.dw0
+                    command.qid
                 );
                 self.fail(cx, slot, refusal);
             }
@@ -292,7 +290,7 @@ impl Conn {
                 requests: VecDeque::new(),
                 aborts: Vec::new(),
                 inquired: None,
-                flushes: 0,
+                flushing: Vec::new(),
                 unflushed: false,
                 settling: Vec::new(),
             })

@@ -298,6 +298,7 @@ impl Conn {
             }
             Event::Received { slot, digest_ok } => self.on_received(cx, slot, digest_ok),
             Event::Ready(_) => {
+                self.guest.greet();
                 self.mark_dirty(cx);
                 self.arm(cx);
             }
@@ -365,10 +366,11 @@ impl Conn {
     /// A backend has finished a request of this connection.
     pub(crate) fn on_completion(&mut self, cx: &mut Cx, completion: &mut Completion) {
         let answered = self.came_back(cx.now);
-        let slot = completion.route().slot;
+        let route = completion.route();
+        let slot = route.slot;
         let (op, buf, status) = (completion.op(), completion.take_buf(), completion.status());
         if matches!(self.queue, Queue::Admin(_)) {
-            return self.on_admin_flush(cx, slot, status);
+            return self.on_admin_flush(cx, route, status);
         }
         if matches!(op, Op::CompareAndWrite { .. }) {
             let expected = completion.take_expected();

@@ -70,10 +70,11 @@ impl Conn {
     }
 
     /// A flush of the admin queue is done: for a command, or else for a shutdown.
-    pub(super) fn on_admin_flush(&mut self, cx: &mut Cx, slot: Slot, status: Status) {
+    pub(super) fn on_admin_flush(&mut self, cx: &mut Cx, route: Route, status: Status) {
+        let slot = route.slot;
         if self.settling(slot).is_none() {
             if let Queue::Admin(admin) = &mut self.queue {
-                admin.on_flushed(cx, status);
+                admin.on_flushed(cx, route.lane, status);
             }
             return;
         }

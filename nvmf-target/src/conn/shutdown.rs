@@ -6,10 +6,12 @@ use super::admin::AdminQueue;
 use super::{Conn, Queue};
 use crate::buf::IoBuf;
 use crate::chatter::limited;
+use crate::ctrl::NsShared;
 use crate::ns::{LbaRange, Op, Route, Support};
 use crate::reactor::Cx;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
+use std::sync::Arc;
 
 impl Conn {
     /// Flushes the namespaces of a controller whose I/O queues have ended for a shutdown.
@@ -35,7 +37,7 @@ impl Conn {
             let lane = match lane {
                 Ok(lane) => lane,
                 Err(status) => {
-                    admin.not_flushed(cx, status);
+                    admin.not_flushed(cx, &entry.shared, status);
                     continue;
                 }
             };
@@ -49,7 +51,7 @@ impl Conn {
             let request = cx
                 .requests
                 .make(Op::Flush, entry.info.lba_shift, nowhere, buf, route);
-            admin.flushes += 1;
+            admin.flushing.push((lane, Arc::clone(&entry.shared)));
             self.in_flight += 1;
             cx.in_flight += 1;
             cx.lanes.submit(lane, request);
@@ -59,33 +61,34 @@ impl Conn {
 }
 
 impl AdminQueue {
-    /// A request of [`Conn::flush_for_shutdown`] is done.
-    pub(super) fn on_flushed(&mut self, cx: &Cx, status: Status) {
-        if !status.is_success() {
-            self.not_flushed(cx, status);
+    /// A request of [`Conn::flush_for_shutdown`] to a lane is done.
+    pub(super) fn on_flushed(&mut self, cx: &Cx, lane: usize, status: Status) {
+        if let Some(at) = self.flushing.iter().position(|of| of.0 == lane) {
+            let (_, namespace) = self.flushing.swap_remove(at);
+            if !status.is_success() {
+                self.not_flushed(cx, &namespace, status);
+            }
         }
-        self.flushes -= 1;
         self.end_flush();
     }
 
     /// The shutdown is complete if no Flush is left.
     fn end_flush(&mut self) {
-        if self.flushes == 0 {
+        if self.flushing.is_empty() {
             let safe = !std::mem::take(&mut self.unflushed);
             self.controller.flushed(safe);
         }
     }
 
-    fn not_flushed(&mut self, cx: &Cx, status: Status) {
+    fn not_flushed(&mut self, cx: &Cx, namespace: &NsShared, status: Status) {
         self.unflushed = true;
-        let controller = &self.controller;
         limited!(
             Warn,
-            cx.core.chatters.reset,
+            namespace.flush_chatter,
             cx.now,
-            "controller {} of {}: a cache could not be flushed in its shutdown: {status}",
-            controller.cntlid,
-            controller.subsystem.nqn
+            "{}: its cache could not be flushed in the shutdown of controller {}: {status}",
+            namespace.name,
+            self.controller.cntlid
         );
     }
 }

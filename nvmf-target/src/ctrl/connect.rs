@@ -12,6 +12,7 @@ use nvmf_proto::wire::fabrics::{
     CNTLID_DYNAMIC, Cattr, ConnectCommand, ConnectData, InvalidParameter,
 };
 use nvmf_proto::wire::nqn::Nqn;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -56,11 +57,46 @@ pub(crate) struct Caller {
 pub(crate) struct Refusal {
     pub(crate) status: Status,
     pub(crate) dw0: u32,
+    /// Why the controller is busy, for the log: to hosts all limits are one.
+    pub(crate) limit: Option<Limit>,
+}
+
+/// What there is too much of for one more queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    ConnectionsPerHost,
+    ControllersPerHost,
+    QueueBytes,
+    Cntlids,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ConnectionsPerHost => "the limit of connections per host",
+            Self::ControllersPerHost => "the limit of controllers per host",
+            Self::QueueBytes => "the limit of memory for queues",
+            Self::Cntlids => "all CNTLIDs are in use",
+        })
+    }
 }
 
 impl Refusal {
     pub(super) const fn status(status: Status) -> Self {
-        Self { status, dw0: 0 }
+        Self {
+            status,
+            dw0: 0,
+            limit: None,
+        }
+    }
+
+    /// NVMe Base 2.1, Fabrics status values of Connect: nothing is wrong with the command, and it
+    /// may succeed later.
+    pub(super) const fn busy(limit: Limit) -> Self {
+        Self {
+            limit: Some(limit),
+            ..Self::status(Status::CONNECT_CONTROLLER_BUSY)
+        }
     }
 
     /// Connect Invalid Parameters for a field of the Connect data.
@@ -72,7 +108,16 @@ impl Refusal {
         Self {
             status: Status::CONNECT_INVALID_PARAMETERS.dnr(),
             dw0: parameter.dw0(),
+            limit: None,
         }
+    }
+}
+
+/// The reason as the log tells it.
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (dword 0 {:#x})", self.status, self.dw0)?;
+        self.limit.map_or(Ok(()), |limit| write!(f, ": {limit}"))
     }
 }
 

@@ -1,29 +1,34 @@
 //! Who is connected: how many in all, from each address and of each host, and which connections are
 //! no queues yet.
 //!
-//! Asked when a connection comes, when it becomes a queue and when it is gone, never by an I/O.
-//! Where connections that are no queues yet are too many, the one that has been there longest makes
-//! room for the one that comes: honest hosts are queues within milliseconds, so a flood of silent
-//! connections ends itself and keeps nobody out.
+//! Asked when a connection comes, when its ICReq has come, when it becomes a queue and when it is
+//! gone, never by an I/O. Where connections that are no queues yet are too many, one of them makes
+//! room for the one that comes: first those that are silent, then those that have been there
+//! longest. Honest hosts send their ICReq within milliseconds, so a flood of silent connections ends
+//! itself and keeps nobody out. Their Connects may take longer: Linux opens the connections of all
+//! its I/O queues, ICReq included, before it sends the first of their Connects, and a thousand
+//! hosts that come back together have many thousands of them.
 
-use super::connect::Refusal;
+use super::connect::{Limit, Refusal};
 use super::lock;
 use crate::TargetConfig;
 use crate::reactor::{Mailbox, Message};
-use nvmf_proto::wire::Status;
+use crate::wake::Waker;
 use nvmf_proto::wire::nqn::Nqn;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
-/// Connections that have been told to end, and have not yet, while others are accepted.
+/// Connections of a reactor that have been told to end, and have not yet, while it gets others.
 pub(crate) const ENDING_MAX: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Door {
     limits: Limits,
+    /// Of the thread that accepts.
+    acceptor: OnceLock<Waker>,
     state: Mutex<State>,
 }
 
@@ -33,8 +38,11 @@ struct Limits {
     per_address: usize,
     per_host: usize,
     unconnected: usize,
-    unconnected_per_address: usize,
+    silent_per_address: usize,
     queue_bytes: usize,
+    /// A silent connection is not the first to make room before so many have come after it: what
+    /// comes is silent at first, and must not be ended for those that are not and stay.
+    spared: u64,
 }
 
 #[derive(Debug, Default)]
@@ -45,8 +53,9 @@ struct State {
     staying: usize,
     /// Connections that were told to end to make room.
     ending: usize,
-    /// Of those that stay: which are no queues yet, in the order of their coming.
+    /// Of those that stay: which are no queues yet.
     waiting: BTreeMap<u64, Waiting>,
+    order: Order,
     addresses: BTreeMap<IpAddr, Address>,
     /// Queues by HOSTNQN.
     hosts: BTreeMap<Nqn, usize>,
@@ -66,7 +75,29 @@ struct Waiting {
 #[derive(Debug, Default)]
 struct Address {
     connections: usize,
-    waiting: BTreeSet<u64>,
+    order: Order,
+}
+
+/// Connections that are no queues yet, in the order of their coming.
+#[derive(Debug, Default)]
+struct Order {
+    /// No ICReq has come yet.
+    silent: BTreeSet<u64>,
+    greeted: BTreeSet<u64>,
+}
+
+impl Order {
+    fn greet(&mut self, number: u64) {
+        if self.silent.remove(&number) {
+            self.greeted.insert(number);
+        }
+    }
+
+    fn remove(&mut self, number: u64) {
+        if !self.silent.remove(&number) {
+            self.greeted.remove(&number);
+        }
+    }
 }
 
 /// What there is at one moment.
@@ -87,6 +118,10 @@ pub(crate) enum Full {
     Target(usize),
     /// All connections from its address are queues.
     Address(usize),
+    /// The reactors of those without a Connect do not get round to ending them.
+    Unconnected(usize),
+    /// The same for those from its address without an ICReq.
+    Silent(usize),
 }
 
 impl fmt::Display for Full {
@@ -94,6 +129,13 @@ impl fmt::Display for Full {
         match self {
             Self::Target(most) => write!(f, "{most} connections are the limit"),
             Self::Address(most) => write!(f, "{most} connections from its address are the limit"),
+            Self::Unconnected(most) => {
+                write!(f, "{most} connections without a Connect are the limit")
+            }
+            Self::Silent(most) => write!(
+                f,
+                "{most} connections from its address without an ICReq are the limit"
+            ),
         }
     }
 }
@@ -138,9 +180,11 @@ impl Door {
                 per_address: config.max_connections_per_address.unwrap_or(connections),
                 per_host: config.max_connections_per_host,
                 unconnected: config.max_unconnected,
-                unconnected_per_address: config.max_unconnected_per_address,
+                silent_per_address: config.max_silent_per_address,
                 queue_bytes: config.queue_bytes,
+                spared: (config.max_unconnected.min(connections) / 8) as u64,
             },
+            acceptor: OnceLock::new(),
             state: Mutex::default(),
         })
     }
@@ -155,9 +199,9 @@ impl Door {
         }
     }
 
-    /// So many connections are still to end that no more should be accepted.
-    pub(crate) fn is_busy(&self) -> bool {
-        lock(&self.state).ending >= ENDING_MAX
+    /// Whom to wake when a reactor that had too many connections to end may get others again.
+    pub(crate) fn set_acceptor(&self, waker: Waker) {
+        let _ = self.acceptor.set(waker);
     }
 
     /// Counts a connection from `peer` that is for the reactor of `mailbox`, and ends others if it
@@ -176,8 +220,9 @@ impl Door {
         if let Some(ip) = address {
             let at = state.addresses.entry(ip).or_default();
             at.connections += 1;
-            at.waiting.insert(number);
+            at.order.silent.insert(number);
         }
+        state.order.silent.insert(number);
         let waiting = Waiting {
             address,
             mailbox: Arc::clone(mailbox),
@@ -197,31 +242,36 @@ impl Door {
     /// Makes room for one more connection.
     fn make_room(&self, state: &mut State, address: Option<IpAddr>) -> Result<(), Full> {
         let limits = &self.limits;
-        if let Some(at) = address.and_then(|ip| state.addresses.get(&ip))
-            && (at.connections >= limits.per_address
-                || at.waiting.len() >= limits.unconnected_per_address)
-        {
-            let oldest = at.waiting.first().copied();
-            state.evict(oldest.ok_or(Full::Address(limits.per_address))?);
+        if let Some(at) = address.and_then(|ip| state.addresses.get(&ip)) {
+            if at.connections >= limits.per_address {
+                let first = state.first_to_go(&at.order, limits.spared);
+                state.evict(first.ok_or(Full::Address(limits.per_address))?);
+            } else if at.order.silent.len() >= limits.silent_per_address {
+                let first = state.first_of(&at.order.silent);
+                state.evict(first.ok_or(Full::Silent(limits.silent_per_address))?);
+            }
         }
-        if state.staying >= limits.connections || state.waiting.len() >= limits.unconnected {
-            let oldest = state.waiting.keys().next().copied();
-            state.evict(oldest.ok_or(Full::Target(limits.connections))?);
-        }
+        let full = if state.staying >= limits.connections {
+            Full::Target(limits.connections)
+        } else if state.waiting.len() >= limits.unconnected {
+            Full::Unconnected(limits.unconnected)
+        } else {
+            return Ok(());
+        };
+        let first = state.first_to_go(&state.order, limits.spared);
+        state.evict(first.ok_or(full)?);
         Ok(())
     }
 
-    /// The system has no descriptor or memory left: ends the older half of the connections that are
-    /// no queues yet.
-    pub(crate) fn give_way(&self) -> usize {
+    /// The system has no descriptor or memory left: ends half of the connections that are no queues
+    /// yet, in the order in which they make room for others.
+    pub(crate) fn give_way(&self) {
         let mut state = lock(&self.state);
-        let half = state.waiting.len().div_ceil(2);
-        for _ in 0..half {
-            if let Some((&oldest, _)) = state.waiting.first_key_value() {
-                state.evict(oldest);
+        for _ in 0..state.waiting.len().div_ceil(2) {
+            if let Some(first) = state.first_to_go(&state.order, self.limits.spared) {
+                state.evict(first);
             }
         }
-        half
     }
 
     /// A place for one more queue of a host, that may take so many bytes.
@@ -229,10 +279,11 @@ impl Door {
         let mut state = lock(&self.state);
         let queues = state.hosts.get(host).copied().unwrap_or_default();
         let left = self.limits.queue_bytes - state.queue_bytes;
-        if queues >= self.limits.per_host || bytes > left {
-            // NVMe Base 2.1, Fabrics status values of Connect: nothing is wrong with the command,
-            // and it may succeed later.
-            return Err(Refusal::status(Status::CONNECT_CONTROLLER_BUSY));
+        if queues >= self.limits.per_host {
+            return Err(Refusal::busy(Limit::ConnectionsPerHost));
+        }
+        if bytes > left {
+            return Err(Refusal::busy(Limit::QueueBytes));
         }
         state.hosts.insert(host.clone(), queues + 1);
         state.queue_bytes += bytes;
@@ -246,6 +297,23 @@ impl Door {
 }
 
 impl State {
+    /// The connection that makes room for another.
+    fn first_to_go(&self, order: &Order, spared: u64) -> Option<u64> {
+        self.first_of(&order.silent)
+            .filter(|number| self.next - number > spared)
+            .or_else(|| self.first_of(&order.greeted))
+            .or_else(|| self.first_of(&order.silent))
+    }
+
+    /// The first of those whose reactors get round to ending connections.
+    fn first_of(&self, numbers: &BTreeSet<u64>) -> Option<u64> {
+        let ends = |number: &&u64| {
+            let waiting = self.waiting.get(number);
+            waiting.is_some_and(|waiting| !waiting.mailbox.is_crowded())
+        };
+        numbers.iter().find(ends).copied()
+    }
+
     /// Tells a connection that is no queue yet to end.
     fn evict(&mut self, number: u64) {
         let Some(waiting) = self.stop_waiting(number) else {
@@ -253,6 +321,7 @@ impl State {
         };
         self.leave(waiting.address);
         self.ending += 1;
+        waiting.mailbox.ending.fetch_add(1, Ordering::AcqRel);
         if let Some(conn) = waiting.conn {
             waiting.mailbox.send(Message::Evict(conn));
         }
@@ -261,8 +330,9 @@ impl State {
     /// A connection is a queue now, or gone.
     fn stop_waiting(&mut self, number: u64) -> Option<Waiting> {
         let waiting = self.waiting.remove(&number)?;
+        self.order.remove(number);
         if let Some(at) = waiting.address.and_then(|ip| self.addresses.get_mut(&ip)) {
-            at.waiting.remove(&number);
+            at.order.remove(number);
         }
         Some(waiting)
     }
@@ -292,6 +362,15 @@ impl Guest {
         })
     }
 
+    /// Its ICReq has come.
+    pub(crate) fn greet(&self) {
+        let mut state = lock(&self.door.state);
+        state.order.greet(self.number);
+        if let Some(at) = self.address.and_then(|ip| state.addresses.get_mut(&ip)) {
+            at.order.greet(self.number);
+        }
+    }
+
     /// The connection has become a queue. False if it has been told to end meanwhile.
     pub(crate) fn sit_down(&mut self, seat: Seat) -> bool {
         let stays = lock(&self.door.state).stop_waiting(self.number).is_some();
@@ -307,8 +386,15 @@ impl Drop for Guest {
         let stayed = self.seat.is_some() || state.stop_waiting(self.number).is_some();
         if stayed {
             state.leave(self.address);
-        } else {
-            state.ending -= 1;
+            return;
+        }
+        state.ending -= 1;
+        drop(state);
+        let before = self.mailbox.ending.fetch_sub(1, Ordering::AcqRel);
+        if before == ENDING_MAX
+            && let Some(acceptor) = self.door.acceptor.get()
+        {
+            acceptor.wake();
         }
     }
 }

@@ -48,6 +48,10 @@ pub(crate) struct NsShared {
     pub(crate) reservations: Arc<Reservations>,
     /// Of what its backend fails at.
     pub(crate) chatter: Chatter,
+    /// The same for its lanes as such: no I/O that fails keeps a line about one of them out.
+    pub(crate) lane_chatter: Chatter,
+    /// The same for flushes when a controller is shut down: what hosts believe to be safe is not.
+    pub(crate) flush_chatter: Chatter,
 }
 
 impl fmt::Debug for NsShared {

@@ -1,7 +1,7 @@
 //! A subsystem: a name, namespaces, and the controllers that hosts have opened.
 
 use super::ana::AnaStates;
-use super::connect::Refusal;
+use super::connect::{Limit, Refusal};
 use super::persistent::PersistentLog;
 use super::reservation::{Known, ReservationScope, ReservationStore};
 use super::{
@@ -338,6 +338,8 @@ impl Subsystem {
                 _notify: notify,
                 gate,
                 chatter: Chatter::default(),
+                lane_chatter: Chatter::default(),
+                flush_chatter: Chatter::default(),
                 stats: NsStats::default(),
                 reservations,
             }),
@@ -434,14 +436,14 @@ impl Subsystem {
         admits(&opening.hostnqn)?;
         let of_host = |c: &&Arc<Controller>| c.hostnqn == opening.hostnqn && !c.is_ending();
         if controllers.live.values().filter(of_host).count() >= opening.most {
-            return Err(Refusal::status(Status::CONNECT_CONTROLLER_BUSY));
+            return Err(Refusal::busy(Limit::ControllersPerHost));
         }
         let first = controllers.next;
         let mut cntlid = first;
         while controllers.live.contains_key(&cntlid) {
             cntlid = self.following(cntlid);
             if cntlid == first {
-                return Err(Refusal::status(Status::CONNECT_CONTROLLER_BUSY));
+                return Err(Refusal::busy(Limit::Cntlids));
             }
         }
         controllers.next = self.following(cntlid);

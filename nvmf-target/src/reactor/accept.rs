@@ -9,6 +9,8 @@ use crate::ctrl::{Core, Listener};
 use crate::transport::{Stream, Transport};
 use crate::wake::Waker;
 use log::{debug, error, warn};
+use nvmf_proto::tcp::Time;
+use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +22,7 @@ use std::time::Duration;
 const WAKER_TOKEN: u64 = u64::MAX;
 /// Pause after an error that does not go away by itself, such as a lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_NANOS: u64 = 100_000_000;
 /// Connections taken from one listener before the others have their turn.
 const BATCH: usize = 64;
 
@@ -99,9 +102,35 @@ pub(crate) struct Acceptor {
     stop: Arc<AtomicBool>,
     waker: Waker,
     poller: Poller,
+    /// Watches nothing but the waker, for the time when nothing is to be accepted.
+    quiet: Poller,
     /// By poller token.
-    listeners: BTreeMap<u64, (Listening, Arc<Listener>)>,
+    listeners: BTreeMap<u64, Watched>,
     next_token: u64,
+}
+
+struct Watched {
+    transport: Listening,
+    listener: Arc<Listener>,
+    /// It is not watched until then.
+    paused: Option<Time>,
+}
+
+impl Watched {
+    fn watch(&self, poller: &Poller, token: u64) {
+        let name = &self.listener.name;
+        match contain(|| poller.add_level(self.transport.readiness(), token)) {
+            Ok(Ok(())) => {}
+            Ok(Err(err)) => warn!("listener {name}: it cannot be watched: {err}"),
+            Err(panic) => error!("listener {name}: its transport {panic}"),
+        }
+    }
+
+    fn unwatch(&self, poller: &Poller) {
+        if let Err(panic) = contain(|| poller.remove(self.transport.readiness())) {
+            error!("listener {}: its transport {panic}", self.listener.name);
+        }
+    }
 }
 
 /// Starts the accepting thread.
@@ -137,6 +166,9 @@ impl Acceptor {
         let waker = Waker::new()?;
         let poller = Poller::new()?;
         poller.add_level(&waker, WAKER_TOKEN)?;
+        let quiet = Poller::new()?;
+        quiet.add_level(&waker, WAKER_TOKEN)?;
+        core.door.set_acceptor(waker.clone());
         let orders = Arc::new(Orders::new(Some(Vec::new())));
         let stop = Arc::new(AtomicBool::new(false));
         let handle = AcceptorHandle {
@@ -154,6 +186,7 @@ impl Acceptor {
             stop,
             waker,
             poller,
+            quiet,
             listeners: BTreeMap::new(),
             next_token: 0,
         };
@@ -162,32 +195,50 @@ impl Acceptor {
 
     fn run(&mut self) {
         let mut ready = Vec::new();
-        let mut paused = false;
         while !self.stop.load(Ordering::SeqCst) {
-            let timeout = if paused {
-                Some(PAUSE)
-            } else if self.waker.prepare_sleep() {
-                None
+            let next = self.resume(now());
+            // Listeners stay readable while nothing can be accepted: do not even look. Whoever ends
+            // the last connection that is too many wakes this thread.
+            let poller = if all_crowded(&self.reactors) {
+                &self.quiet
+            } else {
+                &self.poller
+            };
+            let timeout = if self.waker.prepare_sleep() {
+                next
             } else {
                 Some(Duration::ZERO)
             };
             ready.clear();
-            if paused {
-                // Listeners stay readable while nothing can be accepted: do not even look.
-                std::thread::park_timeout(PAUSE);
-                ready.extend(self.listeners.keys());
-            } else if let Err(err) = self.poller.wait(timeout, |token, _| ready.push(token)) {
+            if let Err(err) = poller.wait(timeout, |token, _| ready.push(token)) {
                 warn!("waiting for connections failed: {err}");
                 std::thread::park_timeout(PAUSE);
             }
             self.waker.awake();
             self.waker.drain();
             self.take_orders();
-            paused = false;
             for &token in &ready {
-                paused |= self.accept(token);
+                self.accept(token);
             }
         }
+    }
+
+    /// Watches those listeners again whose pause is over, and says how long the next one takes.
+    fn resume(&mut self, now: Time) -> Option<Duration> {
+        let mut next: Option<u64> = None;
+        for (&token, watched) in &mut self.listeners {
+            let Some(until) = watched.paused else {
+                continue;
+            };
+            if until <= now {
+                watched.paused = None;
+                watched.watch(&self.poller, token);
+            } else {
+                let left = until.0 - now.0;
+                next = Some(next.map_or(left, |next| next.min(left)));
+            }
+        }
+        next.map(Duration::from_nanos)
     }
 
     /// One that accepts when it is told to, and the way to it.
@@ -205,6 +256,8 @@ impl Acceptor {
     /// Accepts what there is; true if there was any.
     #[cfg(feature = "sim")]
     pub(crate) fn step(&mut self) -> bool {
+        // Here a pause lasts until the next step.
+        self.resume(Time(u64::MAX));
         let mut ready = Vec::new();
         let looked = self.poller.wait(Some(Duration::ZERO), |token, _| {
             ready.push(token);
@@ -230,18 +283,16 @@ impl Acceptor {
                     let token = self.next_token;
                     self.next_token += 1;
                     let transport = Guarded::new("a transport", transport);
-                    match contain(|| self.poller.add_level(transport.readiness(), token)) {
-                        Ok(Ok(())) => {}
-                        Ok(Err(err)) => {
-                            warn!("listener {}: it cannot be watched: {err}", listener.name)
-                        }
-                        Err(panic) => error!("listener {}: its transport {panic}", listener.name),
-                    }
-                    self.listeners.insert(token, (transport, listener));
+                    let watched = Watched {
+                        transport,
+                        listener,
+                        paused: None,
+                    };
+                    watched.watch(&self.poller, token);
+                    self.listeners.insert(token, watched);
                 }
                 Order::Close(listener, done) => {
-                    let gone =
-                        |(_, (_, other)): &(_, &(_, Arc<Listener>))| Arc::ptr_eq(other, &listener);
+                    let gone = |(_, other): &(_, &Watched)| Arc::ptr_eq(&other.listener, &listener);
                     let token = self.listeners.iter().find(gone).map(|(&token, _)| token);
                     let closed = token.and_then(|token| self.unwatch(token));
                     // Behind the connections that it has brought.
@@ -256,60 +307,90 @@ impl Acceptor {
 
     /// Takes a transport out of those that are watched.
     fn unwatch(&mut self, token: u64) -> Closed {
-        let (transport, listener) = self.listeners.remove(&token)?;
-        if let Err(panic) = contain(|| self.poller.remove(transport.readiness())) {
-            error!("listener {}: its transport {panic}", listener.name);
-        }
-        Some(transport)
+        let watched = self.listeners.remove(&token)?;
+        watched.unwatch(&self.poller);
+        Some(watched.transport)
     }
 
-    /// Takes what a listener has; true if accepting has to pause.
-    fn accept(&mut self, token: u64) -> bool {
-        let Some((transport, listener)) = self.listeners.get_mut(&token) else {
-            return false;
+    /// Takes what a listener has.
+    fn accept(&mut self, token: u64) {
+        let Some(watched) = self.listeners.get_mut(&token) else {
+            return;
         };
         for _ in 0..BATCH {
-            // Connections that make room for others are gone when their reactors have had a turn.
-            if self.core.door.is_busy() {
-                return true;
+            if all_crowded(&self.reactors) || watched.paused.is_some() {
+                return;
             }
-            let accepted = match contain(|| transport.accept()) {
+            let accepted = match contain(|| watched.transport.accept()) {
                 Ok(accepted) => accepted,
                 Err(panic) => {
                     error!(
                         "listener {}: its transport {panic}; it accepts no more connections",
-                        listener.name
+                        watched.listener.name
                     );
                     drop(self.unwatch(token));
-                    return false;
+                    return;
                 }
             };
             match accepted {
-                Ok(None) => return false,
-                Ok(Some(stream)) => admit(&self.core, &self.reactors, listener, stream),
+                Ok(None) => return,
+                Ok(Some(stream)) => admit(&self.core, &self.reactors, &watched.listener, stream),
                 // The peer gave up, or a signal came: there may be more.
                 Err(err)
                     if matches!(
                         err.kind(),
                         io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
                     ) => {}
-                Err(err) => {
-                    limited!(
-                        Warn,
-                        self.core.chatters.accept,
-                        now(),
-                        "cannot accept a connection: {err}"
-                    );
-                    self.core.door.give_way();
-                    return true;
-                }
+                Err(err) => return self.pause(token, &err),
             }
         }
-        false
+    }
+
+    /// A listener cannot accept. It is tried again after a while; so are the others if it is for a
+    /// lack of what all of them need.
+    fn pause(&mut self, token: u64, err: &io::Error) {
+        let now = now();
+        let short = is_short(err);
+        if short {
+            self.core.door.give_way();
+        }
+        for (&other, watched) in &mut self.listeners {
+            if other == token {
+                limited!(
+                    Warn,
+                    self.core.chatters.listen,
+                    now,
+                    "listener {}: cannot accept a connection: {err}",
+                    watched.listener.name
+                );
+            }
+            if (short || other == token) && watched.paused.is_none() {
+                watched.unwatch(&self.poller);
+                watched.paused = Some(now.after(PAUSE_NANOS));
+            }
+        }
     }
 }
 
-/// Hands a connection to the reactor that has the fewest, if it may come in.
+/// Whether the system has too few descriptors or too little memory.
+fn is_short(err: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(err),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
+    )
+}
+
+/// No reactor should get further connections before some of its own have ended.
+fn all_crowded(reactors: &[Arc<Mailbox>]) -> bool {
+    let mut living = reactors
+        .iter()
+        .filter(|m| !m.ended.load(Ordering::Acquire))
+        .peekable();
+    living.peek().is_some() && living.all(|m| m.is_crowded())
+}
+
+/// Hands a connection to the reactor that has the fewest, if it may come in; a reactor that does not
+/// get round to ending connections gets no others.
 fn admit(
     core: &Core,
     reactors: &[Arc<Mailbox>],
@@ -319,12 +400,12 @@ fn admit(
     let stream = Wire::new(stream);
     let least = reactors
         .iter()
-        .filter(|m| !m.ended.load(Ordering::Acquire))
+        .filter(|m| !m.ended.load(Ordering::Acquire) && !m.is_crowded())
         .min_by_key(|m| m.connections.load(Ordering::Acquire));
     let Some(mailbox) = least else {
         limited!(
             Error,
-            core.chatters.accept,
+            core.chatters.ended,
             now(),
             "{}: refused, no reactor is left",
             stream.peer()

@@ -230,7 +230,7 @@ impl Lanes {
         } = opened.map_err(|problem| {
             limited!(
                 Error,
-                entry.shared.chatter,
+                entry.shared.lane_chatter,
                 now(),
                 "{name}: no lane: {problem}"
             );
@@ -510,7 +510,7 @@ impl Lanes {
         }
         limited!(
             Error,
-            lane.shared.chatter,
+            lane.shared.lane_chatter,
             now(),
             "{}: its lane {panic}; it is dropped with what it has, and the next command opens another",
             lane.shared.name

@@ -3,7 +3,7 @@
 use super::Exclusive;
 use crate::conn::Wire;
 use crate::ctrl::reservation::Waiter;
-use crate::ctrl::{ConnRef, Guest, Inquiry, Listener};
+use crate::ctrl::{ConnRef, ENDING_MAX, Guest, Inquiry, Listener};
 use crate::ns::Port;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard};
@@ -107,6 +107,8 @@ pub(crate) struct Mailbox {
     pub(crate) ended: AtomicBool,
     /// Connections that the reactor has, for placing the next one.
     pub(crate) connections: AtomicUsize,
+    /// Those of them that were told to end to make room for others.
+    pub(crate) ending: AtomicUsize,
     /// Bytes of buffers that are lent out.
     pub(crate) buffers_lent: AtomicUsize,
     /// Requests that are in backends.
@@ -123,9 +125,16 @@ impl Mailbox {
             waker,
             ended: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
+            ending: AtomicUsize::new(0),
             buffers_lent: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
         }))
+    }
+
+    /// So many of its connections are still to end that it should get no others, nor be told to end
+    /// more.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.ending.load(Ordering::Acquire) >= ENDING_MAX
     }
 
     pub(crate) fn send(&self, message: Message) {

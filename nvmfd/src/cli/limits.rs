@@ -11,7 +11,7 @@ const SECONDS_MAX: u64 = 86_400;
 #[derive(Debug, Args)]
 pub(super) struct Limits {
     /// Connections at a time, of all hosts together; of too many, those without a Connect are
-    /// closed first, the oldest before all others, and then what comes [default: 4096]
+    /// closed first, then what comes [default: 4096]
     #[arg(long, value_name = "N", value_parser = number(1_u32, 1 << 20))]
     connections: Option<u32>,
 
@@ -27,13 +27,15 @@ pub(super) struct Limits {
     #[arg(long, value_name = "N", value_parser = number(1_u32, 65_519))]
     controllers_per_host: Option<u32>,
 
-    /// Connections without a Connect at a time; the oldest makes room [default: 2048]
+    /// Connections without a Connect at a time; one of them makes room, those without an ICReq
+    /// first [default: as --connections]
     #[arg(long, value_name = "N", value_parser = number(1_u32, 1 << 20))]
     unconnected: Option<u32>,
 
-    /// The same for one address (IPv6: 64 bits of it) [default: 1024]
+    /// Connections from one address (IPv6: 64 bits of it) without an ICReq at a time; the oldest
+    /// makes room [default: 2048]
     #[arg(long, value_name = "N", value_parser = number(1_u32, 1 << 20))]
-    unconnected_per_address: Option<u32>,
+    silent_per_address: Option<u32>,
 
     /// Memory that queues may take in the worst case, of all hosts together; further ones are
     /// refused [default: 512m]
@@ -84,11 +86,10 @@ impl Limits {
             &mut config.max_controllers_per_host,
             self.controllers_per_host,
         );
+        // Hosts that come back together open all connections before they send a Connect.
+        config.max_unconnected = config.max_connections;
         count(&mut config.max_unconnected, self.unconnected);
-        count(
-            &mut config.max_unconnected_per_address,
-            self.unconnected_per_address,
-        );
+        count(&mut config.max_silent_per_address, self.silent_per_address);
         if let Some(connections) = self.connections_per_address {
             config.max_connections_per_address = Some(connections as usize);
         }

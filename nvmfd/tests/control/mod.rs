@@ -12,12 +12,19 @@ use uuid::Uuid;
 #[test]
 fn what_hosts_take_up_is_told() {
     let mut daemon = Daemon::start(&["--stdin-control", "-n", NQN, "ramdisk:1m"]);
-    let nothing = "ok connections 0 controllers 0 io-queues 0 buffer-bytes 0 in-flight 0";
+    let nothing = "ok connections 0 controllers 0 io-queues 0 buffer-bytes 0 in-flight 0 \
+                   unconnected 0 queue-bytes 0";
     assert_eq!(daemon.tell("stats"), nothing);
     let mut controller = daemon.connect(|_| {});
     let queue = io_queue(&mut controller);
-    let some = "ok connections 2 controllers 1 io-queues 1 buffer-bytes 0 in-flight 0";
-    while daemon.tell("stats") != some {}
+    let some = "ok connections 2 controllers 1 io-queues 1 buffer-bytes 0 in-flight 0 \
+                unconnected 0 queue-bytes ";
+    let bytes = loop {
+        if let Some(bytes) = daemon.tell("stats").strip_prefix(some) {
+            break bytes.parse::<u64>().unwrap();
+        }
+    };
+    assert!(bytes > 100_000, "{bytes}");
     drop(queue);
     controller.disconnect().unwrap();
     while daemon.tell("stats") != nothing {}

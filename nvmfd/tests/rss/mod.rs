@@ -196,11 +196,7 @@ fn scenario_09_connections_before_connect_take_less_than_8_kib_each() {
     let count = (descriptors_allowed() / 2).min(6000);
     let most = count.to_string();
     let mut options = vec!["-n", NQN, "--threads", "2", "ramdisk:4m"];
-    for limit in [
-        "--connections",
-        "--unconnected",
-        "--unconnected-per-address",
-    ] {
+    for limit in ["--connections", "--silent-per-address"] {
         options.extend([limit, &most]);
     }
     let hour = "3600";

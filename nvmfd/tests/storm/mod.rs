@@ -94,7 +94,8 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// Nothing of any host is left.
 fn assert_nothing_left(daemon: &mut Daemon, before: Usage) {
-    const NOTHING: &str = "connections 0 controllers 0 io-queues 0 buffer-bytes 0 in-flight 0";
+    const NOTHING: &str = "connections 0 controllers 0 io-queues 0 buffer-bytes 0 in-flight 0 \
+                           unconnected 0 queue-bytes 0";
     eventually("the daemon forgets its hosts", || {
         daemon.tell("stats").ends_with(NOTHING)
     });

@@ -1,4 +1,5 @@
 use super::*;
+use nvmf_proto::wire::Status;
 
 struct Rig {
     door: Arc<Door>,
@@ -19,6 +20,13 @@ impl Rig {
     fn enter(&self, peer: Option<&str>) -> Result<Guest, Full> {
         let peer = peer.map(|ip| ip.parse().unwrap());
         self.door.enter(peer, &self.mailbox)
+    }
+
+    /// One that has sent its ICReq.
+    fn greeted(&self, peer: &str) -> Guest {
+        let guest = self.waiting(peer);
+        guest.greet();
+        guest
     }
 
     /// One that has, with its number as its id.
@@ -56,7 +64,9 @@ impl Rig {
         assert_eq!(self.mailbox.connections.load(Ordering::Acquire), 0);
         let state = lock(&self.door.state);
         assert!(state.waiting.is_empty() && state.addresses.is_empty() && state.hosts.is_empty());
+        assert!(state.order.silent.is_empty() && state.order.greeted.is_empty());
         assert_eq!(state.queue_bytes, 0);
+        assert_eq!(self.mailbox.ending.load(Ordering::Acquire), 0);
     }
 }
 
@@ -86,7 +96,7 @@ fn the_one_that_has_waited_longest_makes_room() {
 
 #[test]
 fn an_address_makes_room_for_itself() {
-    let rig = Rig::new(|c| (c.max_unconnected, c.max_unconnected_per_address) = (100, 2));
+    let rig = Rig::new(|c| (c.max_unconnected, c.max_silent_per_address) = (100, 2));
     let mut guests = vec![rig.waiting("192.0.2.1")];
     for i in 1..10 {
         guests.push(rig.waiting("192.0.2.2"));
@@ -157,7 +167,14 @@ fn a_host_has_so_many_queues() {
     let rig = Rig::new(|c| c.max_connections_per_host = 2);
     let queues = [rig.queue("192.0.2.1", "a"), rig.queue("192.0.2.2", "a")];
     let refusal = rig.seat("a").unwrap_err();
-    assert_eq!(refusal, Refusal::status(Status::CONNECT_CONTROLLER_BUSY));
+    assert_eq!(refusal, Refusal::busy(Limit::ConnectionsPerHost));
+    // To the host it is the same as with all limits; the log says which.
+    assert_eq!(refusal.status, Status::CONNECT_CONTROLLER_BUSY);
+    let line = refusal.to_string();
+    assert!(
+        line.ends_with("the limit of connections per host"),
+        "{line}"
+    );
     let other = rig.queue("192.0.2.1", "b");
     drop(queues);
     drop(rig.queue("192.0.2.1", "a"));
@@ -178,17 +195,107 @@ fn a_connection_on_its_way_to_a_reactor_can_be_ended() {
     rig.assert_empty();
 }
 
-/// However slow the reactors are, only so many connections are there beyond the limit.
+/// However slow a reactor is, only so many connections of it are there beyond the limit; whoever
+/// accepts is woken when the first of them has ended.
 #[test]
 fn accepting_waits_for_connections_that_are_to_end() {
     let rig = Rig::new(|c| c.max_unconnected = 4);
+    let waker = Waker::new().unwrap();
+    rig.door.set_acceptor(waker.clone());
     let mut guests = Vec::new();
-    while !rig.door.is_busy() {
+    while !rig.mailbox.is_crowded() {
         guests.push(rig.waiting("192.0.2.1"));
     }
     assert_eq!(guests.len(), 4 + ENDING_MAX);
+    // It gets no others, and is told to end no more.
+    let full = rig.enter(Some("192.0.2.1")).unwrap_err();
+    assert_eq!(full, Full::Unconnected(4));
+    rig.door.give_way();
+    assert_eq!(rig.evicted().len(), ENDING_MAX);
+    assert!(!waker.awake());
     drop(guests.remove(0));
-    assert!(!rig.door.is_busy());
+    assert!(!rig.mailbox.is_crowded());
+    assert!(waker.awake());
+    drop(guests.remove(0));
+    assert!(!waker.awake(), "once is enough");
+    drop(guests);
+    rig.assert_empty();
+}
+
+/// A reactor that stands still keeps what it has: those of the others make room.
+#[test]
+fn a_reactor_that_stands_still_holds_up_nobody_else() {
+    let rig = Rig::new(|c| c.max_unconnected = 2 * ENDING_MAX);
+    let other = Rig {
+        door: Arc::clone(&rig.door),
+        mailbox: Mailbox::new().unwrap(),
+    };
+    let peer = "192.0.2.1";
+    let mut guests: Vec<_> = (0..2 * ENDING_MAX).map(|_| rig.waiting(peer)).collect();
+    let mut others: Vec<_> = (0..ENDING_MAX).map(|_| other.waiting(peer)).collect();
+    assert!(rig.mailbox.is_crowded());
+    assert_eq!(other.evicted(), []);
+    for _ in 0..3 * ENDING_MAX {
+        let oldest = others[0].number;
+        others.push(other.waiting(peer));
+        assert_eq!(other.evicted(), [oldest]);
+        drop(others.remove(0));
+    }
+    assert_eq!(rig.evicted().len(), ENDING_MAX);
+    guests.clear();
+    drop((guests, others));
+    rig.assert_empty();
+}
+
+/// Hosts that have sent their ICReq, and whose Connects are still to come, are not ended for those
+/// that are silent, whichever came first; and what comes is not ended for those that only stay.
+#[test]
+fn silent_connections_make_room_first() {
+    let rig = Rig::new(|c| c.max_unconnected = 16);
+    let mut greeted: Vec<_> = (0..10).map(|_| rig.greeted("192.0.2.1")).collect();
+    let silent: Vec<_> = (0..12).map(|_| rig.waiting("192.0.2.1")).collect();
+    assert_eq!(rig.evicted(), [10, 11, 12, 13, 14, 15]);
+    // Two silent ones come while the ICReq of one that came before them is on its way: it is spared.
+    drop(silent);
+    greeted.extend((0..6).map(|_| rig.greeted("192.0.2.1")));
+    assert_eq!(rig.evicted(), []);
+    let fresh = rig.waiting("192.0.2.2");
+    let flood = [rig.waiting("192.0.2.1"), rig.waiting("192.0.2.1")];
+    assert_eq!(rig.evicted(), [0, 1, 2]);
+    fresh.greet();
+    let third = rig.waiting("192.0.2.1");
+    assert_eq!(rig.evicted(), [3]);
+    let fourth = rig.waiting("192.0.2.1");
+    assert_eq!(rig.evicted(), [flood[0].number]);
+    drop((greeted, fresh, flood, third, fourth));
+    rig.assert_empty();
+}
+
+/// As Linux does it: hosts behind one address open the connections of all their queues, ICReq
+/// included, and none sends a Connect before that. Their target has room for so many.
+#[test]
+fn hosts_that_come_back_together_do_not_end_one_another() {
+    let rig = Rig::new(|c| {
+        c.max_connections = 17_000;
+        c.max_unconnected = 17_000;
+    });
+    // The next connection of a host is opened when the ICResp of the one before has come.
+    let mut guests = Vec::new();
+    for _ in 0..17 {
+        let opened: Vec<_> = (0..1000).map(|_| rig.waiting("192.0.2.1")).collect();
+        opened.iter().for_each(Guest::greet);
+        guests.extend(opened);
+    }
+    assert_eq!(rig.evicted(), []);
+    for guest in &mut guests {
+        assert!(guest.sit_down(rig.seat(&guest.number.to_string()).unwrap()));
+    }
+    drop(guests);
+    rig.assert_empty();
+    // The same with the defaults, as far as they go.
+    let rig = Rig::new(|_| {});
+    let guests: Vec<_> = (0..4096).map(|_| rig.greeted("192.0.2.1")).collect();
+    assert_eq!(rig.evicted(), []);
     drop(guests);
     rig.assert_empty();
 }
@@ -198,13 +305,15 @@ fn where_the_system_has_nothing_left_the_older_half_goes() {
     let rig = Rig::new(|_| {});
     let queue = rig.queue("192.0.2.1", "a");
     let mut guests: Vec<_> = (0..5).map(|_| rig.waiting("192.0.2.1")).collect();
-    assert_eq!(rig.door.give_way(), 3);
+    rig.door.give_way();
     assert_eq!(rig.evicted(), [1, 2, 3]);
     guests.drain(..3);
-    assert_eq!(rig.door.give_way(), 1);
-    assert_eq!(rig.door.give_way(), 1);
-    assert_eq!(rig.door.give_way(), 0);
-    assert_eq!(rig.evicted(), [4, 5]);
+    rig.door.give_way();
+    assert_eq!(rig.evicted(), [4]);
+    rig.door.give_way();
+    assert_eq!(rig.evicted(), [5]);
+    rig.door.give_way();
+    assert_eq!(rig.evicted(), []);
     drop((guests, queue));
     rig.assert_empty();
 }
@@ -215,7 +324,7 @@ fn queues_have_so_many_bytes_together() {
     let queues = [rig.queue("192.0.2.1", "a"), rig.queue("192.0.2.2", "b")];
     assert_eq!(rig.door.counts().queue_bytes, 2000);
     let refusal = rig.seat("c").unwrap_err();
-    assert_eq!(refusal, Refusal::status(Status::CONNECT_CONTROLLER_BUSY));
+    assert_eq!(refusal, Refusal::busy(Limit::QueueBytes));
     drop(queues);
     drop([rig.queue("192.0.2.1", "c"), rig.queue("192.0.2.1", "c")]);
     rig.assert_empty();
