@@ -222,9 +222,18 @@ impl fmt::Debug for SimTarget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Role;
-    use crate::transport::{MemStream, MemTransport, Stream as _};
-    use std::io::IoSliceMut;
+    use crate::transport::{
+        MemConnector, MemStream, MemTransport, Stream, Transport, TransportAddress,
+    };
+    use crate::{Role, SubsystemConfig};
+    use nvmf_proto::wire::fabrics::{CNTLID_DYNAMIC, ConnectCommand, ConnectData};
+    use nvmf_proto::wire::nqn::Nqn;
+    use nvmf_proto::wire::pdu::{
+        CommonHeader, InitConnection, PduFlags, PduType, encode_capsule_cmd,
+    };
+    use nvmf_proto::wire::{SglDescriptor, Sqe};
+    use std::io::{self, IoSlice, IoSliceMut};
+    use std::os::fd::BorrowedFd;
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -283,5 +292,136 @@ mod tests {
         let (sim, mut stream) = sim();
         drop(sim);
         assert!(is_closed(&mut stream));
+    }
+
+    const NQN: &str = "nqn.2026-11.org.example:sim";
+
+    /// The capsule of a Connect to an admin queue.
+    fn connect_capsule() -> Vec<u8> {
+        let mut data = [0; 1024];
+        ConnectData {
+            hostid: [1; 16],
+            cntlid: CNTLID_DYNAMIC,
+            subnqn: Nqn::new(NQN).unwrap().to_field(),
+            hostnqn: Nqn::new("nqn.2026-11.org.example:host").unwrap().to_field(),
+        }
+        .encode(&mut data);
+        let mut sqe: Sqe = ConnectCommand {
+            sqsize: 31,
+            ..ConnectCommand::default()
+        }
+        .to_sqe();
+        sqe.set_sgl(SglDescriptor::in_capsule(1024));
+        let ch = CommonHeader {
+            pdu_type: PduType::CAPSULE_CMD,
+            flags: PduFlags::empty(),
+            hlen: 72,
+            pdo: 72,
+            plen: 72 + 1024,
+        };
+        [&encode_capsule_cmd(&ch, &sqe)[..], &data].concat()
+    }
+
+    type SharedAcceptor = Arc<Mutex<Acceptor>>;
+
+    /// Accepts streams before which others come in the moment in which their Connects are read.
+    struct Overtaking {
+        inner: MemTransport,
+        acceptor: SharedAcceptor,
+        next: MemConnector,
+    }
+
+    impl Transport for Overtaking {
+        fn address(&self) -> TransportAddress {
+            self.inner.address()
+        }
+
+        fn readiness(&self) -> BorrowedFd<'_> {
+            self.inner.readiness()
+        }
+
+        fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>> {
+            let (acceptor, next) = (&self.acceptor, &self.next);
+            let wrap = |inner| {
+                Box::new(Overtaken {
+                    inner,
+                    acceptor: Arc::clone(acceptor),
+                    next: next.clone(),
+                    other: None,
+                }) as Box<dyn Stream>
+            };
+            Ok(self.inner.accept()?.map(wrap))
+        }
+    }
+
+    struct Overtaken {
+        inner: Box<dyn Stream>,
+        acceptor: SharedAcceptor,
+        next: MemConnector,
+        other: Option<MemStream>,
+    }
+
+    impl Stream for Overtaken {
+        fn readiness(&self) -> BorrowedFd<'_> {
+            self.inner.readiness()
+        }
+
+        fn readv(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+            let n = self.inner.readv(bufs)?;
+            if n > 1024 {
+                self.other = Some(self.next.connect()?);
+                self.acceptor.lock().unwrap().step();
+            }
+            Ok(n)
+        }
+
+        fn writev(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+            self.inner.writev(bufs)
+        }
+
+        fn shutdown_write(&mut self) {
+            self.inner.shutdown_write();
+        }
+
+        fn peer(&self) -> String {
+            self.inner.peer()
+        }
+    }
+
+    /// What came behind the Connect is nobody's any more: `Conn::finish` checks that it does not
+    /// stay counted.
+    #[test]
+    fn a_connection_that_is_ended_for_others_in_its_connect_leaves_nothing_behind() {
+        let config = TargetConfig {
+            reactors: 1,
+            max_unconnected: 1,
+            ..TargetConfig::default()
+        };
+        let mut sim = SimTarget::new(config, 5).unwrap();
+        let target = sim.target();
+        target.add_subsystem(SubsystemConfig::new(NQN)).unwrap();
+        let (next, others) = MemTransport::new("others").unwrap();
+        target.listen_on(Box::new(next), Role::Io).unwrap();
+        let (inner, connector) = MemTransport::new("sim").unwrap();
+        let transport = Overtaking {
+            inner,
+            acceptor: Arc::clone(&sim.acceptor),
+            next: others,
+        };
+        target.listen_on(Box::new(transport), Role::Io).unwrap();
+        sim.settle();
+        let mut stream = connector.connect().unwrap();
+        let icreq = InitConnection::default().encode(PduType::IC_REQ);
+        stream.writev(&[IoSlice::new(&icreq)]).unwrap();
+        sim.settle();
+        let mut capsule = connect_capsule();
+        capsule.extend([0; 1000]);
+        stream.writev(&[IoSlice::new(&capsule)]).unwrap();
+        sim.settle();
+        let mut answer = [0; 256];
+        let came = stream.readv(&mut [IoSliceMut::new(&mut answer)]).unwrap();
+        assert_eq!(came, 128, "the ICResp and nothing else");
+        assert!(is_closed(&mut stream));
+        assert_eq!(sim.target().stats().controllers, 0);
     }
 }

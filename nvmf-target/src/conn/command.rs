@@ -7,7 +7,7 @@ use super::{Conn, Fed, Queue};
 use crate::buf::BLOCK;
 use crate::ctrl::Fault;
 use crate::ctrl::admin::Transfer;
-use crate::reactor::Cx;
+use crate::reactor::{Cx, SMALL};
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::tcp::target::Done;
 use nvmf_proto::wire::log::ParameterLocation;
@@ -17,9 +17,6 @@ use nvmf_proto::wire::{AdminOpcode, SglDescriptor, Sqe, Status};
 /// The namespace was replaced by one of another format while a command waited: what its data
 /// pointer describes does not fit any more.
 pub(super) const CHANGED: Status = Status::DATA_SGL_LENGTH_INVALID.dnr();
-
-/// Bytes up to which a command is small, where buffers are short.
-const SMALL: usize = 16 << 10;
 
 /// A command that has passed its checks.
 #[derive(Debug)]
@@ -128,19 +125,33 @@ impl Conn {
     }
 
     /// Whether a command may have a buffer now: none of its connection waits for one before it.
-    pub(super) fn may_take(&self, cx: &Cx, len: u32) -> bool {
+    pub(super) fn may_take(&self, cx: &mut Cx, len: u32) -> bool {
         self.waiting.is_empty() && self.has_share(cx, len)
     }
 
     /// A connection may hold half as much as is free. So one alone gets a third of the pool, and
-    /// however many there are whose hosts do not take or send what they should, some is left.
-    fn has_share(&self, cx: &Cx, len: u32) -> bool {
-        let footprint = (len as usize).next_power_of_two().max(BLOCK);
+    /// however many there are whose hosts do not take or send what they should, some is left. Where
+    /// others wait, it depends on them as well (see [`Line`](crate::reactor::Line)).
+    fn has_share(&self, cx: &mut Cx, len: u32) -> bool {
+        let footprint = footprint(len);
         let fits = self.held + footprint <= cx.pool.free_bytes() / 2;
         // Its first buffer a connection gets in any case, but a large one only while as much stays
         // free: what many connections hold at least must leave room for small commands of others.
         let first = footprint <= SMALL || footprint > cx.pool.total_bytes() / 4;
-        fits || (self.held == 0 && first)
+        let has_share = fits || (self.held == 0 && first);
+        if cx.line.is_empty() {
+            return has_share;
+        }
+        cx.line
+            .admits(&cx.pool, self.id, self.held, footprint, has_share)
+    }
+
+    /// Whether a command that has no buffer is one that others should not have overtaken: its
+    /// connection holds less than that. (Of what is more than a quarter of all buffers a connection
+    /// gets nothing beside what it holds already.)
+    fn is_passed_over(&self, cx: &Cx, len: u32) -> bool {
+        let footprint = footprint(len);
+        self.held == 0 || (self.held < footprint && footprint <= cx.pool.total_bytes() / 4)
     }
 
     /// The command has its buffer: host data comes next, or execution.
@@ -184,7 +195,11 @@ impl Conn {
         };
         let may_take = self.completes_pair(slot) || self.has_share(cx, len);
         if !may_take || !self.take_buffer(cx, slot, len) {
-            return Fed::Waits;
+            return if self.is_passed_over(cx, len) {
+                Fed::Waits
+            } else {
+                Fed::Full
+            };
         }
         self.waiting.pop_front();
         self.enter(cx, slot);
@@ -317,6 +332,11 @@ impl AdminPlan {
             _ => Transfer::None,
         }
     }
+}
+
+/// Bytes that a buffer takes up.
+fn footprint(len: u32) -> usize {
+    (len as usize).next_power_of_two().max(BLOCK)
 }
 
 /// Checks the data pointer against what the command moves and what came in the capsule

@@ -29,7 +29,7 @@ use crate::contain::{Panic, contain};
 use crate::ctrl::reservation::Waiter;
 use crate::ctrl::{Controller, Expiry, Guest, Inquired, Listener, QueueStats, View};
 use crate::ns::{Completion, Op};
-use crate::reactor::{Cx, Exclusive, Gate, Message, Poller, Ready};
+use crate::reactor::{Cx, Exclusive, Gate, Message, Poller, Ready, SMALL};
 use admin::AdminQueue;
 use fused::{Before, Half};
 use held::Held;
@@ -54,8 +54,10 @@ pub(crate) enum Fed {
     Satisfied,
     /// One got its buffer; others still wait.
     More,
-    /// It holds its share already, or the pool has nothing for it.
+    /// The pool has nothing for it, though it holds less than it waits for.
     Waits,
+    /// It holds its share already.
+    Full,
 }
 
 /// What the connection is, as far as NVMe goes.
@@ -154,6 +156,10 @@ pub(crate) struct Conn {
     held: usize,
     /// When a byte was last moved, a buffer taken, or a request completed.
     moved: Time,
+    /// Bytes that its stream has moved.
+    bytes: u64,
+    /// In a shortage of buffers: when it had last moved enough for what it holds, and `bytes` then.
+    paid: (Time, u64),
     /// Its requests in backends.
     in_flight: usize,
     /// A Connect that waits for another queue to end.
@@ -218,6 +224,8 @@ impl Conn {
             blocked: None,
             held: 0,
             moved: cx.now,
+            bytes: 0,
+            paid: (cx.now, 0),
             in_flight: 0,
             held_connect: None,
             timer: None,
@@ -549,11 +557,25 @@ impl Conn {
         self.arm(cx);
     }
 
-    /// Whether it holds buffers that only its host can free, and the host has moved no byte since.
-    pub(crate) fn is_stuck(&self, since: Time) -> bool {
+    /// The stream has moved `n` bytes.
+    fn note_moved(&mut self, now: Time, n: usize) {
+        self.moved = now;
+        self.bytes += n as u64;
+    }
+
+    /// Whether it holds buffers that only its host can free, and the host has moved nothing for
+    /// `limit` nanoseconds; or, as long as the shortage has been looked at that `began` then, less
+    /// than an eighth of what it holds, or than 16 KiB.
+    pub(crate) fn is_stuck(&mut self, now: Time, limit: u64, began: Time) -> bool {
         // If it is in-capsule data that waits for a buffer, the host's data may stand behind it.
         let waits_for_host = self.in_flight == 0 && self.blocked.is_none();
-        self.held > 0 && self.moved < since && (self.list.is_some() || waits_for_host)
+        let owes = self.held > 0 && (self.list.is_some() || waits_for_host);
+        let enough = self.held.min(SMALL).max(self.held / 8) as u64;
+        let (since, before) = self.paid;
+        if !owes || since < began || self.bytes - before >= enough {
+            self.paid = (now, self.bytes);
+        }
+        owes && (self.moved.after(limit) < now || self.paid.0.after(limit) <= now)
     }
 
     /// Ends the connection, which is no queue yet, for others that have come.
@@ -608,6 +630,7 @@ impl Conn {
     fn abandon(&mut self, cx: &mut Cx) {
         self.waiting.clear();
         self.blocked = None;
+        cx.line.leave(self.id);
         self.carry = Vec::new();
         self.count_carry(cx);
         self.forget_expected(&mut cx.pool);
@@ -636,6 +659,7 @@ impl Conn {
 
     /// The last words of a connection that is over: its controller learns of it.
     pub(crate) fn finish(&mut self) {
+        debug_assert_eq!(self.carried, 0, "leftovers stay counted");
         match std::mem::replace(&mut self.queue, Queue::None) {
             Queue::None => {}
             Queue::Admin(admin) => admin.controller.admin_gone(),

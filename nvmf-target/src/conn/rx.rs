@@ -163,7 +163,7 @@ impl Conn {
     /// Parses `n` bytes that a read has brought.
     fn take_in(&mut self, cx: &mut Cx, stage: &[u8], direct: Option<&Target>, n: usize) {
         if n > 0 {
-            self.moved = cx.now;
+            self.note_moved(cx.now, n);
         }
         if let Some(target) = direct {
             let placed = n.min(target.len);
@@ -192,8 +192,13 @@ impl Conn {
 
     /// The memory of leftovers has changed, perhaps.
     pub(super) fn count_carry(&mut self, cx: &mut Cx) {
-        let carried = self.carry.capacity();
+        let mut carried = self.carry.capacity();
         if carried != self.carried {
+            // Behind a command that has closed the connection more may have come.
+            if self.stream.is_none() {
+                self.carry = Vec::new();
+                carried = 0;
+            }
             cx.carried = cx.carried - self.carried + carried;
             self.carried = carried;
         }

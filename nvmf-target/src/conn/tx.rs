@@ -119,7 +119,7 @@ impl Conn {
     /// Takes note of `n` bytes that have left, and of the commands that are over by that.
     fn sent(&mut self, cx: &mut Cx, mut list: Box<TxList>, n: usize) {
         list.advance(n);
-        self.moved = cx.now;
+        self.note_moved(cx.now, n);
         let Self {
             tcp,
             commands,

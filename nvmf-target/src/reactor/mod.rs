@@ -7,6 +7,7 @@ mod accept;
 mod clock;
 mod conns;
 mod drain;
+mod feed;
 mod gate;
 mod lanes;
 mod mailbox;
@@ -17,6 +18,7 @@ pub(crate) use accept::Acceptor;
 pub(crate) use accept::{AcceptorHandle, Closed, spawn_acceptor};
 #[cfg(feature = "sim")]
 pub(crate) use clock::set_time;
+pub(crate) use feed::Line;
 pub(crate) use gate::{Exclusive, Gate};
 pub(crate) use lanes::Lanes;
 pub(crate) use mailbox::{Mailbox, Message};
@@ -24,13 +26,13 @@ pub(crate) use poller::{Poller, Ready};
 
 use crate::Error;
 use crate::buf::{BufPool, IoBuf};
-use crate::chatter::limited;
-use crate::conn::{Conn, Fed, Wire};
+use crate::conn::{Conn, Wire};
 use crate::ctrl::{Core, Guest, Listener};
 use crate::ns::{Completion, Port, REQUEST_BYTES, RequestPool, Route, SPARE_REQUESTS};
 pub(crate) use clock::now;
 use conns::Conns;
 use drain::{DRAIN_STEP, NO_CONN, Phase};
+use feed::Shortage;
 use lanes::LANE_TOKEN;
 use log::error;
 use nvmf_proto::tcp::{Time, TxList};
@@ -57,6 +59,8 @@ const TX_SEGS: usize = 256;
 /// The same for a connection that is no queue yet: an ICResp, a response, or a TermReq.
 const EARLY_HEADS: usize = 512;
 const EARLY_SEGS: usize = 4;
+/// Bytes up to which a command is small, where buffers are short.
+pub(crate) const SMALL: usize = 16 << 10;
 /// Bytes of a list of the first kind.
 pub(crate) const LIST_BYTES: usize = TxList::bytes(TX_HEADS, TX_SEGS);
 /// Room on lists that grow with the load, so that early bursts allocate nothing.
@@ -106,6 +110,7 @@ pub(crate) struct Cx {
     pub(crate) dirty: Vec<u64>,
     /// Connections with commands that wait for a buffer, in the order of their waiting.
     pub(crate) starved: VecDeque<u64>,
+    pub(crate) line: Line,
     /// Connections whose next bytes are in-capsule data that waits for a buffer.
     pub(crate) blocked: VecDeque<u64>,
     /// Connections that have used up their share of this turn and go on in the next.
@@ -190,8 +195,10 @@ pub(crate) struct Reactor {
     backlog: bool,
     /// Free bytes of buffers when commands that wait were last given some.
     fed_at: usize,
-    /// Commands wait for buffers: when to look for connections that hold them idly.
-    shortage: Option<Time>,
+    /// Commands wait for buffers.
+    shortage: Option<Shortage>,
+    /// Of the connections that wait for more, those that were given a buffer in this turn.
+    fed: VecDeque<u64>,
 }
 
 /// What a reactor is made of that may fail to be there; made where the error can be told.
@@ -284,6 +291,7 @@ impl Reactor {
                 now: now(),
                 dirty: Vec::with_capacity(EARLY),
                 starved: VecDeque::new(),
+                line: Line::default(),
                 blocked: VecDeque::new(),
                 ready: Vec::with_capacity(EARLY),
                 carried: 0,
@@ -303,6 +311,7 @@ impl Reactor {
             backlog: false,
             fed_at: 0,
             shortage: None,
+            fed: VecDeque::new(),
         }
     }
 
@@ -364,7 +373,7 @@ impl Reactor {
     fn has_work(&self) -> bool {
         // Buffers came back after commands that wait for some had been looked at.
         let owed = !(self.cx.starved.is_empty() && self.cx.blocked.is_empty())
-            && self.cx.free_bytes() != self.fed_at;
+            && (self.cx.free_bytes() != self.fed_at || self.cx.line.has_changed());
         owed || self.cx.lanes.owes() || !self.cx.ready.is_empty() || self.backlog
     }
 
@@ -372,7 +381,8 @@ impl Reactor {
     fn deadline(&self) -> Option<Time> {
         let timer = self.cx.timers.peek().map(|Reverse((at, _))| *at);
         let drain = (self.phase == Phase::Draining).then(|| self.cx.now.after(DRAIN_STEP));
-        [timer, drain, self.shortage].into_iter().flatten().min()
+        let shortage = self.shortage.as_ref().map(Shortage::next_look);
+        [timer, drain, shortage].into_iter().flatten().min()
     }
 
     /// Learns what is ready, waiting for it if need be.
@@ -451,6 +461,7 @@ impl Reactor {
                     if let Some(conn) = self.conns.get(id) {
                         conn.on_aborted(&mut self.cx, slot, aborted);
                     }
+                    self.bury(id);
                 }
                 Message::Changed { conn, slot, status } => {
                     self.cx.in_flight -= 1;
@@ -463,6 +474,7 @@ impl Reactor {
                     if let Some(conn) = self.conns.get(conn) {
                         conn.on_quiesce(&mut self.cx, nsid, &waiter);
                     }
+                    self.bury(conn);
                 }
                 Message::Unlistened(listener) => self.end_all_of(&listener),
                 Message::Detached { uid, volatile } => self.detach(uid, volatile),
@@ -581,54 +593,6 @@ impl Reactor {
         self.cx.dirty = dirty;
     }
 
-    /// Gives buffers to commands that wait for them.
-    fn feed(&mut self) -> bool {
-        let fed = self.feed_blocked() | self.feed_starved();
-        self.fed_at = self.cx.free_bytes();
-        fed
-    }
-
-    /// In-capsule data goes first: nothing else of its connection moves before it has come.
-    fn feed_blocked(&mut self) -> bool {
-        let mut fed = false;
-        while let Some(&id) = self.cx.blocked.front() {
-            if let Some(conn) = self.conns.get(id)
-                && !conn.feed_capsule(&mut self.cx)
-            {
-                break;
-            }
-            self.cx.blocked.pop_front();
-            fed = true;
-        }
-        fed
-    }
-
-    /// First come first served; one command per connection and round, so that none takes all.
-    fn feed_starved(&mut self) -> bool {
-        let mut fed = false;
-        let mut rounds = self.cx.starved.len();
-        while rounds > 0 {
-            rounds -= 1;
-            let Some(id) = self.cx.starved.pop_front() else {
-                break;
-            };
-            let Some(conn) = self.conns.get(id) else {
-                continue;
-            };
-            match conn.feed_one(&mut self.cx) {
-                Fed::Satisfied => fed = true,
-                Fed::More => {
-                    fed = true;
-                    rounds += 1;
-                    self.cx.starved.push_back(id);
-                }
-                // What this one waits for, others may not need.
-                Fed::Waits => self.cx.starved.push_back(id),
-            }
-        }
-        fed
-    }
-
     fn timers(&mut self) {
         while let Some(&Reverse((at, id))) = self.cx.timers.peek()
             && at <= self.cx.now
@@ -658,38 +622,6 @@ impl Reactor {
         if let Some(conn) = self.conns.get(id) {
             conn.finish();
             self.conns.remove(id);
-        }
-    }
-
-    /// While commands wait for buffers: ends connections that hold some and whose hosts have not
-    /// moved a byte for too long. Without this a few hosts that stop reading would stop the others.
-    fn end_stuck(&mut self) {
-        if self.cx.starved.is_empty() && self.cx.blocked.is_empty() {
-            self.shortage = None;
-            return;
-        }
-        let now = self.cx.now;
-        let limit = self.cx.core.config.stall_timeout.as_nanos();
-        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
-        if now < *self.shortage.get_or_insert_with(|| now.after(limit)) {
-            return;
-        }
-        self.shortage = Some(now.after(limit / 4));
-        let since = Time(now.0.saturating_sub(limit));
-        for id in self.conns.ids() {
-            if let Some(conn) = self.conns.get(id)
-                && conn.is_stuck(since)
-            {
-                limited!(
-                    Warn,
-                    self.cx.core.chatters.silence,
-                    now,
-                    "{}: holds buffers and moves no data; it is ended",
-                    conn.peer()
-                );
-                conn.close(&mut self.cx, "it held buffers that others wait for");
-            }
-            self.bury(id);
         }
     }
 

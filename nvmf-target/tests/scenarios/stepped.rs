@@ -3,18 +3,19 @@
 
 use crate::common::raw::{
     Digests, admin_connect, connect_data, connect_sqe, disconnect, enable, encode, io_connect,
-    read, set_cc, set_queues,
+    read, set_cc, set_queues, write_by_r2t,
 };
+use crate::common::step::Step;
 use crate::common::{NQN, config};
 use nvmf_host::command;
 use nvmf_host::nvmf_proto::wire::fabrics::ConnectData;
-use nvmf_host::nvmf_proto::wire::pdu::{PduType, capsule_cqe};
+use nvmf_host::nvmf_proto::wire::pdu::{DataHeader, PduType, capsule_cqe};
 use nvmf_host::nvmf_proto::wire::property::Cc;
 use nvmf_host::nvmf_proto::wire::{Cqe, Sqe, Status};
-use nvmf_target::ns::{Inline, RamDisk};
+use nvmf_target::ns::{Inline, Namespace, NsInfo, RamDisk};
 use nvmf_target::sim::SimTarget;
 use nvmf_target::transport::{MemConnector, MemStream, MemTransport, Stream as _};
-use nvmf_target::{Role, SubsystemConfig};
+use nvmf_target::{Role, SubsystemConfig, TargetConfig};
 use std::io::{IoSlice, IoSliceMut};
 
 const MILLISECOND: u64 = 1_000_000;
@@ -25,11 +26,15 @@ const START: u64 = 7 * DAY;
 
 /// A target of two reactors, so that the queues of a controller are on different ones.
 fn stepped() -> (SimTarget, MemConnector) {
-    let sim = SimTarget::new(config(), START).unwrap();
+    let disk = RamDisk::new(1 << 20, 512).unwrap();
+    stepped_with(config(), Inline::new(disk))
+}
+
+fn stepped_with(config: TargetConfig, namespace: impl Namespace) -> (SimTarget, MemConnector) {
+    let sim = SimTarget::new(config, START).unwrap();
     let target = sim.target();
     target.add_subsystem(SubsystemConfig::new(NQN)).unwrap();
-    let disk = RamDisk::new(1 << 20, 512).unwrap();
-    target.add_namespace(NQN, 1, Inline::new(disk)).unwrap();
+    target.add_namespace(NQN, 1, namespace).unwrap();
     let (listener, connector) = MemTransport::new("stepped").unwrap();
     target.listen_on(Box::new(listener), Role::Io).unwrap();
     (sim, connector)
@@ -219,4 +224,137 @@ fn s66_time_jumps() {
         assert_eq!(sim.target().stats(), Default::default());
         assert_served(&mut sim, &connector);
     }
+}
+
+/// A byte a second is no use of buffers that others wait for, however many hold a little each: who
+/// moves less than that is ended, and what comes in its place as well.
+#[test]
+fn s02_hosts_that_drip_give_way_when_others_wait() {
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 2 << 20);
+    let disk = RamDisk::new(1 << 20, 512).unwrap();
+    let (mut sim, connector) = stepped_with(config, Inline::new(disk));
+    let mut witness = Host::admin(&mut sim, &connector, 0);
+    let mut queue = Host::io(&mut sim, &connector, witness.1);
+    let mut drips: Vec<_> = (0..200)
+        .map(|_| {
+            let (admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+            let mut io = Host::io(&mut sim, &connector, cntlid);
+            io.submit(&write_by_r2t(1, 0, 32), &[]);
+            sim.settle();
+            (admin, io, None)
+        })
+        .collect();
+    let header = |pdu: Vec<u8>| DataHeader::decode(pdu.first_chunk().unwrap());
+    let holding = sim.target().stats().buffers_lent;
+    assert_eq!(holding, 2 << 20, "they have it all");
+    queue.submit(&read(1, 0, 256), &[]);
+    let mut seconds = 0;
+    while queue.next().is_none() {
+        seconds += 1;
+        assert!(seconds <= 15, "the Read gets no buffer");
+        sim.set_time(sim.time() + SECOND);
+        for (_, io, sent) in &mut drips {
+            if let Some(pdu) = io.next() {
+                let data = Digests::default().h2c_data(&header(pdu), 0, &[0; 16 << 10], true);
+                *sent = Some(data.into_iter());
+            }
+            if let Some(byte) = sent.as_mut().and_then(Iterator::next) {
+                io.send(&[byte]);
+            }
+        }
+        sim.settle();
+    }
+    assert!(seconds >= 5, "they have their time");
+    assert!(!witness.0.is_ended());
+    drop((drips, queue, witness));
+    sim.settle();
+    assert_eq!(sim.target().stats(), Default::default());
+}
+
+/// A host that makes use of what it holds, though slowly, is not ended: what it moves counts, not how
+/// long it takes over all of it.
+#[test]
+fn s02_a_slow_host_that_moves_what_it_holds_stays() {
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 2 << 20);
+    let disk = RamDisk::new(2 << 20, 512).unwrap();
+    let (mut sim, connector) = stepped_with(config, Inline::new(disk));
+    let (mut admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut slow = Host::io(&mut sim, &connector, cntlid);
+    slow.submit(&write_by_r2t(1, 0, 2048), &[]);
+    sim.settle();
+    let pdu = slow.next().unwrap();
+    let header = DataHeader::decode(pdu.first_chunk().unwrap());
+    // Others wait for a buffer meanwhile.
+    let (other, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut queue = Host::io(&mut sim, &connector, cntlid);
+    for cid in 1..=2 {
+        queue.submit(&write_by_r2t(cid, 0, 2048), &[]);
+    }
+    sim.settle();
+    let data = Digests::default().h2c_data(&header, 0, &vec![0; 1 << 20], true);
+    for piece in data.chunks(32 << 10) {
+        sim.set_time(sim.time() + SECOND);
+        slow.send(piece);
+        sim.settle();
+        assert!(!slow.is_ended() && !admin.is_ended());
+    }
+    let cqe = capsule_cqe(slow.next().unwrap().first_chunk().unwrap());
+    assert_eq!(cqe.status, Status::SUCCESS);
+    drop((slow, admin, queue, other));
+    sim.settle();
+    assert_eq!(sim.target().stats(), Default::default());
+}
+
+/// Sixteen hosts keep a device busy with reads of 128 KiB; between them there is never room for one of
+/// 1 MiB. It is not passed over for ever.
+#[test]
+fn s65_a_large_command_gets_a_buffer_among_many_smaller_ones() {
+    const READS: u16 = 100;
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 16 << 20);
+    let step = Step::new(NsInfo::new(512, 1 << 20));
+    let (mut sim, connector) = stepped_with(config, step.clone());
+    let mut busy: Vec<_> = (0..16)
+        .map(|_| {
+            let (admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+            let mut io = Host::io(&mut sim, &connector, cntlid);
+            for cid in 0..READS {
+                io.submit(&read(cid, 0, 256), &[]);
+            }
+            (admin, io)
+        })
+        .collect();
+    sim.settle();
+    let (admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut io = Host::io(&mut sim, &connector, cntlid);
+    io.submit(&read(0, 1 << 16, 2048), &[]);
+    sim.settle();
+    let mut before = 0;
+    loop {
+        let request = step.next();
+        let is_large = request.lba_range().slba == 1 << 16;
+        request.complete(Ok(()));
+        if is_large {
+            break;
+        }
+        before += 1;
+        assert!(before < 600, "1 MiB is never free");
+        sim.settle();
+        for (_, io) in &mut busy {
+            assert!(!io.is_ended());
+            io.inbox.clear();
+        }
+    }
+    assert!(before > 100, "there was no shortage");
+    drop((busy, io, admin));
+    loop {
+        sim.settle();
+        if step.pending() == 0 {
+            break;
+        }
+        step.next().complete(Ok(()));
+    }
+    assert_eq!(sim.target().stats(), Default::default());
 }

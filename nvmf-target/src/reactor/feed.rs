@@ -1,0 +1,251 @@
+//! Buffers for commands that wait for some, and the end of connections that hold some and make no
+//! use of them.
+
+use super::{Reactor, SMALL};
+use crate::buf::BufPool;
+use crate::chatter::limited;
+use crate::conn::Fed;
+use nvmf_proto::tcp::Time;
+
+/// Who among the connections that wait for buffers has been passed over for longest, and what that
+/// means for others.
+///
+/// By the usual rule what is free settles where a large command does not fit beside what busy
+/// connections hold at a time, and goes to whoever needs less. So it is counted what others take
+/// before the one that is next: after as much as all buffers are, they take no more, but for small
+/// commands of connections that hold nothing. After a time these wait as well.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    /// Who is next. Nobody, as a rule.
+    next: Option<u64>,
+    since: Time,
+    /// Bytes that others have taken since then.
+    overtaken: usize,
+    claim: Claim,
+    /// What others were not given they may have now, or the next.
+    changed: bool,
+}
+
+/// What others may not take any more before the one that is next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Claim {
+    #[default]
+    Nothing,
+    /// More than the small first buffer of a connection.
+    Much,
+    Anything,
+}
+
+impl Line {
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.next.is_none()
+    }
+
+    /// Whether there is a reason to look at those who wait though no buffer has come back.
+    pub(super) const fn has_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Whether a connection that holds `held` bytes may take `footprint` more. `has_share`: it may
+    /// by the rule for when nobody waits.
+    #[cold]
+    pub(crate) fn admits(
+        &mut self,
+        pool: &BufPool,
+        conn: u64,
+        held: usize,
+        footprint: usize,
+        has_share: bool,
+    ) -> bool {
+        if self.next == Some(conn) {
+            // Some stays free even where hosts make claims only to hold what they get.
+            let (free, total) = (pool.free_bytes(), pool.total_bytes());
+            let claims = self.claim != Claim::Nothing && footprint + total / 8 <= free;
+            return has_share || claims;
+        }
+        match self.claim {
+            _ if !has_share => false,
+            Claim::Nothing => {
+                if held > 0 || footprint > SMALL {
+                    self.overtaken += footprint;
+                }
+                if self.overtaken >= pool.total_bytes() {
+                    self.claim = Claim::Much;
+                    self.changed = true;
+                }
+                true
+            }
+            Claim::Much => held == 0 && footprint <= SMALL,
+            Claim::Anything => false,
+        }
+    }
+
+    /// A connection waits no more.
+    pub(crate) fn leave(&mut self, conn: u64) {
+        if self.next == Some(conn) {
+            *self = Self {
+                changed: true,
+                ..Self::default()
+            };
+        }
+    }
+
+    /// The time is `now`: whoever has waited for longer than `patience` waits for nobody.
+    fn age(&mut self, now: Time, patience: u64) {
+        if self.next.is_some() && self.since.after(patience) <= now {
+            self.claim = Claim::Anything;
+        }
+    }
+
+    /// `conn` is next if nobody is.
+    fn follow(&mut self, conn: Option<u64>, now: Time) {
+        if self.next.is_none() {
+            self.next = conn;
+            self.since = now;
+        }
+    }
+}
+
+/// A time in which commands wait for buffers.
+#[derive(Debug)]
+pub(super) struct Shortage {
+    began: Time,
+    /// When to look for connections that hold buffers idly.
+    look: Time,
+}
+
+impl Shortage {
+    pub(super) const fn next_look(&self) -> Time {
+        self.look
+    }
+}
+
+impl Reactor {
+    /// Gives buffers to commands that wait for them.
+    pub(super) fn feed(&mut self) -> bool {
+        self.cx.line.changed = false;
+        let fed = self.feed_blocked() | self.feed_starved();
+        self.fed_at = self.cx.free_bytes();
+        fed
+    }
+
+    /// In-capsule data goes first: nothing else of its connection moves before it has come.
+    fn feed_blocked(&mut self) -> bool {
+        let mut fed = false;
+        while let Some(&id) = self.cx.blocked.front() {
+            if let Some(conn) = self.conns.get(id)
+                && !conn.feed_capsule(&mut self.cx)
+            {
+                break;
+            }
+            self.bury(id);
+            self.cx.blocked.pop_front();
+            fed = true;
+        }
+        fed
+    }
+
+    /// First come first served; one command per connection and round, so that none takes all.
+    fn feed_starved(&mut self) -> bool {
+        if self.cx.starved.is_empty() {
+            return false;
+        }
+        let mut fed = self.feed_next();
+        let mut passed_over = None;
+        for _ in 0..self.cx.starved.len() {
+            let Some(id) = self.cx.starved.pop_front() else {
+                break;
+            };
+            if self.cx.line.next == Some(id) {
+                self.cx.starved.push_back(id);
+                continue;
+            }
+            // What one waits for, others may not need.
+            match self.feed_conn(id) {
+                Fed::Satisfied => fed = true,
+                Fed::More => {
+                    fed = true;
+                    self.fed.push_back(id);
+                }
+                Fed::Waits => {
+                    passed_over = passed_over.or(Some(id));
+                    self.cx.starved.push_back(id);
+                }
+                Fed::Full => self.cx.starved.push_back(id),
+            }
+        }
+        // Behind those that got nothing, in this turn and in later ones.
+        while let Some(id) = self.fed.pop_front() {
+            match self.feed_conn(id) {
+                Fed::Satisfied => {}
+                Fed::More => self.fed.push_back(id),
+                Fed::Waits | Fed::Full => self.cx.starved.push_back(id),
+            }
+        }
+        self.cx.line.follow(passed_over, self.cx.now);
+        fed
+    }
+
+    /// Gives its buffer to who is next, if it can be.
+    fn feed_next(&mut self) -> bool {
+        let Some(id) = self.cx.line.next else {
+            return false;
+        };
+        let patience = self.stall_timeout().saturating_mul(2);
+        self.cx.line.age(self.cx.now, patience);
+        let fed = self.feed_conn(id);
+        if fed != Fed::Waits {
+            self.cx.line = Line::default();
+        }
+        matches!(fed, Fed::Satisfied | Fed::More)
+    }
+
+    fn feed_conn(&mut self, id: u64) -> Fed {
+        let fed = match self.conns.get(id) {
+            Some(conn) => conn.feed_one(&mut self.cx),
+            None => Fed::Satisfied,
+        };
+        self.bury(id);
+        fed
+    }
+
+    fn stall_timeout(&self) -> u64 {
+        let limit = self.cx.core.config.stall_timeout.as_nanos();
+        u64::try_from(limit).unwrap_or(u64::MAX)
+    }
+
+    /// While commands wait for buffers: ends connections that hold some and whose hosts have moved
+    /// too little for too long. Without this a few hosts that stop reading would stop the others.
+    pub(super) fn end_stuck(&mut self) {
+        if self.cx.starved.is_empty() && self.cx.blocked.is_empty() {
+            self.shortage = None;
+            return;
+        }
+        let now = self.cx.now;
+        let limit = self.stall_timeout();
+        let shortage = self.shortage.get_or_insert_with(|| Shortage {
+            began: now,
+            look: now.after(limit),
+        });
+        if now < shortage.look {
+            return;
+        }
+        shortage.look = now.after(limit / 4);
+        let began = shortage.began;
+        for id in self.conns.ids() {
+            if let Some(conn) = self.conns.get(id)
+                && conn.is_stuck(now, limit, began)
+            {
+                limited!(
+                    Warn,
+                    self.cx.core.chatters.silence,
+                    now,
+                    "{}: holds buffers and moves too little data; it is ended",
+                    conn.peer()
+                );
+                conn.close(&mut self.cx, "it held buffers that others wait for");
+            }
+            self.bury(id);
+        }
+    }
+}
