@@ -74,8 +74,9 @@ pub struct TargetConfig {
     pub connect_timeout: Duration,
     /// How long a controller may remain that is not in use: never enabled, disabled, or shut down.
     pub association_timeout: Duration,
-    /// While commands wait for buffers: how long a connection may hold some without moving a byte
-    /// before it is ended.
+    /// While commands wait for buffers: how long a connection may hold some and move too little
+    /// before it is ended. Enough is, beginning with the shortage, as much as it holds; if that is
+    /// more than 16 KiB, then 16 KiB or an eighth of it, whichever is more.
     pub stall_timeout: Duration,
     /// Header digests are used if the host asks for them.
     pub header_digest: bool,

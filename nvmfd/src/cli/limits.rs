@@ -63,7 +63,7 @@ pub(super) struct Limits {
     #[arg(long, value_name = "SECS", value_parser = number(1_u64, SECONDS_MAX))]
     association_timeout: Option<u64>,
 
-    /// Seconds that a connection may hold buffers without moving a byte while others wait for some
+    /// Seconds that a connection may hold buffers and move too little while others wait for some
     /// [default: 5]
     #[arg(long, value_name = "SECS", value_parser = number(1_u64, SECONDS_MAX))]
     stall_timeout: Option<u64>,
