@@ -170,6 +170,8 @@ fn a_long_command_lets_others_have_their_turns() {
 fn hosts_that_stop_moving_data_do_not_stop_others() {
     let mut config = config();
     (config.reactors, config.buffer_bytes) = (1, 16 << 20);
+    // However long the machine takes over this.
+    config.stall_timeout = Duration::from_secs(3600);
     let (target, address) = target(config);
     let mut witness = Witness::new(&target, address);
     let (admin, cntlid) = Raw::admin(address);
