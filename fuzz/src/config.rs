@@ -47,6 +47,7 @@ enum TargetLie {
     Digests(bool, bool),
     SqFlowControlDisable(bool),
     DiscoveryNqn(value::Name),
+    MaxDiscoveryControllers(Number),
 }
 
 /// Changes of a run at most: each takes a while to look at.
@@ -148,6 +149,7 @@ impl TargetLie {
             }
             Self::SqFlowControlDisable(disable) => config.sq_flow_control_disable = disable,
             Self::DiscoveryNqn(name) => config.discovery_nqn = Some(name.text()),
+            Self::MaxDiscoveryControllers(n) => config.max_discovery_controllers = n.into_usize(),
         }
     }
 
@@ -176,6 +178,7 @@ impl TargetLie {
             Self::Digests(..) => "digest",
             Self::SqFlowControlDisable(_) => "sq_flow_control_disable",
             Self::DiscoveryNqn(_) => "discovery NQN",
+            Self::MaxDiscoveryControllers(_) => "max_discovery_controllers",
         }
     }
 }

@@ -253,6 +253,39 @@ fn controllers_of_one_host_are_limited_in_each_subsystem() {
     assert_idle(&target);
 }
 
+/// Everybody may ask the discovery service, and so take nothing that those need who may do more.
+#[test]
+fn scenario_65_discovery_controllers_are_limited_and_hosts_are_not_concerned() {
+    let mut config = config();
+    config.max_discovery_controllers = 2;
+    // The witness has two.
+    config.max_connections_per_host = 2;
+    let (target, address) = target(config);
+    let mut witness = Witness::new(&target, address);
+    let discovery = |name| ConnectData {
+        subnqn: Nqn::discovery().to_field(),
+        ..host(name)
+    };
+    let ask = |name| {
+        let mut raw = open(address);
+        raw.connect_ok(&admin_connect(), &discovery(name));
+        raw
+    };
+    let two = [ask("a"), ask("a")];
+    let mut third = open(address);
+    assert_eq!(third.connect(&admin_connect(), &discovery("b")), BUSY);
+    // Nor do they count as connections of the host in whose name they are.
+    let own = [admin(address, &host("a")), admin(address, &host("a"))];
+    drop(two);
+    eventually("a place is free", || {
+        third.connect(&admin_connect(), &discovery("b")).0 == Status::SUCCESS
+    });
+    drop((third, own));
+    witness.is_alone();
+    drop(witness);
+    assert_idle(&target);
+}
+
 #[test]
 fn connections_from_one_address_are_limited_if_so_configured() {
     let mut config = config();

@@ -442,7 +442,7 @@ mod tests {
     fn limits_reach_the_target() {
         let cli = parse(
             "--connections 10 --connections-per-address 9 --connections-per-host 8 \
-             --controllers-per-host 7 --unconnected 6 --silent-per-address 5 \
+             --controllers-per-host 7 --discovery-controllers 11 --unconnected 6 --silent-per-address 5 \
              --queue-memory 4m --admin-queue-entries 33 --event-requests 2 --icreq-timeout 1 \
              --connect-timeout 2 --association-timeout 3 --stall-timeout 4 x",
         )
@@ -453,6 +453,7 @@ mod tests {
         assert_eq!(config.max_connections_per_address, Some(9));
         assert_eq!(config.max_connections_per_host, 8);
         assert_eq!(config.max_controllers_per_host, 7);
+        assert_eq!(config.max_discovery_controllers, 11);
         assert_eq!(config.max_unconnected, 6);
         assert_eq!(config.max_silent_per_address, 5);
         assert_eq!(

@@ -43,8 +43,9 @@ pub struct TargetConfig {
     /// I/O queues of a controller.
     pub io_queues: u16,
     /// Bytes that the queues of all hosts together may take in the worst case: tables, controllers,
-    /// responses that are not read. The Connect of one that does not fit is refused as Controller
-    /// Busy. What they are charged with is in [`crate::TargetStats`].
+    /// responses that are not read. Those of one host (HOSTNQN) may take as much as they leave for
+    /// others, so half of it at the most. The Connect of one that does not fit is refused as
+    /// Controller Busy. What they are charged with is in [`crate::TargetStats`].
     pub queue_bytes: usize,
     /// Connections at a time. If there are so many, one without a Connect makes room for one that
     /// comes, see `max_unconnected`; if all are queues, the one that comes is closed at once.
@@ -52,12 +53,17 @@ pub struct TargetConfig {
     /// The same for connections from one IPv4 address or one IPv6 network of 64 bits; `None`, the
     /// default: no limit. As with all limits by address, connections without one do not count.
     pub max_connections_per_address: Option<usize>,
-    /// Connections of one host (HOSTNQN) at a time, in all subsystems: admin and I/O queues. The
+    /// Connections of one host (HOSTNQN) at a time, in all subsystems but the discovery
+    /// service's: admin and I/O queues. The
     /// Connect of a further one is refused as Controller Busy.
     pub max_connections_per_host: usize,
     /// Controllers of one host (HOSTNQN) in one subsystem at a time. The Connect of a further one is
     /// refused as Controller Busy.
     pub max_controllers_per_host: usize,
+    /// Discovery controllers at a time, of all hosts together: everybody may have some. They do not
+    /// count as connections of their hosts. The Connect of a further one is refused as Controller
+    /// Busy.
+    pub max_discovery_controllers: usize,
     /// Connections at a time whose Connect has not been accepted yet. If there are so many, one of
     /// them makes room for one that comes: one that has sent no ICReq, if it has been there while an
     /// eighth of this many came; else one that has; of each kind the one that has been there
@@ -106,6 +112,7 @@ impl Default for TargetConfig {
             max_connections_per_address: None,
             max_connections_per_host: 2048,
             max_controllers_per_host: 1024,
+            max_discovery_controllers: 1024,
             max_unconnected: 4096,
             max_silent_per_address: 2048,
             icreq_timeout: Duration::from_secs(10),
@@ -207,6 +214,7 @@ impl TargetConfig {
             ),
             ("max_connections_per_host", self.max_connections_per_host),
             ("max_controllers_per_host", self.max_controllers_per_host),
+            ("max_discovery_controllers", self.max_discovery_controllers),
             ("max_unconnected", self.max_unconnected),
             ("max_silent_per_address", self.max_silent_per_address),
         ];

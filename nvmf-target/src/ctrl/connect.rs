@@ -66,7 +66,9 @@ pub(crate) struct Refusal {
 pub(crate) enum Limit {
     ConnectionsPerHost,
     ControllersPerHost,
+    DiscoveryControllers,
     QueueBytes,
+    QueueBytesPerHost,
     Cntlids,
 }
 
@@ -75,7 +77,9 @@ impl fmt::Display for Limit {
         f.write_str(match self {
             Self::ConnectionsPerHost => "the limit of connections per host",
             Self::ControllersPerHost => "the limit of controllers per host",
+            Self::DiscoveryControllers => "the limit of discovery controllers",
             Self::QueueBytes => "the limit of memory for queues",
+            Self::QueueBytesPerHost => "as much memory for queues as is left for others",
             Self::Cntlids => "all CNTLIDs are in use",
         })
     }
@@ -180,7 +184,13 @@ pub(crate) fn connect(
     let entries = u32::from(command.sqsize) + 1;
     let flow_control = !(core.config.sq_flow_control_disable
         && command.cattr.contains(Cattr::DISABLE_SQ_FLOW_CONTROL));
-    let seat = || core.door.seat(&hostnqn, queue_bytes(command.qid, entries));
+    let seat = || {
+        let bytes = queue_bytes(command.qid, entries);
+        match subsystem.kind {
+            Kind::Discovery => core.door.seat_discovery(bytes),
+            Kind::Nvm => core.door.seat(&hostnqn, bytes),
+        }
+    };
     let (controller, stats, seat) = if command.qid == 0 {
         // The dynamic controller model: the target chooses the controller.
         if data.cntlid != CNTLID_DYNAMIC {

@@ -37,6 +37,7 @@ struct Limits {
     connections: usize,
     per_address: usize,
     per_host: usize,
+    discovery: usize,
     unconnected: usize,
     silent_per_address: usize,
     queue_bytes: usize,
@@ -57,8 +58,9 @@ struct State {
     waiting: BTreeMap<u64, Waiting>,
     order: Order,
     addresses: BTreeMap<IpAddr, Address>,
-    /// Queues by HOSTNQN.
-    hosts: BTreeMap<Nqn, usize>,
+    /// Queues by HOSTNQN, but for those of discovery controllers.
+    hosts: BTreeMap<Nqn, Host>,
+    discovery: usize,
     /// What all queues are charged with.
     queue_bytes: usize,
 }
@@ -76,6 +78,14 @@ struct Waiting {
 struct Address {
     connections: usize,
     order: Order,
+}
+
+/// The queues of a host.
+#[derive(Debug, Default)]
+struct Host {
+    queues: usize,
+    /// What they are charged with.
+    bytes: usize,
 }
 
 /// Connections that are no queues yet, in the order of their coming.
@@ -151,11 +161,11 @@ pub(crate) struct Guest {
     seat: Option<Seat>,
 }
 
-/// A queue's being counted as one of its host.
+/// A queue's being counted as one of its host, or else as a discovery controller's.
 #[derive(Debug)]
 pub(crate) struct Seat {
     door: Arc<Door>,
-    host: Nqn,
+    host: Option<Nqn>,
     bytes: usize,
 }
 
@@ -179,6 +189,7 @@ impl Door {
                 connections,
                 per_address: config.max_connections_per_address.unwrap_or(connections),
                 per_host: config.max_connections_per_host,
+                discovery: config.max_discovery_controllers,
                 unconnected: config.max_unconnected,
                 silent_per_address: config.max_silent_per_address,
                 queue_bytes: config.queue_bytes,
@@ -274,23 +285,51 @@ impl Door {
         }
     }
 
-    /// A place for one more queue of a host, that may take so many bytes.
+    /// A place for one more queue of a host, that may take so many bytes. All queues of a host may
+    /// take as much as is left for others, so that none takes all.
     pub(super) fn seat(self: &Arc<Self>, host: &Nqn, bytes: usize) -> Result<Seat, Refusal> {
         let mut state = lock(&self.state);
-        let queues = state.hosts.get(host).copied().unwrap_or_default();
         let left = self.limits.queue_bytes - state.queue_bytes;
+        let of_host = state.hosts.get(host);
+        let (queues, held) = of_host.map_or((0, 0), |of| (of.queues, of.bytes));
         if queues >= self.limits.per_host {
             return Err(Refusal::busy(Limit::ConnectionsPerHost));
         }
         if bytes > left {
             return Err(Refusal::busy(Limit::QueueBytes));
         }
-        state.hosts.insert(host.clone(), queues + 1);
+        // Its first queue a host gets if there is room at all.
+        if held > 0 && held + bytes > left {
+            return Err(Refusal::busy(Limit::QueueBytesPerHost));
+        }
+        let of_host = state.hosts.entry(host.clone()).or_default();
+        of_host.queues += 1;
+        of_host.bytes += bytes;
         state.queue_bytes += bytes;
         drop(state);
         Ok(Seat {
             door: Arc::clone(self),
-            host: host.clone(),
+            host: Some(host.clone()),
+            bytes,
+        })
+    }
+
+    /// A place for one more discovery controller. Everybody may have some, and under any name: they
+    /// count for no host, and together get only a part of what there is.
+    pub(super) fn seat_discovery(self: &Arc<Self>, bytes: usize) -> Result<Seat, Refusal> {
+        let mut state = lock(&self.state);
+        if state.discovery >= self.limits.discovery {
+            return Err(Refusal::busy(Limit::DiscoveryControllers));
+        }
+        if bytes > self.limits.queue_bytes - state.queue_bytes {
+            return Err(Refusal::busy(Limit::QueueBytes));
+        }
+        state.discovery += 1;
+        state.queue_bytes += bytes;
+        drop(state);
+        Ok(Seat {
+            door: Arc::clone(self),
+            host: None,
             bytes,
         })
     }
@@ -403,10 +442,15 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut state = lock(&self.door.state);
         state.queue_bytes -= self.bytes;
-        if let Some(queues) = state.hosts.get_mut(&self.host) {
-            *queues -= 1;
-            if *queues == 0 {
-                state.hosts.remove(&self.host);
+        let Some(host) = &self.host else {
+            state.discovery -= 1;
+            return;
+        };
+        if let Some(of_host) = state.hosts.get_mut(host) {
+            of_host.queues -= 1;
+            of_host.bytes -= self.bytes;
+            if of_host.queues == 0 {
+                state.hosts.remove(host);
             }
         }
     }

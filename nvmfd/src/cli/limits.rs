@@ -27,6 +27,10 @@ pub(super) struct Limits {
     #[arg(long, value_name = "N", value_parser = number(1_u32, 65_519))]
     controllers_per_host: Option<u32>,
 
+    /// Discovery controllers at a time, of all hosts together [default: 1024]
+    #[arg(long, value_name = "N", value_parser = number(1_u32, 65_519))]
+    discovery_controllers: Option<u32>,
+
     /// Connections without a Connect at a time; one of them makes room, those without an ICReq
     /// first [default: as --connections]
     #[arg(long, value_name = "N", value_parser = number(1_u32, 1 << 20))]
@@ -37,8 +41,8 @@ pub(super) struct Limits {
     #[arg(long, value_name = "N", value_parser = number(1_u32, 1 << 20))]
     silent_per_address: Option<u32>,
 
-    /// Memory that queues may take in the worst case, of all hosts together; further ones are
-    /// refused [default: 512m]
+    /// Memory that queues may take in the worst case, of all hosts together, those of one host as
+    /// much as they leave for others; further ones are refused [default: 512m]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     queue_memory: Option<u64>,
 
@@ -85,6 +89,10 @@ impl Limits {
         count(
             &mut config.max_controllers_per_host,
             self.controllers_per_host,
+        );
+        count(
+            &mut config.max_discovery_controllers,
+            self.discovery_controllers,
         );
         // Hosts that come back together open all connections before they send a Connect.
         config.max_unconnected = config.max_connections;

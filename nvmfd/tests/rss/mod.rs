@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 /// How long a machine that is busy may take for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A host that reads what it likes.
-struct Host(TcpStream);
+/// A host that reads what it likes: its connection, and a number that is part of its HOSTNQN.
+struct Host(TcpStream, usize);
 
 impl Host {
     fn tcp(address: SocketAddr) -> Self {
@@ -31,7 +31,7 @@ impl Host {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self(stream)
+        Self(stream, 0)
     }
 
     fn open(address: SocketAddr) -> Self {
@@ -73,7 +73,7 @@ impl Host {
             sqsize: entries - 1,
             ..ConnectCommand::default()
         };
-        let cqe = self.execute(&connect_sqe(&command), &connect_data(cntlid));
+        let cqe = self.execute(&connect_sqe(&command), &connect_data(self.1, cntlid));
         if cqe.status.is_success() {
             let dw0 = u32::try_from(cqe.result & 0xffff_ffff).unwrap();
             return Ok(ConnectResponse::from_dw0(dw0).cntlid);
@@ -82,8 +82,9 @@ impl Host {
     }
 
     /// The admin queue of a controller that has all that a controller can have.
-    fn controller(address: SocketAddr) -> Result<(Self, u16), Status> {
+    fn controller(address: SocketAddr, number: usize) -> Result<(Self, u16), Status> {
         let mut host = Self::open(address);
+        host.1 = number;
         let cntlid = host.connect(0, 128, CNTLID_DYNAMIC)?;
         let cc = Cc::default().with_en(true).with_iosqes(6).with_iocqes(4);
         let enable = PropertySet {
@@ -142,13 +143,15 @@ fn connect_sqe(command: &ConnectCommand) -> Sqe {
     sqe
 }
 
-fn connect_data(cntlid: u16) -> [u8; 1024] {
+fn connect_data(host: usize, cntlid: u16) -> [u8; 1024] {
     let mut data = [0; 1024];
     ConnectData {
         hostid: [7; 16],
         cntlid,
         subnqn: Nqn::new(NQN).unwrap().to_field(),
-        hostnqn: Nqn::new("nqn.2014-08.org.example:many").unwrap().to_field(),
+        hostnqn: Nqn::new(&format!("nqn.2014-08.org.example:host-{host}"))
+            .unwrap()
+            .to_field(),
     }
     .encode(&mut data);
     data
@@ -207,7 +210,10 @@ fn scenario_09_connections_before_connect_take_less_than_8_kib_each() {
     drop(daemon.connect(|_| {}));
     daemon.until("the first host is gone", |n| n <= descriptors);
     let rss = daemon.rss();
-    let half = capsule(&connect_sqe(&ConnectCommand::default()), &connect_data(0));
+    let half = capsule(
+        &connect_sqe(&ConnectCommand::default()),
+        &connect_data(0, 0),
+    );
     let wanted = count - 100;
     let hosts: Vec<Host> = (0..wanted)
         .map(|number| {
@@ -290,17 +296,22 @@ fn scenario_65_a_process_at_its_limits_takes_what_the_formula_says() {
     }
     drop(writers);
 
-    // Queues, until there is no room for more; a small one may find some still.
+    // Queues, until there is no room for more, of many hosts, for none gets all; a small one may
+    // find some still.
     let mut hosts = Vec::new();
+    let mut number = 0;
     let mut busy = 0;
     while busy < 3 {
-        let Ok((admin, cntlid)) = Host::controller(address) else {
+        let Ok((admin, cntlid)) = Host::controller(address, number) else {
             busy += 1;
+            number += 1;
             continue;
         };
+        busy = 0;
         hosts.push(admin);
         for qid in 1..=2 {
             let mut queue = Host::open(address);
+            queue.1 = number;
             match queue.connect(qid, 1024, cntlid) {
                 Ok(_) => hosts.push(queue),
                 Err(status) => assert_eq!(status, Status::CONNECT_CONTROLLER_BUSY),
@@ -314,7 +325,10 @@ fn scenario_65_a_process_at_its_limits_takes_what_the_formula_says() {
         sqe.set_sgl(SglDescriptor::transport(4096));
         host.stuff(&sqe);
     }
-    let half = capsule(&connect_sqe(&ConnectCommand::default()), &connect_data(0));
+    let half = capsule(
+        &connect_sqe(&ConnectCommand::default()),
+        &connect_data(0, 0),
+    );
     for _ in 0..(400 - queues).min(200) {
         let mut host = Host::tcp(address);
         host.send(&icreq());

@@ -45,7 +45,11 @@ fn the_daemon_conforms_and_is_afterwards_as_it_was() {
     options.patience = PATIENCE;
     let mut residents = Vec::new();
     let before = held(pid);
-    for _ in 0..3 {
+    // What is kept for use is touched in the first rounds, some of it only if threads meet. A leak
+    // of 1 KiB per connection would be 5 MiB in each.
+    let settled = |residents: &[usize]| matches!(residents, [.., a, b] if *b <= a + 4096);
+    while !settled(&residents) {
+        assert!(residents.len() < 6, "{residents:?} KiB");
         let mut played = 0;
         for outcome in Torture::begin(&options).unwrap() {
             assert_eq!(outcome.verdict, Verdict::Conforms, "{outcome:?}");
@@ -55,8 +59,6 @@ fn the_daemon_conforms_and_is_afterwards_as_it_was() {
         eventually(|| held(pid) == before);
         residents.push(resident(pid));
     }
-    // The first run touches what is kept for use. A leak of 1 KiB per connection would be 5 MiB.
-    assert!(residents[2] <= residents[1] + 4096, "{residents:?} KiB");
 }
 
 /// Connections for which there is no descriptor wait; those that are there are served meanwhile.

@@ -65,7 +65,7 @@ impl Rig {
         let state = lock(&self.door.state);
         assert!(state.waiting.is_empty() && state.addresses.is_empty() && state.hosts.is_empty());
         assert!(state.order.silent.is_empty() && state.order.greeted.is_empty());
-        assert_eq!(state.queue_bytes, 0);
+        assert_eq!((state.queue_bytes, state.discovery), (0, 0));
         assert_eq!(self.mailbox.ending.load(Ordering::Acquire), 0);
     }
 }
@@ -315,6 +315,46 @@ fn where_the_system_has_nothing_left_the_older_half_goes() {
     rig.door.give_way();
     assert_eq!(rig.evicted(), []);
     drop((guests, queue));
+    rig.assert_empty();
+}
+
+#[test]
+fn a_host_leaves_as_many_bytes_as_it_takes() {
+    let rig = Rig::new(|c| c.queue_bytes = 5999);
+    let first = [rig.queue("192.0.2.1", "a"), rig.queue("192.0.2.1", "a")];
+    let third = rig.queue("192.0.2.1", "a");
+    assert_eq!(
+        rig.seat("a").unwrap_err(),
+        Refusal::busy(Limit::QueueBytesPerHost)
+    );
+    // Another gets half of what is left, and at least one queue if there is room for one.
+    let others = [rig.queue("192.0.2.2", "b"), rig.queue("192.0.2.2", "c")];
+    assert_eq!(
+        rig.seat("b").unwrap_err(),
+        Refusal::busy(Limit::QueueBytesPerHost)
+    );
+    drop(third);
+    assert_eq!(
+        rig.seat("a").unwrap_err(),
+        Refusal::busy(Limit::QueueBytesPerHost)
+    );
+    drop(others);
+    drop((first, rig.queue("192.0.2.1", "a")));
+    rig.assert_empty();
+}
+
+#[test]
+fn discovery_takes_nothing_from_hosts() {
+    let rig = Rig::new(|c| (c.max_discovery_controllers, c.max_connections_per_host) = (2, 1));
+    let seats = [0, 1].map(|_| rig.door.seat_discovery(1000).unwrap());
+    assert_eq!(
+        rig.door.seat_discovery(1000).unwrap_err(),
+        Refusal::busy(Limit::DiscoveryControllers)
+    );
+    let queue = rig.queue("192.0.2.1", "a");
+    assert_eq!(rig.door.counts().queue_bytes, 3000);
+    drop((seats, queue));
+    drop(rig.door.seat_discovery(1000).unwrap());
     rig.assert_empty();
 }
 
