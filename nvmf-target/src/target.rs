@@ -105,6 +105,12 @@ impl Target {
         }
     }
 
+    /// Connections that have been accepted since the target was made.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.0.core.door.accepted()
+    }
+
     /// Blocks until another thread has shut the target down.
     pub fn wait(&self) {
         self.0.wait();

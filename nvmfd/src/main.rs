@@ -5,6 +5,7 @@ mod control;
 mod devices;
 mod identity;
 mod listen;
+mod memory;
 
 use cli::{Cli, one_line};
 use control::Control;
@@ -115,6 +116,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         .add_subsystem(subsystem(cli, &machine, &nqn)?)
         .map_err(Failure::asked_for)?;
     devices.add_to(&target)?;
+    memory::start(&target)
+        .map_err(|err| Failure::Environment(format!("no thread that gives memory back: {err}")))?;
     let mut control = Control {
         target: target.clone(),
         nqn,

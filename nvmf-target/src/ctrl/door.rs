@@ -210,6 +210,11 @@ impl Door {
         }
     }
 
+    /// Connections that have ever come in.
+    pub(crate) fn accepted(&self) -> u64 {
+        lock(&self.state).next
+    }
+
     /// Whom to wake when a reactor that had too many connections to end may get others again.
     pub(crate) fn set_acceptor(&self, waker: Waker) {
         let _ = self.acceptor.set(waker);

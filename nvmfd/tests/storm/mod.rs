@@ -103,6 +103,10 @@ fn assert_nothing_left(daemon: &mut Daemon, before: Usage) {
     assert_eq!(after.descriptors, before.descriptors);
     assert_eq!(after.threads, before.threads);
     println!("resident memory before {} after {}", before.rss, after.rss);
+    // What reactors keep for use is touched by then.
+    eventually("memory goes back to the system", || {
+        Usage::of(daemon).rss < before.rss + (24 << 20)
+    });
 }
 
 /// A host with an I/O queue.
