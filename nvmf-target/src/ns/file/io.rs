@@ -92,15 +92,16 @@ impl RawFile {
         self.direct
     }
 
-    /// Fills `buf` from `offset`.
-    pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    /// Fills `buf` from `offset`. Returns how many bytes there are: fewer only if the file ends
+    /// behind them.
+    pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         if self.is_aligned(buf) {
             return self.read_aligned(offset, buf);
         }
         let mut bounce = Bounce::new(buf.len(), self.memory_align);
-        self.read_aligned(offset, bounce.bytes_mut())?;
+        let n = self.read_aligned(offset, bounce.bytes_mut())?;
         buf.copy_from_slice(bounce.bytes_mut());
-        Ok(())
+        Ok(n)
     }
 
     /// Writes `buf` at `offset`, with `fua` to stable storage.
@@ -134,16 +135,17 @@ impl RawFile {
         buf.as_ptr().addr().is_multiple_of(self.memory_align)
     }
 
-    fn read_aligned(&self, mut offset: u64, mut buf: &mut [u8]) -> io::Result<()> {
-        while !buf.is_empty() {
-            let n = retry_on_intr(|| pread(&self.file, &mut *buf, offset))?;
+    fn read_aligned(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            let rest = &mut buf[done..];
+            let n = retry_on_intr(|| pread(&self.file, &mut *rest, offset + done as u64))?;
             if n == 0 {
-                return Err(truncated(offset));
+                break;
             }
-            buf = &mut buf[n..];
-            offset += n as u64;
+            done += n;
         }
-        Ok(())
+        Ok(done)
     }
 
     fn write_aligned(&self, mut offset: u64, mut buf: &[u8], fua: bool) -> io::Result<()> {

@@ -8,13 +8,14 @@ mod rig;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod uring;
 
 use self::io::RawFile;
 use self::sys::Limits;
 use super::{BlockDevice, NsError, NsInfo, NsSink, Op, Support};
 use crate::Error;
-use log::{error, info};
+use log::info;
 pub use namespace::{FileEngine, FileNamespace};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock, ioctl_blksszget};
 use rustix::io::{Errno, retry_on_intr};
@@ -25,6 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use trust::Trust;
 pub(crate) use uring::ReactorRing;
 
 /// How often it is tried to get a file that is in use.
@@ -153,8 +155,7 @@ pub struct FileBackend {
     /// Not yet refused by the file system: making holes, making zeroes.
     punches: AtomicBool,
     zeroes: AtomicBool,
-    /// The kernel could not write back what was in the page cache.
-    lost: AtomicBool,
+    trust: Trust,
     /// One for each subsystem that it is attached to.
     sinks: Mutex<Vec<NsSink>>,
 }
@@ -218,7 +219,7 @@ impl FileBackend {
             blocks: AtomicU64::new(blocks),
             punches: AtomicBool::new(true),
             zeroes: AtomicBool::new(true),
-            lost: AtomicBool::new(false),
+            trust: Trust::default(),
             sinks: Mutex::default(),
         })
     }
@@ -257,41 +258,15 @@ impl FileBackend {
         matches!(self.id, FileId::Device { .. }) && !self.is_direct()
     }
 
-    /// What a command has come to, if it promises that data is on stable storage.
-    ///
-    /// Of what is in the page cache, the kernel reports once per open file that it could not be
-    /// written back, to whoever asks next, and forgets the data. It may be anybody's, so after that
-    /// nobody is told any more that his is safe.
-    fn promised(&self, op: Op, done: std::io::Result<()>) -> std::io::Result<()> {
-        let is_promise = matches!(op, Op::Flush | Op::Write { fua: true });
-        if self.raw.is_direct() || !is_promise {
-            return done;
-        }
-        match done {
-            Ok(()) if self.lost.load(Ordering::Acquire) => Err(std::io::Error::other(
-                "what was written earlier is lost; the file has to be opened anew",
-            )),
-            Ok(()) => Ok(()),
-            Err(err) => {
-                // A write may fail for want of space without anything being lost.
-                let is_lost = op == Op::Flush || Errno::from_io_error(&err) == Some(Errno::IO);
-                if is_lost && !self.lost.swap(true, Ordering::AcqRel) {
-                    error!(
-                        "{}: the system could not write back what hosts have written: {err}; no Flush and no write with FUA succeeds until it is opened anew",
-                        self.name()
-                    );
-                }
-                Err(err)
-            }
-        }
-    }
-
-    /// Looks at the size again; if it has changed, hosts are told. Returns whether it has. From
-    /// any thread.
+    /// Looks at the size again; if it has changed, hosts are told. Returns whether it has. A file
+    /// that has been seen to be too short is trusted again at the size that it has now. From any
+    /// thread.
     ///
     /// # Errors
-    /// As [`FileBackend::open`] about sizes; the old size stays in force then.
+    /// As [`FileBackend::open`] about sizes, or the path leads to nothing or to something else by
+    /// now, which is not what is served. Everything stays as it was then.
     pub fn refresh(&self) -> Result<bool, Error> {
+        self.is_in_place()?;
         let bytes = self
             .raw
             .size()
@@ -304,6 +279,7 @@ impl FileBackend {
         .validate()
         .map_err(|err| Error::config(format!("{}: {err}", self.path.display())))?;
         let changed = self.blocks.swap(blocks, Ordering::AcqRel) != blocks;
+        self.trust.whole_again();
         if changed {
             let sinks = self.sinks.lock();
             let sinks = sinks.unwrap_or_else(PoisonError::into_inner).clone();
@@ -350,10 +326,16 @@ impl BlockDevice for FileBackend {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), NsError> {
-        Ok(self.raw.read(offset, buf)?)
+        self.covers(offset, buf.len() as u64)?;
+        let n = self.raw.read(offset, buf)?;
+        if n < buf.len() {
+            return Err(self.ended(offset + n as u64).into());
+        }
+        Ok(())
     }
 
     fn write_at(&self, offset: u64, buf: &[u8], fua: bool) -> Result<(), NsError> {
+        self.covers(offset, buf.len() as u64)?;
         let done = self.raw.write(offset, buf, fua);
         Ok(self.promised(Op::Write { fua }, done)?)
     }
@@ -369,6 +351,7 @@ impl BlockDevice for FileBackend {
         deallocate: bool,
         fua: bool,
     ) -> Result<(), NsError> {
+        self.covers(offset, len)?;
         // On a block device the kernel maps both modes to the device's own commands, and the
         // second to plain writes where there is none.
         let done = (deallocate && self.allocate(&self.punches, PUNCH, offset, len)?)
@@ -383,6 +366,7 @@ impl BlockDevice for FileBackend {
     }
 
     fn deallocate(&self, offset: u64, len: u64) -> Result<(), NsError> {
+        self.covers(offset, len)?;
         let done = match self.id {
             FileId::File { .. } => retry_on_intr(|| fallocate(&self.raw.file, PUNCH, offset, len)),
             FileId::Device { .. } => sys::discard(&self.raw.file, offset, len),

@@ -1,7 +1,7 @@
 //! A file or block device as a namespace, by io_uring or by threads.
 
 use super::FileBackend;
-use super::uring::{UringLane, probe};
+use super::uring::{UringLane, is_lasting, probe};
 use crate::Error;
 use crate::ns::{Lane, LaneCx, Namespace, NsInfo, NsSink, Threaded, WorkerPool};
 use log::info;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[non_exhaustive]
 pub enum FileEngine {
     /// By io_uring where the system lets the process use it; else by threads, and the log says why
-    /// at level info.
+    /// at level info. What only could not be had at the moment is tried again for the next queue.
     #[default]
     Auto,
     /// By io_uring.
@@ -77,6 +77,8 @@ impl FileNamespace {
     ) -> Result<Self, Error> {
         let engine = match (engine, usable) {
             (engine, Ok(())) => engine,
+            // The reactors may be luckier.
+            (FileEngine::Auto, Err(err)) if !is_lasting(&err) => FileEngine::Auto,
             (FileEngine::Uring, Err(err)) => {
                 return Err(Error::io(format!("{}: no io_uring", file.name()), err));
             }

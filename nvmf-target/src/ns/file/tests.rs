@@ -227,6 +227,85 @@ fn reading_past_a_truncated_end_fails_and_gives_no_garbage() {
     }
 }
 
+/// Zeroes must not stand where data was, as they do in a file that grows again.
+#[test]
+fn behind_the_end_that_was_seen_nothing_is_read_or_written_until_refresh() {
+    let at = MIB / 2 + 4096;
+    for (direct, engine) in [
+        (Direct::Auto, FileEngine::Threads),
+        (Direct::Auto, FileEngine::Uring),
+        (Direct::Off, FileEngine::Uring),
+    ] {
+        let file = file_of(MIB);
+        let dev = shared(file.path(), &options(|o| o.direct = direct));
+        let mut hosts = [engine, engine].map(|e| Rig::of(&dev, e, ReactorRing::default()));
+        file.as_file().set_len(at).unwrap();
+        let mut data = pattern(4096, 3);
+        let failed = hosts[0].run(Op::Read, MIB - 8192, &mut data).unwrap_err();
+        assert_eq!(failed, Status::UNRECOVERED_READ_ERROR);
+        let zeroes = |deallocate| Op::WriteZeroes {
+            deallocate,
+            fua: false,
+        };
+        let writes = [
+            Op::Write { fua: false },
+            Op::Write { fua: true },
+            zeroes(false),
+            zeroes(true),
+            Op::Deallocate,
+        ];
+        for host in &mut hosts {
+            for op in writes {
+                for offset in [at - 2048, at, MIB - 4096] {
+                    let failed = host.run(op, offset, &mut data).unwrap_err();
+                    assert_eq!(failed, Status::WRITE_FAULT, "{op:?} at {offset}");
+                }
+                host.run(op, at - 4096, &mut data).unwrap();
+            }
+            host.run(Op::Flush, 0, &mut []).unwrap();
+        }
+        assert_eq!(file.as_file().metadata().unwrap().len(), at);
+        // Who makes it longer does not bring back what it held.
+        file.as_file().set_len(MIB).unwrap();
+        for host in &mut hosts {
+            host.run(Op::Read, at - 4096, &mut data).unwrap();
+            host.run(Op::Read, at, &mut data).unwrap_err();
+        }
+        assert!(!dev.refresh().unwrap());
+        for host in &mut hosts {
+            host.run(Op::Write { fua: false }, at, &mut data).unwrap();
+            host.run(Op::Read, at, &mut data).unwrap();
+        }
+    }
+}
+
+#[test]
+fn refresh_refuses_a_file_that_its_path_does_not_lead_to_any_more() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("disk");
+    File::create(&path).unwrap().set_len(MIB).unwrap();
+    let dev = open(&path);
+    let refused = |what: &str| {
+        let text = dev.refresh().unwrap_err().to_string();
+        assert!(text.contains(path.to_str().unwrap()), "{text}");
+        assert!(text.contains(what), "{text}");
+        assert_eq!(dev.info().bytes(), MIB);
+    };
+    let aside = dir.path().join("aside");
+    std::fs::rename(&path, &aside).unwrap();
+    refused("deleted or moved");
+    std::fs::create_dir(&path).unwrap();
+    refused("replaced");
+    std::fs::remove_dir(&path).unwrap();
+    File::create(&path).unwrap().set_len(2 * MIB).unwrap();
+    refused("replaced");
+    // What is served goes on.
+    dev.write_at(0, &[1; 512], true).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    symlink(&aside, &path).unwrap();
+    assert!(!dev.refresh().unwrap());
+}
+
 #[test]
 fn refresh_follows_the_size_and_tells_the_subsystem() {
     let file = file_of(MIB);
@@ -481,6 +560,52 @@ fn what_cannot_be_written_back_no_flush_hides() {
             .flush()
             .unwrap();
     }
+}
+
+/// Of a regular file something may be in the page cache although it is read and written past it, so
+/// what one host is told holds for all; a device past the page cache has nothing there.
+#[test]
+fn what_one_host_is_told_is_lost_holds_for_all_hosts_of_a_file() {
+    let fua = Op::Write { fua: true };
+    let lost = || Err(std::io::Error::from(Errno::IO));
+    let mut data = pattern(512, 1);
+    for (direct, promise) in [
+        (Direct::Auto, Op::Flush),
+        (Direct::Auto, fua),
+        (Direct::Off, fua),
+    ] {
+        let file = file_of(MIB);
+        let dev = shared(file.path(), &options(|o| o.direct = direct));
+        let mut hosts = [FileEngine::Threads, FileEngine::Uring]
+            .map(|engine| Rig::of(&dev, engine, ReactorRing::default()));
+        // Of no room for a write everybody hears who has none, and nothing is lost.
+        let full = Err(std::io::Error::from(Errno::NOSPC));
+        dev.promised(fua, full).unwrap_err();
+        dev.promised(Op::Write { fua: false }, lost()).unwrap_err();
+        for host in &mut hosts {
+            host.run(Op::Flush, 0, &mut []).unwrap();
+        }
+        dev.promised(promise, lost()).unwrap_err();
+        for host in &mut hosts {
+            host.run(Op::Flush, 0, &mut []).unwrap_err();
+            host.run(fua, 0, &mut data).unwrap_err();
+            let zeroes = Op::WriteZeroes {
+                deallocate: false,
+                fua: true,
+            };
+            host.run(zeroes, 0, &mut data).unwrap_err();
+            host.run(Op::Write { fua: false }, 0, &mut data).unwrap();
+            host.run(Op::Read, 0, &mut data).unwrap();
+        }
+        drop((hosts, dev));
+        open(file.path()).flush().unwrap();
+    }
+    let Some(disk) = Loop::new(MIB, &[]) else {
+        return;
+    };
+    let dev = FileBackend::open(&disk.node, &options(|o| o.direct = Direct::On)).unwrap();
+    dev.promised(Op::Flush, lost()).unwrap_err();
+    dev.flush().unwrap();
 }
 
 impl Loop {

@@ -151,8 +151,9 @@ struct Jobs {
     turns: VecDeque<usize>,
     /// Requests in all queues.
     queued: usize,
-    /// The most threads.
+    /// The most threads, and those of them that may do something long.
     limit: usize,
+    limit_long: usize,
     /// Threads that work, and those of them that do something long.
     busy: usize,
     busy_long: usize,
@@ -198,15 +199,20 @@ impl Jobs {
         }
     }
 
-    /// The next request that a free thread may begin with.
+    /// The turn whose next request a free thread may begin with, and whether that is a long one.
     ///
-    /// None is left out for good: a device that has to wait has a thread at work, which looks again
-    /// when it is done.
-    fn take(&mut self) -> Option<Job> {
-        let (turn, long) = (0..self.turns.len()).find_map(|turn| {
+    /// None is left out for good: what has to wait does so for threads at work, and each looks
+    /// again when it is done.
+    fn next(&self) -> Option<(usize, bool)> {
+        (0..self.turns.len()).find_map(|turn| {
             let long = self.allowed(&self.queues[self.turns[turn]])?;
             Some((turn, long))
-        })?;
+        })
+    }
+
+    /// The next request that a free thread may begin with.
+    fn take(&mut self) -> Option<Job> {
+        let (turn, long) = self.next()?;
         let at = self.turns.remove(turn)?;
         let queue = &mut self.queues[at];
         queue.busy += 1;
@@ -235,8 +241,11 @@ impl Jobs {
         if shares && queue.busy > 0 && (free == 1 || queue.busy >= 3 * free) {
             return None;
         }
-        // Likewise of what is long, of which one device has half at most.
-        let long = !queue.long.is_empty() && queue.busy_long + self.busy_long < self.limit;
+        // Likewise of what is long: of that one device has half at most, and all together leave
+        // threads to what is short.
+        let long = !queue.long.is_empty()
+            && self.busy_long < self.limit_long
+            && queue.busy_long + self.busy_long < self.limit;
         match (long, !queue.short.is_empty()) {
             (true, true) => Some(queue.long_is_next),
             (true, false) => Some(true),
@@ -299,6 +308,10 @@ impl Shared {
                 let_go("a device", line);
                 jobs = self.lock();
                 jobs.done(queue, long);
+                // It may have kept more waiting than this thread can take.
+                if jobs.idle > 0 && jobs.queued > 1 && jobs.next().is_some() {
+                    self.work.notify_one();
+                }
             } else if jobs.closed {
                 return;
             } else {
@@ -319,7 +332,8 @@ fn start(shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
 /// Threads that carry out blocking requests, started as they are needed, up to a limit.
 ///
 /// Devices that share a pool take turns. Of its threads, what may take seconds (Flush, Write Zeroes,
-/// Deallocate, Verify) has at most half for one device; and one device has at most three in four,
+/// Deallocate, Verify) has at most half for one device, and three in four for all of them, but one
+/// less than all in any case; and one device has at most three in four,
 /// but one less than all in any case, if there are others, busy or not. The more are busy, the less
 /// each may have. So reads of a device go on beside its long requests, unless the device itself keeps
 /// them waiting, and those of other devices even if it answers nothing any more; a pool of one
@@ -336,7 +350,7 @@ impl WorkerPool {
     /// A pool of at most `threads` threads (at least one).
     #[must_use]
     pub fn new(threads: usize) -> Self {
-        Self::starting(threads, start)
+        Self::starting(threads.max(1), start)
     }
 
     fn starting(threads: usize, start: fn(Arc<Shared>) -> io::Result<JoinHandle<()>>) -> Self {
@@ -345,7 +359,8 @@ impl WorkerPool {
             vacant: Vec::new(),
             turns: VecDeque::new(),
             queued: 0,
-            limit: threads.max(1),
+            limit: threads,
+            limit_long: (threads - threads.div_ceil(4)).max(1),
             busy: 0,
             busy_long: 0,
             idle: 0,

@@ -210,6 +210,41 @@ fn devices_that_stand_still_leave_threads_to_others() {
     assert_eq!(rig.names(100), (0..100).collect::<Vec<_>>());
 }
 
+/// However many devices flush slowly, a thread is left to what is short; and what waits for them is
+/// begun when one is done, although its thread may have found something else.
+#[test]
+fn long_requests_of_many_devices_leave_threads_to_reads_of_others() {
+    for (threads, begun) in [(2, &[1][..]), (4, &[2, 1]), (32, &[16, 8])] {
+        let pool = Arc::new(WorkerPool::new(threads));
+        let slow: Vec<_> = (0..6).map(|_| Device::default()).collect();
+        let mut rig = Rig::new();
+        let open = |device: &Device| Rig::lane(&Threaded::with_pool(device.clone(), &pool));
+        let mut lanes: Vec<_> = slow.iter().map(open).collect();
+        let still = Device::still();
+        let mut still_lane = open(&still);
+        let mut quick_lane = open(&Device::quick());
+        for (at, lane) in lanes.iter_mut().enumerate() {
+            let first = 100 * at as u64;
+            rig.submit(&mut **lane, Op::Flush, first..first + 20);
+            if let Some(&begun) = begun.get(at) {
+                slow[at].gate.has(begun);
+            }
+        }
+        rig.submit(&mut *quick_lane, Op::Read, 1000..1020);
+        assert_eq!(rig.names(20), (1000..1020).collect::<Vec<_>>());
+        // Those that wait do not wait for reads that stand still.
+        if threads > 2 {
+            rig.submit(&mut *still_lane, Op::Read, 2000..2001);
+            still.gate.has(1);
+        }
+        slow.iter().for_each(|device| device.gate.open());
+        let all = (0..6).flat_map(|at| 100 * at..100 * at + 20);
+        assert_eq!(rig.names(120), all.collect::<Vec<_>>());
+        still.gate.open();
+        rig.names(usize::from(threads > 2));
+    }
+}
+
 #[test]
 fn a_device_that_shares_with_none_has_all_threads_and_its_long_requests_half() {
     let pool = Arc::new(WorkerPool::new(4));

@@ -13,12 +13,14 @@ mod ring;
 mod tests;
 
 use super::super::block::{self, Failure};
-use super::{FileBackend, NsError, io};
+use super::{FileBackend, NsError};
 use crate::ns::{Lane, Op, Request, RequestId};
 use nvmf_proto::wire::Status;
 use ring::{OpenFile, Outcome, Ring};
+use rustix::io::Errno;
 use std::cell::RefCell;
 use std::fmt;
+use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,8 +29,19 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// Why not.
-pub(super) fn probe() -> std::io::Result<()> {
+pub(super) fn probe() -> io::Result<()> {
     Ring::new().map(drop)
+}
+
+/// Whether a ring that could not be made never will be: there is none, or not for this process.
+/// Anything else, such as a limit that is reached while very many hosts come at once, may be over
+/// soon.
+pub(super) fn is_lasting(err: &io::Error) -> bool {
+    let never = [Errno::NOSYS, Errno::PERM, Errno::ACCESS, Errno::INVAL];
+    match Errno::from_io_error(err) {
+        Some(errno) => never.contains(&errno),
+        None => err.kind() == io::ErrorKind::Unsupported,
+    }
 }
 
 /// The ring of a reactor, made when the first lane wants it. Stays on the reactor's thread.
@@ -40,7 +53,7 @@ enum State {
     #[default]
     Unwanted,
     Made(Rc<RefCell<Ring>>),
-    /// Why it cannot be had; not tried again.
+    /// Why it cannot be had, and never will be.
     Refused(String),
 }
 
@@ -82,18 +95,26 @@ impl ReactorRing {
         }
     }
 
-    fn get(&self) -> Result<Rc<RefCell<Ring>>, String> {
+    /// The ring, made by `make` if there is none yet and it was not refused for good.
+    fn get(&self, make: impl FnOnce() -> io::Result<Ring>) -> Result<Rc<RefCell<Ring>>, String> {
         let state = &mut *self.0.borrow_mut();
-        if let State::Unwanted = state {
-            *state = match Ring::new() {
-                Ok(ring) => State::Made(Rc::new(RefCell::new(ring))),
-                Err(err) => State::Refused(err.to_string()),
-            };
-        }
         match state {
-            State::Made(ring) => Ok(Rc::clone(ring)),
-            State::Refused(why) => Err(why.clone()),
-            State::Unwanted => unreachable!("it has just been tried"),
+            State::Made(ring) => return Ok(Rc::clone(ring)),
+            State::Refused(why) => return Err(why.clone()),
+            State::Unwanted => {}
+        }
+        match make() {
+            Ok(ring) => {
+                let ring = Rc::new(RefCell::new(ring));
+                *state = State::Made(Rc::clone(&ring));
+                Ok(ring)
+            }
+            Err(err) => {
+                if is_lasting(&err) {
+                    *state = State::Refused(err.to_string());
+                }
+                Err(err.to_string())
+            }
         }
     }
 }
@@ -111,8 +132,8 @@ fn settle(request: Request, file: &Rc<OpenFile>, outcome: Outcome) {
         Outcome::Cancelled => return request.complete(Err(Status::ABORT_REQUESTED)),
         Outcome::Failed(err) => Err(err),
         Outcome::Nothing(offset) => Err(match request.op() {
-            Op::Read => io::truncated(offset),
-            _ => std::io::ErrorKind::WriteZero.into(),
+            Op::Read => file.backend.ended(offset),
+            _ => io::ErrorKind::WriteZero.into(),
         }),
         Outcome::WouldBlock => {
             let mut threads = file.threads.borrow_mut();
@@ -126,7 +147,7 @@ fn settle(request: Request, file: &Rc<OpenFile>, outcome: Outcome) {
     }
 }
 
-fn fail(request: Request, err: std::io::Error) {
+fn fail(request: Request, err: io::Error) {
     let failure = Failure::new(request.op(), NsError::Io(err));
     block::finish(request, Err(failure));
 }
@@ -147,7 +168,7 @@ impl UringLane {
         backend: &Arc<FileBackend>,
         threads: Box<dyn Lane>,
     ) -> Result<Self, String> {
-        let ring = ring.get()?;
+        let ring = ring.get(Ring::new)?;
         let file = OpenFile {
             backend: Arc::clone(backend),
             threads: RefCell::new(threads),
@@ -164,6 +185,10 @@ impl Lane for UringLane {
         let backend = &self.file.backend;
         let by_ring = match request.op() {
             Op::Read | Op::Write { .. } => {
+                let at = request.byte_range();
+                if let Err(err) = backend.covers(at.start, at.end - at.start) {
+                    return fail(request, err);
+                }
                 backend.raw.is_aligned(request.data()) && !backend.blocks_submitter()
             }
             Op::Flush => true,

@@ -284,6 +284,31 @@ fn a_ring_that_ends_waits_for_what_is_under_way() {
     assert_eq!(Arc::strong_count(&backend), 1);
 }
 
+/// A reactor's first lanes are opened when all hosts come at once, and descriptors may be short.
+#[test]
+fn a_ring_that_could_not_be_had_for_a_moment_is_had_later() {
+    let failing = |errno: Errno| move || Err(errno.into());
+    let ring = ReactorRing::default();
+    for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN] {
+        ring.get(failing(errno)).unwrap_err();
+        assert!(!ring.is_used());
+    }
+    ring.get(Ring::new).unwrap();
+    assert!(ring.is_used());
+    for errno in [Errno::NOSYS, Errno::PERM, Errno::ACCESS, Errno::INVAL] {
+        let ring = ReactorRing::default();
+        let why = ring.get(failing(errno)).unwrap_err();
+        assert_eq!(ring.get(Ring::new).unwrap_err(), why);
+        assert!(!ring.is_used());
+    }
+    // Neither does a namespace give up what its reactors may get.
+    let (_file, backend) = file_of(MIB);
+    let workers = Arc::new(WorkerPool::new(1));
+    let busy = Err(Errno::MFILE.into());
+    let namespace = FileNamespace::choose(backend, FileEngine::Auto, &workers, busy).unwrap();
+    assert!(namespace.is_uring());
+}
+
 #[test]
 fn without_a_ring_there_are_threads() {
     let (_file, backend) = file_of(MIB);
@@ -295,7 +320,7 @@ fn without_a_ring_there_are_threads() {
     assert_eq!(data, [3; 512]);
 
     let choose = |engine| {
-        let refused = Err(std::io::Error::from_raw_os_error(1));
+        let refused = Err(io::Error::from_raw_os_error(1));
         FileNamespace::choose(Arc::clone(&backend), engine, &workers, refused)
     };
     assert!(!choose(FileEngine::Auto).unwrap().is_uring());
