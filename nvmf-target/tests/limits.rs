@@ -513,7 +513,7 @@ fn scenario_02_crumbs_keep_no_controller_alive() {
 #[test]
 fn scenario_65_queues_beyond_their_memory_are_refused() {
     let mut config = config();
-    config.queue_bytes = 3 * TargetConfig::queue_bytes_min(128);
+    config.queue_bytes = 5 * TargetConfig::queue_bytes_min(128);
     let limit = config.queue_bytes;
     let (target, address) = target(config);
     let mut witness = Witness::new(&target, address);

@@ -143,7 +143,7 @@ impl Conn {
             return has_share;
         }
         cx.line
-            .admits(&cx.pool, self.id, self.held, footprint, has_share)
+            .admits(&cx.pool, cx.now, self.id, self.held, footprint, has_share)
     }
 
     /// Whether a command that has no buffer is one that others should not have overtaken: its

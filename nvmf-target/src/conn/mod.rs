@@ -8,6 +8,7 @@ mod admin;
 mod command;
 mod cost;
 mod drain;
+mod dues;
 mod fused;
 mod held;
 mod in_place;
@@ -29,8 +30,9 @@ use crate::contain::{Panic, contain};
 use crate::ctrl::reservation::Waiter;
 use crate::ctrl::{Controller, Expiry, Guest, Inquired, Listener, QueueStats, View};
 use crate::ns::{Completion, Op};
-use crate::reactor::{Cx, Exclusive, Gate, Message, Poller, Ready, SMALL};
+use crate::reactor::{Cx, Exclusive, Gate, Message, Poller, Ready};
 use admin::AdminQueue;
+use dues::Dues;
 use fused::{Before, Half};
 use held::Held;
 use in_place::{Expected, Lent};
@@ -156,10 +158,9 @@ pub(crate) struct Conn {
     held: usize,
     /// When a byte was last moved, a buffer taken, or a request completed.
     moved: Time,
-    /// Bytes that its stream has moved.
-    bytes: u64,
-    /// In a shortage of buffers: when it had last moved enough for what it holds, and `bytes` then.
-    paid: (Time, u64),
+    /// What its host does about the buffers that it is to fill, and those that it is to empty.
+    filling: Dues,
+    emptying: Dues,
     /// Its requests in backends.
     in_flight: usize,
     /// A Connect that waits for another queue to end.
@@ -224,8 +225,8 @@ impl Conn {
             blocked: None,
             held: 0,
             moved: cx.now,
-            bytes: 0,
-            paid: (cx.now, 0),
+            filling: Dues::default(),
+            emptying: Dues::default(),
             in_flight: 0,
             held_connect: None,
             timer: None,
@@ -555,27 +556,6 @@ impl Conn {
             return;
         }
         self.arm(cx);
-    }
-
-    /// The stream has moved `n` bytes.
-    fn note_moved(&mut self, now: Time, n: usize) {
-        self.moved = now;
-        self.bytes += n as u64;
-    }
-
-    /// Whether it holds buffers that only its host can free, and the host has moved nothing for
-    /// `limit` nanoseconds; or, as long as the shortage has been looked at that `began` then, less
-    /// than an eighth of what it holds, or than 16 KiB.
-    pub(crate) fn is_stuck(&mut self, now: Time, limit: u64, began: Time) -> bool {
-        // If it is in-capsule data that waits for a buffer, the host's data may stand behind it.
-        let waits_for_host = self.in_flight == 0 && self.blocked.is_none();
-        let owes = self.held > 0 && (self.list.is_some() || waits_for_host);
-        let enough = self.held.min(SMALL).max(self.held / 8) as u64;
-        let (since, before) = self.paid;
-        if !owes || since < began || self.bytes - before >= enough {
-            self.paid = (now, self.bytes);
-        }
-        owes && (self.moved.after(limit) < now || self.paid.0.after(limit) <= now)
     }
 
     /// Ends the connection, which is no queue yet, for others that have come.

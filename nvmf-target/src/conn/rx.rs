@@ -163,7 +163,7 @@ impl Conn {
     /// Parses `n` bytes that a read has brought.
     fn take_in(&mut self, cx: &mut Cx, stage: &[u8], direct: Option<&Target>, n: usize) {
         if n > 0 {
-            self.note_moved(cx.now, n);
+            self.moved = cx.now;
         }
         if let Some(target) = direct {
             let placed = n.min(target.len);
@@ -209,6 +209,7 @@ impl Conn {
         let Need::Payload { crc, .. } = self.tcp.need() else {
             return;
         };
+        self.filling.note(n);
         let bytes = &self.commands[slot.index()].buf[offset..offset + n];
         let crc = crc.map(|crc| crc32c(crc, bytes));
         #[expect(

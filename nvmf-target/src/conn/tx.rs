@@ -119,7 +119,8 @@ impl Conn {
     /// Takes note of `n` bytes that have left, and of the commands that are over by that.
     fn sent(&mut self, cx: &mut Cx, mut list: Box<TxList>, n: usize) {
         list.advance(n);
-        self.note_moved(cx.now, n);
+        self.moved = cx.now;
+        self.emptying.note(n);
         let Self {
             tcp,
             commands,

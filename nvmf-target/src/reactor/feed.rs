@@ -12,16 +12,21 @@ use nvmf_proto::tcp::Time;
 ///
 /// By the usual rule what is free settles where a large command does not fit beside what busy
 /// connections hold at a time, and goes to whoever needs less. So it is counted what others take
-/// before the one that is next: after as much as all buffers are, they take no more, but for small
-/// commands of connections that hold nothing. After a time these wait as well.
+/// before the one that is next. After as much as all buffers are, or after a time, it has a claim:
+/// others take no more but for small commands of connections that hold nothing, and then nothing.
+/// A claim lapses soon, and for a while nobody has another: what is held by a device that hangs no
+/// claim brings back, and meanwhile others must get on with what is left.
 #[derive(Debug, Default)]
 pub(crate) struct Line {
     /// Who is next. Nobody, as a rule.
     next: Option<u64>,
-    since: Time,
     /// Bytes that others have taken since then.
     overtaken: usize,
     claim: Claim,
+    /// Since when it has been that.
+    since: Time,
+    /// Nobody is next before then.
+    rests: Time,
     /// What others were not given they may have now, or the next.
     changed: bool,
 }
@@ -35,6 +40,19 @@ enum Claim {
     Much,
     Anything,
 }
+
+impl Claim {
+    /// How long it lasts at the most, in quarters of the stall timeout.
+    const fn lasts(self) -> u64 {
+        match self {
+            Self::Nothing => 8,
+            Self::Much | Self::Anything => 1,
+        }
+    }
+}
+
+/// How long nobody is next when a claim has lapsed, in quarters of the stall timeout.
+const REST: u64 = 16;
 
 impl Line {
     pub(crate) const fn is_empty(&self) -> bool {
@@ -52,6 +70,7 @@ impl Line {
     pub(crate) fn admits(
         &mut self,
         pool: &BufPool,
+        now: Time,
         conn: u64,
         held: usize,
         footprint: usize,
@@ -63,43 +82,64 @@ impl Line {
             let claims = self.claim != Claim::Nothing && footprint + total / 8 <= free;
             return has_share || claims;
         }
-        match self.claim {
-            _ if !has_share => false,
-            Claim::Nothing => {
-                if held > 0 || footprint > SMALL {
-                    self.overtaken += footprint;
-                }
-                if self.overtaken >= pool.total_bytes() {
-                    self.claim = Claim::Much;
-                    self.changed = true;
-                }
-                true
+        let small = held == 0 && footprint <= SMALL;
+        if has_share && self.claim == Claim::Nothing && !small {
+            self.overtaken += footprint;
+            if self.overtaken >= pool.total_bytes() {
+                self.turn_to(Claim::Much, now);
             }
-            Claim::Much => held == 0 && footprint <= SMALL,
-            Claim::Anything => false,
+            return true;
         }
+        has_share && (self.claim == Claim::Nothing || (self.claim == Claim::Much && small))
     }
 
     /// A connection waits no more.
     pub(crate) fn leave(&mut self, conn: u64) {
         if self.next == Some(conn) {
-            *self = Self {
-                changed: true,
-                ..Self::default()
-            };
+            self.end(self.rests);
         }
     }
 
-    /// The time is `now`: whoever has waited for longer than `patience` waits for nobody.
-    fn age(&mut self, now: Time, patience: u64) {
-        if self.next.is_some() && self.since.after(patience) <= now {
-            self.claim = Claim::Anything;
+    /// Nobody is next, and that until then.
+    fn end(&mut self, rests: Time) {
+        *self = Self {
+            rests,
+            changed: true,
+            ..Self::default()
+        };
+    }
+
+    fn turn_to(&mut self, claim: Claim, now: Time) {
+        (self.claim, self.since, self.changed) = (claim, now, true);
+    }
+
+    /// When the claim of the one that is next becomes another, or lapses; in time, `quarter` is
+    /// that of the stall timeout.
+    pub(super) fn next_stage(&self, quarter: u64) -> Option<Time> {
+        let lasts = quarter.saturating_mul(self.claim.lasts());
+        self.next.map(|_| self.since.after(lasts))
+    }
+
+    /// The time is `now`. Returns whose claim has lapsed.
+    fn age(&mut self, now: Time, quarter: u64) -> Option<u64> {
+        if self.next_stage(quarter).is_none_or(|at| now < at) {
+            return None;
         }
+        match self.claim {
+            Claim::Nothing => self.turn_to(Claim::Much, now),
+            Claim::Much => self.turn_to(Claim::Anything, now),
+            Claim::Anything => {
+                let lapsed = self.next;
+                self.end(now.after(quarter.saturating_mul(REST)));
+                return lapsed;
+            }
+        }
+        None
     }
 
     /// `conn` is next if nobody is.
     fn follow(&mut self, conn: Option<u64>, now: Time) {
-        if self.next.is_none() {
+        if self.next.is_none() && self.rests <= now {
             self.next = conn;
             self.since = now;
         }
@@ -188,14 +228,18 @@ impl Reactor {
 
     /// Gives its buffer to who is next, if it can be.
     fn feed_next(&mut self) -> bool {
+        let quarter = self.stall_timeout() / 4;
+        if let Some(id) = self.cx.line.age(self.cx.now, quarter) {
+            // Others have their turns first.
+            self.cx.starved.retain(|&conn| conn != id);
+            self.cx.starved.push_back(id);
+        }
         let Some(id) = self.cx.line.next else {
             return false;
         };
-        let patience = self.stall_timeout().saturating_mul(2);
-        self.cx.line.age(self.cx.now, patience);
         let fed = self.feed_conn(id);
         if fed != Fed::Waits {
-            self.cx.line = Line::default();
+            self.cx.line.leave(id);
         }
         matches!(fed, Fed::Satisfied | Fed::More)
     }
@@ -209,7 +253,7 @@ impl Reactor {
         fed
     }
 
-    fn stall_timeout(&self) -> u64 {
+    pub(super) fn stall_timeout(&self) -> u64 {
         let limit = self.cx.core.config.stall_timeout.as_nanos();
         u64::try_from(limit).unwrap_or(u64::MAX)
     }
@@ -234,7 +278,7 @@ impl Reactor {
         let began = shortage.began;
         for id in self.conns.ids() {
             if let Some(conn) = self.conns.get(id)
-                && conn.is_stuck(now, limit, began)
+                && conn.is_stuck(&self.cx, limit, began)
             {
                 limited!(
                     Warn,

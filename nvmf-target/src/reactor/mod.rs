@@ -382,7 +382,8 @@ impl Reactor {
         let timer = self.cx.timers.peek().map(|Reverse((at, _))| *at);
         let drain = (self.phase == Phase::Draining).then(|| self.cx.now.after(DRAIN_STEP));
         let shortage = self.shortage.as_ref().map(Shortage::next_look);
-        [timer, drain, shortage].into_iter().flatten().min()
+        let line = self.cx.line.next_stage(self.stall_timeout() / 4);
+        [timer, drain, shortage, line].into_iter().flatten().min()
     }
 
     /// Learns what is ready, waiting for it if need be.

@@ -94,8 +94,9 @@ pub trait Transport: Send + 'static {
     /// The next connection; `None` when there is none at the moment. Must not block.
     ///
     /// # Errors
-    /// An error is logged; the target tries again, after a pause if descriptors or memory are
-    /// short.
+    /// An error is logged, and the target tries again after a pause of 100 ms. If the system has too
+    /// few descriptors or too little memory (`EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`), all listeners
+    /// pause, and connections that are no queues yet make way.
     fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>>;
 }
 

@@ -358,3 +358,156 @@ fn s65_a_large_command_gets_a_buffer_among_many_smaller_ones() {
     }
     assert_eq!(sim.target().stats(), Default::default());
 }
+
+/// Three hosts' reads of 32 KiB that a device or they themselves keep: 2.8 MiB.
+fn keep_buffers(
+    sim: &mut SimTarget,
+    connector: &MemConnector,
+    sqe: impl Fn(u16) -> Sqe,
+) -> Vec<(Host, Host)> {
+    let keep = |_| {
+        let (admin, cntlid) = Host::admin(sim, connector, 0);
+        let mut io = Host::io(sim, connector, cntlid);
+        (0..60).for_each(|cid| io.submit(&sqe(cid), &[]));
+        sim.settle();
+        (admin, io)
+    };
+    let keepers = (0..3).map(keep).collect();
+    assert!(sim.target().stats().buffers_lent > 5 << 19);
+    keepers
+}
+
+/// What a device that hangs has cannot be had, whoever waits for it. Others get on with the rest, but
+/// for moments in which the one that waits is tried to be helped.
+#[test]
+fn s65_a_large_command_that_cannot_be_served_stops_nobody_for_long() {
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 4 << 20);
+    let step = Step::new(NsInfo::new(512, 1 << 20));
+    let (mut sim, connector) = stepped_with(config, step.clone());
+    let disk = Inline::new(RamDisk::new(4 << 20, 512).unwrap());
+    sim.target().add_namespace(NQN, 2, disk).unwrap();
+    let mut keepers = keep_buffers(&mut sim, &connector, |cid| read(cid, 0, 64));
+    let of_disk = |cid, blocks| {
+        let mut sqe = read(cid, 0, blocks);
+        sqe.set_nsid(2);
+        sqe
+    };
+    let (admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut other = Host::io(&mut sim, &connector, cntlid);
+    let (second, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut large = Host::io(&mut sim, &connector, cntlid);
+    large.submit(&of_disk(1, 2048), &[]);
+    let mut late = 0;
+    for cid in 0..300 {
+        sim.set_time(sim.time() + SECOND);
+        other.submit(&of_disk(cid, 8), &[]);
+        sim.settle();
+        for waited in 0.. {
+            if other.next().is_some() {
+                break;
+            }
+            assert!(waited < 2, "after {cid} s nothing is read any more");
+            late += 1;
+            sim.set_time(sim.time() + SECOND);
+            sim.settle();
+        }
+    }
+    assert!(late < 30, "{late} s of 300");
+    // The device goes on, and so does the large one.
+    for _ in 0..1000 {
+        sim.settle();
+        if step.pending() > 0 {
+            step.next().complete(Ok(()));
+        }
+        for (_, io) in &mut keepers {
+            assert!(!io.is_ended());
+            io.inbox.clear();
+        }
+        large.is_ended();
+    }
+    assert!(large.inbox.len() > 1 << 20, "the large one is not served");
+    drop((keepers, admin, second, other, large));
+    sim.settle();
+    assert_eq!(sim.target().stats(), Default::default());
+}
+
+/// Commands that need no buffer are no use of those that wait for data.
+#[test]
+fn s02_hosts_that_send_anything_but_data_give_way_when_others_wait() {
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 4 << 20);
+    let disk = RamDisk::new(4 << 20, 512).unwrap();
+    let (mut sim, connector) = stepped_with(config, Inline::new(disk));
+    let mut keepers = keep_buffers(&mut sim, &connector, |cid| write_by_r2t(cid, 0, 64));
+    let (admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut large = Host::io(&mut sim, &connector, cntlid);
+    large.submit(&read(1, 0, 2048), &[]);
+    let mut seconds = 0;
+    while large.inbox.is_empty() {
+        seconds += 1;
+        assert!(seconds <= 15, "the Read gets no buffer");
+        sim.set_time(sim.time() + SECOND);
+        for (_, io) in &mut keepers {
+            for _ in 0..600 {
+                let mut sqe = read(100, 0, 1);
+                sqe.set_nsid(99);
+                io.submit(&sqe, &[]);
+            }
+            sim.settle();
+            while io.next().is_some() {}
+        }
+        sim.settle();
+        large.is_ended();
+    }
+    assert!(seconds >= 5, "they have their time");
+    drop((keepers, large, admin));
+    sim.settle();
+    assert_eq!(sim.target().stats(), Default::default());
+}
+
+/// A host that has sent all that it owes is not ended for what others keep from it: the buffer of the
+/// other half of a fused pair.
+#[test]
+fn s65_half_a_pair_that_waits_for_a_buffer_stays() {
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 1 << 20);
+    let step = Step::new(NsInfo::new(512, 1 << 20));
+    let (mut sim, connector) = stepped_with(config, step.clone());
+    let (admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut pair = Host::io(&mut sim, &connector, cntlid);
+    let [mut compare, mut write] = command::compare_and_write(1, 0, 8);
+    for (cid, sqe) in [(1, &mut compare), (2, &mut write)] {
+        sqe.set_cid(cid);
+        sqe.set_sgl(write_by_r2t(cid, 0, 8).sgl());
+    }
+    pair.submit(&compare, &[]);
+    sim.settle();
+    let header = DataHeader::decode(pair.next().expect("R2T").first_chunk().unwrap());
+    pair.send(&Digests::default().h2c_data(&header, 0, &[0; 4096], true));
+    sim.settle();
+    // Reads of 4 KiB of as many hosts as it takes until nothing is left.
+    let mut busy = Vec::new();
+    while sim.target().stats().buffers_lent < 1 << 20 {
+        let (admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+        let mut io = Host::io(&mut sim, &connector, cntlid);
+        (0..60).for_each(|cid| io.submit(&read(cid, 0, 8), &[]));
+        sim.settle();
+        busy.push((admin, io));
+    }
+    pair.submit(&write, &[]);
+    for _ in 0..30 {
+        sim.set_time(sim.time() + SECOND);
+        sim.settle();
+        assert!(!pair.is_ended(), "it is ended for what others have");
+    }
+    drop((admin, pair, busy));
+    loop {
+        sim.settle();
+        if step.pending() == 0 {
+            break;
+        }
+        step.next().complete(Ok(()));
+    }
+    assert_eq!(sim.target().stats(), Default::default());
+}

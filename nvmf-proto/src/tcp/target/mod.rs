@@ -365,6 +365,13 @@ impl TcpTarget {
         )
     }
 
+    /// Whether a command has been completed, and its response is still here.
+    #[must_use]
+    pub fn is_answered(&self, slot: Slot) -> bool {
+        let state = self.slots.get(slot).map(|entry| entry.state);
+        matches!(state, Some(State::ResponseQueued | State::Leaving))
+    }
+
     /// The host has closed its side of the connection: `need` is `Closed` from here on.
     pub const fn peer_closed(&mut self) {
         self.close();

@@ -320,7 +320,7 @@ fn where_the_system_has_nothing_left_the_older_half_goes() {
 
 #[test]
 fn a_host_leaves_as_many_bytes_as_it_takes() {
-    let rig = Rig::new(|c| c.queue_bytes = 5999);
+    let rig = Rig::new(|c| c.queue_bytes = 6999);
     let first = [rig.queue("192.0.2.1", "a"), rig.queue("192.0.2.1", "a")];
     let third = rig.queue("192.0.2.1", "a");
     assert_eq!(
@@ -366,6 +366,6 @@ fn queues_have_so_many_bytes_together() {
     let refusal = rig.seat("c").unwrap_err();
     assert_eq!(refusal, Refusal::busy(Limit::QueueBytes));
     drop(queues);
-    drop([rig.queue("192.0.2.1", "c"), rig.queue("192.0.2.1", "c")]);
+    drop([rig.queue("192.0.2.1", "c"), rig.queue("192.0.2.1", "d")]);
     rig.assert_empty();
 }
