@@ -29,13 +29,17 @@ pub type Connector = Box<dyn FnMut() -> io::Result<Box<dyn Stream>> + Send>;
 const CSTS_INTERVAL: Duration = Duration::from_millis(1);
 /// SQE size of a capsule; IOCCSZ counts it.
 const SQE_SIZE: u32 = 64;
+/// How often the timeout of one command fits into a list or log of many.
+const LONG: u32 = 8;
 /// Longest command of the blocking helpers where the controller names no limit.
 const TRANSFER_MAX: u32 = 1 << 20;
 
 /// A controller and its admin queue.
 ///
-/// Every method that talks to the controller blocks, at most for [`ConnectOptions::timeout`]. For
-/// anything asynchronous there is [`Controller::admin_queue`].
+/// Every method that talks to the controller blocks: for [`ConnectOptions::timeout`] at most where
+/// one command is enough, and for ten times that where it takes several (connecting, waiting for
+/// CSTS, lists and logs of many pages), however a target spreads its answers. For anything
+/// asynchronous there is [`Controller::admin_queue`].
 pub struct Controller {
     admin: Queue,
     connector: Connector,
@@ -333,6 +337,22 @@ impl Controller {
     /// As [`Controller::shutdown`]; the connection is closed all the same.
     pub fn disconnect(mut self) -> Result<(), Error> {
         self.shutdown()
+    }
+
+    /// When something that takes many commands has taken too long; `None`: never.
+    fn deadline(&self) -> Option<Instant> {
+        Instant::now().checked_add(self.admin.timeout().saturating_mul(LONG))
+    }
+
+    /// An error once a deadline has passed.
+    fn in_time(&self, what: &'static str, deadline: Option<Instant>) -> Result<(), Error> {
+        match deadline {
+            Some(deadline) if Instant::now() >= deadline => Err(Error::Timeout {
+                what,
+                within: self.admin.timeout().saturating_mul(LONG),
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn wait_csts(&mut self, what: &'static str, done: impl Fn(Csts) -> bool) -> Result<(), Error> {

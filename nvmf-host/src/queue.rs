@@ -484,13 +484,14 @@ impl Queue {
             }
             // The clock is not read where the first turn is enough.
             let now = Instant::now();
-            let deadline = *deadline.get_or_insert_with(|| now + timeout);
-            let Some(left) = deadline
-                .checked_duration_since(now)
-                .filter(|d| !d.is_zero())
-            else {
-                return Ok(());
+            // A time that no clock reaches is no deadline.
+            let left = match *deadline.get_or_insert_with(|| now.checked_add(timeout)) {
+                Some(deadline) => deadline.saturating_duration_since(now),
+                None => timeout,
             };
+            if left.is_zero() {
+                return Ok(());
+            }
             self.wait(left)?;
         }
     }

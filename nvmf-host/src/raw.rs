@@ -40,6 +40,9 @@ const PLEN_MAX: u32 = 64 << 20;
 /// How long one look for something received takes.
 const SLICE: Duration = Duration::from_millis(100);
 
+/// How many times its patience a connection has for a target that goes on and on.
+const PATIENCES: u32 = 10;
+
 /// What ICReq and ICResp have agreed on, as far as it shapes the PDUs that a host sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
@@ -339,6 +342,8 @@ pub enum Received {
 pub struct RawConnection {
     stream: TcpStream,
     patience: Duration,
+    /// How long a target is listened to that does not stop, or given what it takes in crumbs.
+    pub(crate) endurance: Duration,
     /// What has come of the next PDU.
     inbox: Vec<u8>,
     /// The terms that a capsule or data is to be built with; set by [`RawConnection::open`].
@@ -357,6 +362,7 @@ impl RawConnection {
         Ok(Self {
             stream,
             patience,
+            endurance: patience.saturating_mul(PATIENCES),
             inbox: Vec::new(),
             terms: Terms::default(),
         })
@@ -391,11 +397,26 @@ impl RawConnection {
     ///
     /// # Errors
     ///
-    /// The target has ended the connection, or takes nothing for as long as the patience lasts.
-    /// What it had to say can be received all the same.
+    /// The target has ended the connection, takes nothing for as long as the patience lasts, or not
+    /// everything within ten times that. What it had to say can be received all the same.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.set_write_timeout(Some(self.patience))?;
-        self.stream.write_all(bytes)
+        let (mut rest, mut left) = (bytes, self.endurance);
+        while !rest.is_empty() {
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let start = Instant::now();
+            let sent = self.stream.write(rest);
+            left = left.saturating_sub(start.elapsed());
+            match sent {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => rest = &rest[n..],
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => return Err(err),
+            }
+        }
+        Ok(())
     }
 
     /// Sends bytes if the connection takes all of them without waiting.
@@ -452,10 +473,23 @@ impl RawConnection {
         self.receive_within(self.patience)
     }
 
+    /// What comes next, within the patience and what is left of a longer time, which becomes less by
+    /// what this takes: for loops that a target must not keep going for ever.
+    pub(crate) fn receive_next(&mut self, left: &mut Duration) -> Received {
+        let time = self.patience.min(*left);
+        let mut unused = time;
+        let received = self.receive_in(&mut unused);
+        *left -= time - unused;
+        received
+    }
+
     /// What comes next, within a time.
-    pub fn receive_within(&mut self, time: Duration) -> Received {
-        let mut left = time;
-        if let Err(other) = self.fill(COMMON_LEN, &mut left) {
+    pub fn receive_within(&mut self, mut time: Duration) -> Received {
+        self.receive_in(&mut time)
+    }
+
+    fn receive_in(&mut self, left: &mut Duration) -> Received {
+        if let Err(other) = self.fill(COMMON_LEN, left) {
             return other;
         }
         let mut head = [0; COMMON_LEN];
@@ -467,7 +501,7 @@ impl RawConnection {
         else {
             return Received::Nonsense(common);
         };
-        if let Err(other) = self.fill(plen, &mut left) {
+        if let Err(other) = self.fill(plen, left) {
             return other;
         }
         let bytes = self.inbox.drain(..plen).collect();

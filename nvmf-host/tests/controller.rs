@@ -2,15 +2,15 @@
 
 mod fake;
 
-use fake::{BLOCK, BLOCKS, Behavior, CNTLID, serve};
+use fake::{BLOCK, BLOCKS, Behavior, CNTLID, NAMESPACES, serve};
 use nvmf_host::nvmf_proto::tcp::Violation;
 use nvmf_host::nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
 use nvmf_host::nvmf_proto::wire::feature::{AsyncEventConfig, Fid, GetFeatures};
-use nvmf_host::nvmf_proto::wire::identify::Csi;
+use nvmf_host::nvmf_proto::wire::identify::{Cns, Csi, IdentifyCommand};
 use nvmf_host::nvmf_proto::wire::log::AsyncEvent;
 use nvmf_host::nvmf_proto::wire::pdu::{Fes, PduType, TermReq};
 use nvmf_host::nvmf_proto::wire::property::Vs;
-use nvmf_host::nvmf_proto::wire::{NvmOpcode, Sqe, Status};
+use nvmf_host::nvmf_proto::wire::{AdminOpcode, NvmOpcode, Sqe, Status};
 use nvmf_host::{ConnectOptions, Controller, Data, Error, IoQueue, Namespace, command, discover};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, mpsc};
@@ -124,6 +124,72 @@ fn admin_helpers() {
     assert!(!controller.csts().unwrap().rdy());
     controller.enable().unwrap();
     assert!(controller.csts().unwrap().rdy());
+}
+
+/// A controller that says something else than it should in Identify.
+fn identify_tampered(tamper: impl Fn(Cns, &Sqe, &mut [u8]) + Send + Sync + 'static) -> SocketAddr {
+    /// Bytes of the C2HData PDU before the data.
+    const HEAD: usize = 24;
+    serve(Behavior {
+        tamper: Arc::new(move |sqe, bytes| {
+            if sqe.opcode() == AdminOpcode::IDENTIFY.0 && bytes.len() > HEAD + 4096 {
+                let cns = IdentifyCommand::decode(sqe).cns;
+                tamper(cns, sqe, &mut bytes[HEAD..HEAD + 4096]);
+            }
+        }),
+        ..Behavior::default()
+    })
+}
+
+#[test]
+fn a_list_of_namespaces_without_an_end_is_not_believed() {
+    let put = |bytes: &mut [u8], nsids: &mut dyn Iterator<Item = u32>| {
+        for (entry, nsid) in bytes.chunks_exact_mut(4).zip(nsids) {
+            entry.copy_from_slice(&nsid.to_le_bytes());
+        }
+    };
+    let beyond = move |cns, sqe: &Sqe, bytes: &mut [u8]| {
+        if cns == Cns::ACTIVE_NSID_LIST && sqe.nsid() != 0 {
+            put(bytes, &mut (NAMESPACES + 1..));
+        }
+    };
+    let endless = move |cns, sqe: &Sqe, bytes: &mut [u8]| match cns {
+        // NN
+        Cns::CONTROLLER => bytes[516..520].fill(0xff),
+        Cns::ACTIVE_NSID_LIST => put(bytes, &mut (sqe.nsid() + 1..)),
+        _ => {}
+    };
+    for (address, why) in [
+        (identify_tampered(beyond), "beyond NN"),
+        (identify_tampered(endless), "absurdly many"),
+    ] {
+        let mut controller = Controller::connect(&options(address)).unwrap();
+        let error = controller.active_namespaces().unwrap_err();
+        assert!(matches!(error, Error::BadAnswer(_)), "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    }
+}
+
+/// However quickly each command is answered.
+#[test]
+fn what_takes_many_commands_has_a_time_for_all_of_them() {
+    let mut controller = Controller::connect(&options(serve(Behavior::default()))).unwrap();
+    controller.admin_queue().set_timeout(Duration::ZERO);
+    let errors = [
+        controller.active_namespaces().unwrap_err(),
+        controller.smart_log().unwrap_err(),
+        controller.discovery_log().unwrap_err(),
+    ];
+    let ends = errors.map(|error| match error {
+        Error::Timeout { what, .. } => what,
+        other => panic!("{other}"),
+    });
+    let page = "end of the log page";
+    assert_eq!(ends, ["end of the active namespaces", page, page]);
+    // A time that no clock reaches is one as well.
+    controller.admin_queue().set_timeout(Duration::MAX);
+    controller.smart_log().unwrap();
+    assert_eq!(controller.active_namespaces().unwrap().len(), 1500);
 }
 
 #[test]

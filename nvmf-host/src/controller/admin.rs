@@ -12,10 +12,12 @@ use nvmf_proto::wire::identify::{
     decode_nsid_list,
 };
 use nvmf_proto::wire::log::{AsyncEvent, GetLogPage, Lid, SmartLog};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Tag of Asynchronous Event Requests on the admin queue.
 const EVENT_TAG: u64 = u64::MAX;
+/// More active namespaces than this are not believed.
+const NAMESPACES_MAX: usize = 1 << 20;
 /// Bytes of a log page that one command reads.
 const LOG_CHUNK: usize = 4096;
 
@@ -77,10 +79,12 @@ impl Controller {
     ///
     /// # Errors
     ///
-    /// As [`Controller::identify`], or the NSIDs do not ascend.
+    /// As [`Controller::identify`], or the NSIDs do not ascend, go beyond NN, or are more than 2^20.
     pub fn active_namespaces(&mut self) -> Result<Vec<u32>, Error> {
+        let deadline = self.deadline();
         let mut all: Vec<u32> = Vec::new();
         loop {
+            self.in_time("end of the active namespaces", deadline)?;
             let last = all.last().copied().unwrap_or(0);
             let bytes = self.identify(last, &IdentifyCommand::new(Cns::ACTIVE_NSID_LIST))?;
             let before = all.len();
@@ -88,6 +92,13 @@ impl Controller {
             let new = &all[before..];
             if new.first().is_some_and(|&first| first <= last) || !new.is_sorted_by(|a, b| a < b) {
                 return Err(Error::BadAnswer("the active namespaces do not ascend"));
+            }
+            // NVMe Base 2.1, Identify Controller: NN is the largest NSID that is valid.
+            if all.last().is_some_and(|&last| last > self.identity.nn) {
+                return Err(Error::BadAnswer("the active namespaces go beyond NN"));
+            }
+            if all.len() > NAMESPACES_MAX {
+                return Err(Error::BadAnswer("the active namespaces are absurdly many"));
             }
             if new.len() < IDENTIFY_SIZE / 4 {
                 return Ok(all);
@@ -136,11 +147,24 @@ impl Controller {
         request: &GetLogPage,
         length: usize,
     ) -> Result<Vec<u8>, Error> {
+        let deadline = self.deadline();
+        self.log_page_until(nsid, request, length, deadline)
+    }
+
+    /// [`Controller::log_page`], begun before a deadline that is for more than this.
+    pub(super) fn log_page_until(
+        &mut self,
+        nsid: u32,
+        request: &GetLogPage,
+        length: usize,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<u8>, Error> {
         if !length.is_multiple_of(4) {
             return Err(Error::InvalidInput("a log page is read in dwords"));
         }
         let mut page = Vec::with_capacity(length);
         while page.len() < length {
+            self.in_time("end of the log page", deadline)?;
             let part = (length - page.len()).min(LOG_CHUNK);
             let is_last = page.len() + part == length;
             let command = GetLogPage {

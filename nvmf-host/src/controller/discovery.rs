@@ -6,6 +6,7 @@ use crate::options::ConnectOptions;
 use nvmf_proto::wire::discovery::{DiscoveryLogEntry, DiscoveryLogHeader};
 use nvmf_proto::wire::log::{GetLogPage, Lid};
 use std::net::SocketAddr;
+use std::time::Instant;
 
 /// How often the log is read again when it changes meanwhile.
 const ATTEMPTS: u32 = 5;
@@ -30,10 +31,12 @@ impl Controller {
     ///
     /// # Errors
     ///
-    /// The controller refused, the log makes no sense, or it changed all the time.
+    /// The controller refused, the log makes no sense or has more than 65,536 entries, it changed
+    /// whenever it was read, or that took too long.
     pub fn discovery_log(&mut self) -> Result<Vec<DiscoveryLogEntry>, Error> {
+        let deadline = self.deadline();
         for _ in 0..ATTEMPTS {
-            let header = self.discovery_header()?;
+            let header = self.discovery_header(deadline)?;
             if header.recfmt != 0 {
                 return Err(Error::BadAnswer(
                     "RECFMT of the Discovery log page is not 0",
@@ -45,8 +48,8 @@ impl Controller {
                 ));
             }
             // A log that has become shorter refuses what was asked of the longer one.
-            let entries = self.discovery_entries(usize::try_from(header.numrec).unwrap_or(0));
-            if self.discovery_header()?.genctr == header.genctr {
+            let entries = self.discovery_entries(header.numrec, deadline);
+            if self.discovery_header(deadline)?.genctr == header.genctr {
                 return entries;
             }
         }
@@ -55,21 +58,26 @@ impl Controller {
         ))
     }
 
-    fn discovery_header(&mut self) -> Result<DiscoveryLogHeader, Error> {
+    fn discovery_header(&mut self, deadline: Option<Instant>) -> Result<DiscoveryLogHeader, Error> {
         let request = GetLogPage::new(Lid::DISCOVERY, 0);
-        let page = self.log_page(0, &request, DiscoveryLogHeader::SIZE)?;
+        let page = self.log_page_until(0, &request, DiscoveryLogHeader::SIZE, deadline)?;
         let bytes = page
             .first_chunk()
             .ok_or(Error::BadAnswer("the log page is too short"))?;
         Ok(DiscoveryLogHeader::decode(bytes))
     }
 
-    fn discovery_entries(&mut self, count: usize) -> Result<Vec<DiscoveryLogEntry>, Error> {
+    fn discovery_entries(
+        &mut self,
+        count: u64,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<DiscoveryLogEntry>, Error> {
+        let length = usize::try_from(count).unwrap_or(0) * DiscoveryLogEntry::SIZE;
         let request = GetLogPage {
             lpo: DiscoveryLogHeader::SIZE as u64,
             ..GetLogPage::new(Lid::DISCOVERY, 0)
         };
-        let page = self.log_page(0, &request, count * DiscoveryLogEntry::SIZE)?;
+        let page = self.log_page_until(0, &request, length, deadline)?;
         let entries = page.chunks_exact(DiscoveryLogEntry::SIZE);
         Ok(entries
             .filter_map(|bytes| bytes.first_chunk().map(DiscoveryLogEntry::decode))

@@ -212,7 +212,8 @@ impl Facts {
     }
 
     /// What comes until the command `cid` has ended and, if there is a probe, that has, too; R2Ts
-    /// are answered as a good host answers them.
+    /// are answered as a good host answers them. A target that goes on with something else is
+    /// listened to for ten times the patience.
     pub(super) fn observe(
         &self,
         connection: &mut RawConnection,
@@ -221,11 +222,15 @@ impl Facts {
     ) -> Answer {
         let mut ended: Option<(Status, u32)> = None;
         let (mut data, mut asked) = (0, 0);
+        let mut left = connection.endurance;
         let completed = |(status, dw0), data| Answer::Completed { status, dw0, data };
         loop {
-            let pdu = match connection.receive() {
+            let pdu = match connection.receive_next(&mut left) {
                 Received::Pdu(pdu) => pdu,
                 Received::Nonsense(header) => return Answer::Nonsense(format!("{header:?}")),
+                Received::Silence if left.is_zero() => {
+                    return Answer::Broken("PDU after PDU, and no end".to_owned());
+                }
                 Received::End(end) => {
                     return match ended {
                         Some((status, _)) => Answer::CompletedAndEnded(status, end),
@@ -248,7 +253,7 @@ impl Facts {
                 return Answer::Ready;
             }
             if let Some(term) = pdu.term() {
-                return Answer::Term(term, end_of(connection));
+                return Answer::Term(term, end_of(connection, &mut left));
             }
             if let Some(r2t) = pdu.r2t() {
                 asked += u64::from(r2t.length);
@@ -308,10 +313,10 @@ impl Facts {
     }
 }
 
-/// What follows a C2HTermReq; bytes do not.
-fn end_of(connection: &mut RawConnection) -> Option<End> {
+/// What follows a C2HTermReq, for as long as there is something left of a time; bytes do not.
+fn end_of(connection: &mut RawConnection, left: &mut Duration) -> Option<End> {
     loop {
-        match connection.receive() {
+        match connection.receive_next(left) {
             Received::End(end) => return Some(end),
             Received::Pdu(_) => {}
             Received::Silence | Received::Nonsense(_) => return None,
@@ -472,8 +477,9 @@ impl<'a> Scene<'a> {
     /// The next completions as they come, at most `count`, by CID; R2Ts are left alone.
     pub(super) fn completions(&mut self, count: usize) -> Vec<(u16, Status)> {
         let mut completions = Vec::new();
+        let mut left = self.connection.endurance;
         while completions.len() < count
-            && let Some(pdu) = self.next()
+            && let Received::Pdu(pdu) = self.connection.receive_next(&mut left)
         {
             completions.extend(completion(&pdu).map(|(cid, status, _)| (cid, status)));
         }
@@ -579,6 +585,39 @@ mod tests {
         let mut bytes = head.encode(&header(pdu_type, 4, plen)).to_vec();
         bytes.resize(plen as usize, 0);
         bytes
+    }
+
+    /// A target that never stops, and never says what is waited for.
+    #[test]
+    fn targets_that_go_on_for_ever_are_not_listened_to_for_ever() {
+        let other = response(CID + 1, Status::SUCCESS);
+        let term = TermReq {
+            fes: Fes::PDU_SEQUENCE,
+            fei: 0,
+        };
+        let end = term.encode(PduType::C2H_TERM_REQ, 0).to_vec();
+        for (first, expected) in [
+            (
+                &[][..],
+                Answer::Broken("PDU after PDU, and no end".to_owned()),
+            ),
+            (&end, Answer::Term(term, None)),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let facts = facts(listener.local_addr().unwrap());
+            let mut connection = facts.tcp().unwrap();
+            connection.endurance = Duration::from_millis(50);
+            let (mut target, _) = listener.accept().unwrap();
+            let (first, many) = (first.to_vec(), other.repeat(100));
+            let talker = std::thread::spawn(move || {
+                let _ = target.write_all(&first);
+                while target.write_all(&many).is_ok() {}
+            });
+            let answer = facts.observe(&mut connection, CID, Some(facts.probe(1)));
+            assert_eq!(answer, expected);
+            drop(connection);
+            talker.join().unwrap();
+        }
     }
 
     /// What a case makes of a target that says these bytes and closes.

@@ -26,6 +26,8 @@ use std::thread;
 pub(crate) const BLOCK: usize = 512;
 pub(crate) const BLOCKS: usize = 8192;
 pub(crate) const CNTLID: u16 = 17;
+/// NN, and as many are active.
+pub(crate) const NAMESPACES: u32 = 1500;
 
 /// Changes the bytes that answer a command before they are sent.
 pub(crate) type Tamper = Arc<dyn Fn(&Sqe, &mut Vec<u8>) + Send + Sync>;
@@ -455,6 +457,7 @@ fn identify(sqe: &Sqe) -> Reply {
         Cns::CONTROLLER => IdentifyController {
             cntlid: CNTLID,
             mdts: 3,
+            nn: NAMESPACES,
             ioccsz: (64 + 4096) / 16,
             ..Default::default()
         }
@@ -472,7 +475,10 @@ fn identify(sqe: &Sqe) -> Reply {
         }
         // More namespaces than one list holds.
         Cns::ACTIVE_NSID_LIST => {
-            encode_nsid_list((1..=1500).filter(|&nsid| nsid > sqe.nsid()), &mut page);
+            encode_nsid_list(
+                (1..=NAMESPACES).filter(|&nsid| nsid > sqe.nsid()),
+                &mut page,
+            );
         }
         Cns::NS_ID_DESCRIPTORS => {
             NsIdDescriptors {

@@ -6,8 +6,9 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,10 @@ use std::time::{Duration, Instant};
 const ENDING: Duration = Duration::from_secs(20);
 /// How long the next one tries to begin: whoever was killed may hold its files for a moment.
 const BEGINNING: Duration = Duration::from_secs(20);
+
+/// How long it may take to answer a command: `remove` waits five seconds for a device, and the
+/// machine is loaded. Who takes longer hangs, and that is what the soak is there to find.
+const ANSWERING: Duration = Duration::from_secs(60);
 
 /// How to start it.
 #[derive(Clone, Debug)]
@@ -31,7 +36,8 @@ pub(crate) struct Recipe {
 pub(crate) struct Daemon {
     child: Child,
     input: ChildStdin,
-    output: BufReader<ChildStdout>,
+    /// Its lines on standard output.
+    output: Receiver<String>,
     log: Option<JoinHandle<()>>,
 }
 
@@ -75,39 +81,60 @@ impl Daemon {
         let file = file.map_err(said)?;
         let with = Arc::clone(run);
         let log = std::thread::spawn(move || keep_log(&with, BufReader::new(log), file));
-        let mut daemon = Self {
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || pass_on(BufReader::new(output), &sender));
+        let daemon = Self {
             child,
             input,
-            output: BufReader::new(output),
+            output: lines,
             log: Some(log),
         };
-        loop {
-            match daemon.line().map_err(said)?.as_str() {
-                "" => return Err("it has ended; its log says why".to_owned()),
-                "nvmfd: serving" => return Ok(daemon),
-                _ => {}
-            }
-        }
+        let deadline = Instant::now() + BEGINNING;
+        while daemon.line(deadline)? != "nvmfd: serving" {}
+        Ok(daemon)
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    fn line(&mut self) -> io::Result<String> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        Ok(line.trim_end().to_owned())
+    fn line(&self, deadline: Instant) -> Result<String, String> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.output.recv_timeout(left).map_err(|err| match err {
+            RecvTimeoutError::Timeout => "it hangs".to_owned(),
+            RecvTimeoutError::Disconnected => "it has ended; its log says why".to_owned(),
+        })
     }
 
-    /// Gives a command and returns the answer.
+    /// Gives a command and returns the answer. A daemon that does not answer is killed: its answer
+    /// would be taken for the next one's.
     pub(crate) fn tell(&mut self, line: &str) -> Result<String, String> {
-        let answer = writeln!(self.input, "{line}").and_then(|()| self.line());
-        match answer {
+        writeln!(self.input, "{line}")
+            .map_err(|err| format!("the daemon takes no command: {err}"))?;
+        match self.line(Instant::now() + ANSWERING) {
             Ok(answer) if answer.starts_with("ok ") => Ok(answer),
             Ok(answer) => Err(format!("the daemon answers to {line:?}: {answer:?}")),
-            Err(err) => Err(format!("the daemon takes no command: {err}")),
+            Err(why) => {
+                self.kill();
+                Err(format!(
+                    "the daemon has not answered to {line:?} within {ANSWERING:?}: {why}"
+                ))
+            }
         }
+    }
+
+    /// Returns whether it has ended, which takes longer where a device hangs.
+    fn kill(&mut self) -> bool {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let deadline = Instant::now() + ENDING;
+        while self.has_ended().is_none() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
     }
 
     /// What there is of what hosts take up.
@@ -149,11 +176,20 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if let Some(log) = self.log.take() {
+        // The log ends with the process.
+        if self.kill()
+            && let Some(log) = self.log.take()
+        {
             let _ = log.join();
+        }
+    }
+}
+
+/// Passes on what the daemon says on standard output, line by line.
+fn pass_on(lines: impl BufRead, to: &Sender<String>) {
+    for line in lines.lines().map_while(Result::ok) {
+        if to.send(line).is_err() {
+            return;
         }
     }
 }

@@ -8,6 +8,13 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long a load host may take to leave when the run is over, if six times `--slow` is not more:
+/// a command may take three times that.
+const LEAVING: Duration = Duration::from_secs(60);
+/// Between two looks at whether it has.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A load host.
 #[derive(Debug)]
@@ -55,11 +62,21 @@ impl Member {
         Ok(())
     }
 
-    /// Waits for its end, and looks at how it was.
+    /// Waits for its end, and looks at how it was. One that does not leave is killed.
     fn join(&mut self, run: &Run) {
         let Some((mut child, listener)) = self.process.take() else {
             return;
         };
+        let deadline = Instant::now() + LEAVING.max(run.slow * 6);
+        while matches!(child.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                run.fail(&format!("{} does not leave", self.name));
+                // It may have ended meanwhile.
+                let _ = child.kill();
+                break;
+            }
+            std::thread::sleep(LOOK);
+        }
         let status = child.wait();
         let _ = listener.join();
         let killed = Some(Signal::KILL.as_raw());

@@ -288,8 +288,9 @@ fn header(pdu_type: PduType, flags: u8, hlen: u8, pdo: u8, plen: u32) -> Vec<u8>
 
 /// Reads on until a connection ends; `false` if it does not.
 fn ends(connection: &mut RawConnection) -> bool {
+    let mut left = connection.endurance;
     loop {
-        match connection.receive() {
+        match connection.receive_next(&mut left) {
             Received::End(_) => return true,
             Received::Pdu(_) => {}
             Received::Silence | Received::Nonsense(_) => return false,

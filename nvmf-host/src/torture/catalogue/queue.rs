@@ -246,8 +246,9 @@ fn overrun_by_writes(scene: &mut Scene<'_>) -> Result<Answer, Setback> {
         scene.submit(cid, &scene.facts.owed(), &[]);
     }
     let mut asked = 0;
+    let mut left = scene.connection.endurance;
     let how = loop {
-        match scene.connection.receive() {
+        match scene.connection.receive_next(&mut left) {
             Received::Pdu(pdu) if pdu.r2t().is_some() => asked += 1,
             Received::Pdu(pdu) => {
                 if let Some(term) = pdu.term() {

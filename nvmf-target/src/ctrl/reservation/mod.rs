@@ -201,7 +201,10 @@ impl Reservations {
             kept.is_unsure = false;
             return Ok(());
         };
-        warn!("{}: reservations cannot be kept: {err}", self.scope);
+        warn!(
+            "{}: reservations cannot be kept, so the host's command fails: {err}",
+            self.scope
+        );
         if !persists {
             // An earlier failure could not be put right, which is no matter of this change.
             return Ok(());
@@ -211,7 +214,7 @@ impl Reservations {
         match put(before) {
             Ok(()) => kept.is_unsure = false,
             Err(err) => warn!(
-                "{}: until the next change, a restart may find what has just failed: {err}",
+                "{}: the store fails for what was there before as well: {err}. If the target starts again before a reservation command has succeeded, it may find the change that has just failed, or none; put the store right and let a host register anew",
                 self.scope
             ),
         }

@@ -1,6 +1,7 @@
 //! Where reservations outlive the target: the embedder's store, and one that keeps files.
 
-use rustix::fs::OFlags;
+use log::warn;
+use rustix::fs::{Access, AtFlags, CWD, OFlags, accessat};
 use rustix::io::Errno;
 use std::fmt::{self, Debug};
 use std::fs::{self, File, OpenOptions};
@@ -94,7 +95,8 @@ pub struct FileReservationStore {
 }
 
 impl FileReservationStore {
-    /// Keeps files in a directory, which is made if it does not exist.
+    /// Keeps files in a directory, which is made if it does not exist. The log says at level warn
+    /// if it was, and if nothing can be written there.
     ///
     /// # Errors
     ///
@@ -105,7 +107,9 @@ impl FileReservationStore {
 
     /// The same with a file system of one's own.
     pub(super) fn with(dir: PathBuf, files: Box<dyn Files>) -> io::Result<Self> {
-        files.make_dir(&dir)?;
+        for remark in prepare(&dir, &*files)? {
+            warn!("{remark}");
+        }
         Ok(Self { dir, files })
     }
 
@@ -125,6 +129,23 @@ impl FileReservationStore {
         self.files.rename(&new, path)?;
         self.files.sync(&self.dir)
     }
+}
+
+/// Makes the directory if there is none; returns what the log should say of it.
+pub(super) fn prepare(dir: &Path, files: &dyn Files) -> io::Result<Vec<String>> {
+    let mut remarks = Vec::new();
+    let name = dir.display();
+    if files.make_dir(dir)? {
+        remarks.push(format!(
+            "{name}: made, for there was no such directory; no reservations are known of earlier runs. If there should be some, stop, put the directory back (is a file system not mounted?) and start again"
+        ));
+    }
+    if let Err(err) = files.is_writable(dir) {
+        remarks.push(format!(
+            "{name}: nothing can be written there ({err}): reservations that are to outlive a power loss will fail. Let this process make files in it"
+        ));
+    }
+    Ok(remarks)
 }
 
 /// The error with the path that it is about.
@@ -178,10 +199,14 @@ impl ReservationStore for FileReservationStore {
 /// What is asked of the file system. Power may be lost before and after each of these; a test stands
 /// in for the file system, and loses it.
 pub(super) trait Files: Debug + Send + Sync {
-    /// Makes a directory, with those above it, on stable storage.
-    fn make_dir(&self, path: &Path) -> io::Result<()>;
+    /// Makes a directory, with those above it, on stable storage. False if it is there already.
+    fn make_dir(&self, path: &Path) -> io::Result<bool>;
 
-    /// What a file holds; of what is no regular file, nothing.
+    /// Whether files can be made in a directory, as far as permissions tell.
+    fn is_writable(&self, path: &Path) -> io::Result<()>;
+
+    /// What a file holds; of what is no regular file, nothing. A link to nowhere is an error: the
+    /// file is somewhere else, and may be back later.
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>>;
 
     /// Makes a file, in the place of one that was left there.
@@ -199,10 +224,10 @@ pub(super) trait Files: Debug + Send + Sync {
 
 /// The file system.
 #[derive(Debug)]
-struct RealFiles;
+pub(super) struct RealFiles;
 
 impl Files for RealFiles {
-    fn make_dir(&self, path: &Path) -> io::Result<()> {
+    fn make_dir(&self, path: &Path) -> io::Result<bool> {
         if path.exists() && !path.is_dir() {
             return Err(io::Error::new(
                 io::ErrorKind::NotADirectory,
@@ -212,11 +237,16 @@ impl Files for RealFiles {
         let new: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
         fs::create_dir_all(path)?;
         // A record is safe only if the way to it is.
-        for parent in new.into_iter().filter_map(Path::parent) {
+        for parent in new.iter().copied().filter_map(Path::parent) {
             let here = parent.as_os_str().is_empty();
             self.sync(if here { Path::new(".") } else { parent })?;
         }
-        Ok(())
+        Ok(!new.is_empty())
+    }
+
+    fn is_writable(&self, path: &Path) -> io::Result<()> {
+        let how = Access::WRITE_OK | Access::EXEC_OK;
+        Ok(accessat(CWD, path, how, AtFlags::EACCESS)?)
     }
 
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
@@ -226,6 +256,12 @@ impl Files for RealFiles {
             .custom_flags(OFlags::NONBLOCK.bits().cast_signed());
         let file = match how.open(path) {
             Ok(file) => file,
+            Err(err) if err.kind() == io::ErrorKind::NotFound && self.exists(path) => {
+                return Err(io::Error::new(
+                    err.kind(),
+                    "it is a link to a file that is not there; put that back, or remove the link if there are to be no reservations",
+                ));
+            }
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
             // A socket.
             Err(err) if Errno::from_io_error(&err) == Some(Errno::NXIO) => {

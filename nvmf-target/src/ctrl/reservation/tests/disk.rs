@@ -66,6 +66,7 @@ struct Inner {
     fails: Option<(usize, Failure)>,
     /// Says that it has synced, and has not.
     lies: bool,
+    read_only: bool,
 }
 
 /// A disk with one directory on it. Clones are the same disk.
@@ -81,6 +82,10 @@ impl Disk {
             ..Inner::default()
         };
         Self(Arc::new(Mutex::new(inner)))
+    }
+
+    pub(super) fn be_read_only(&self) {
+        lock(&self.0).read_only = true;
     }
 
     pub(super) fn lie(&self) {
@@ -182,8 +187,15 @@ fn torn(tree: &Tree, file: usize) -> Vec<Tree> {
 }
 
 impl Files for Disk {
-    fn make_dir(&self, _: &Path) -> io::Result<()> {
-        Ok(())
+    fn make_dir(&self, _: &Path) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn is_writable(&self, _: &Path) -> io::Result<()> {
+        match lock(&self.0).read_only {
+            true => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+            false => Ok(()),
+        }
     }
 
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {

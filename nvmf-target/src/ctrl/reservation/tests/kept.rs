@@ -1,7 +1,9 @@
 //! What outlives the target: records, files, and changes that fail because they cannot be kept.
 
+use super::disk::Disk;
 use crate::ctrl::reservation::record::{decode, encode};
 use crate::ctrl::reservation::state::{Held, HostId, State};
+use crate::ctrl::reservation::store::{RealFiles, prepare};
 use crate::ctrl::reservation::{Command, Keeper, Reservations};
 use crate::{FileReservationStore, ReservationScope, ReservationStore};
 use nvmf_proto::wire::Status;
@@ -10,7 +12,7 @@ use nvmf_proto::wire::reservation::{
 };
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -387,9 +389,9 @@ fn what_is_no_record_is_set_aside() {
         assert!(next.ptpl());
         next.set_ptpl(false).unwrap();
     }
-    // A link to nowhere is no record, and what is half written is not written through it.
+    // A record may be elsewhere for the moment; and what is half written is not written through a
+    // link.
     let elsewhere = dir.path().join("elsewhere");
-    symlink(&elsewhere, &path).unwrap();
     symlink(&elsewhere, format!("{}.new", path.display())).unwrap();
     let reservations = Reservations::open(scope(), Some(store.clone())).unwrap();
     reservations
@@ -397,6 +399,36 @@ fn what_is_no_record_is_set_aside() {
         .unwrap();
     assert!(fs::symlink_metadata(&path).unwrap().is_file());
     assert!(!elsewhere.exists());
+    fs::remove_file(&path).unwrap();
+    symlink(&elsewhere, &path).unwrap();
+    let error = Reservations::open(scope(), Some(store.clone())).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains(path.to_str().unwrap()), "{error}");
+    assert!(error.contains("a link to a file"), "{error}");
+}
+
+#[test]
+fn a_directory_that_was_not_there_or_cannot_be_written_is_told_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a/b");
+    let made = prepare(&path, &RealFiles).unwrap();
+    assert!(
+        made.len() == 1 && made[0].contains(path.to_str().unwrap()) && made[0].contains("mounted"),
+        "{made:?}"
+    );
+    assert!(prepare(&path, &RealFiles).unwrap().is_empty());
+    let disk = Disk::default();
+    disk.be_read_only();
+    let unwritable = prepare("state".as_ref(), &disk).unwrap();
+    assert!(
+        unwritable.len() == 1 && unwritable[0].contains("state: nothing can be written"),
+        "{unwritable:?}"
+    );
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o555)).unwrap();
+    // Permissions do not stop root.
+    let stops = File::create(path.join("new")).is_err();
+    let unwritable = prepare(&path, &RealFiles).unwrap();
+    assert_eq!(unwritable.len(), usize::from(stops), "{unwritable:?}");
 }
 
 #[test]
