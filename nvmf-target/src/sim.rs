@@ -164,6 +164,14 @@ impl SimTarget {
         worked
     }
 
+    /// Whether the thread of a reactor would sleep now, unless a descriptor that it watches has become
+    /// ready since its last turn: who knows of all of them need not try. Also if it has ended.
+    #[must_use]
+    pub fn would_sleep(&self, reactor: usize) -> bool {
+        let entry = self.reactors.get(reactor).and_then(Option::as_ref);
+        entry.is_none_or(|stepped| stepped.reactor.would_sleep(Time(self.now)))
+    }
+
     /// Accepts and turns until nobody has anything to do at this time.
     pub fn settle(&mut self) {
         loop {

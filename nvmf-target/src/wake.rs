@@ -60,6 +60,12 @@ impl Waker {
         self.0.state.swap(AWAKE, Ordering::SeqCst) == NOTIFIED
     }
 
+    /// Whether there is news that the reactor has not looked for since.
+    #[cfg(feature = "sim")]
+    pub(crate) fn has_news(&self) -> bool {
+        self.0.state.load(Ordering::SeqCst) == NOTIFIED
+    }
+
     /// Takes the eventfd's readiness back, after the poller reported it.
     pub(crate) fn drain(&self) {
         self.0.event.lower();

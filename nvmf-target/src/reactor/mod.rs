@@ -650,8 +650,15 @@ impl Reactor {
     /// One turn without waiting; true if there was anything to do. On the thread that has the
     /// reactor's port.
     pub(crate) fn step(&mut self) -> bool {
+        self.cx.mailbox.waker.awake();
         self.look(Some(Duration::ZERO));
         self.turn() || self.has_work()
+    }
+
+    /// Whether its thread would sleep at the time `now`, as long as no descriptor becomes ready.
+    pub(crate) fn would_sleep(&self, now: Time) -> bool {
+        let due = self.deadline().is_some_and(|at| at <= now);
+        !due && !self.has_work() && !self.cx.mailbox.waker.has_news()
     }
 
     /// When a turn is due though nothing comes.

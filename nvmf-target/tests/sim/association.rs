@@ -53,6 +53,8 @@ pub struct Association {
     pub last_arrival: u64,
     /// The host sends nothing more, for good.
     pub silent: bool,
+    /// So often it has not come up since it was up last.
+    pub tries: u32,
     /// How commands ended that the host wanted aborted, by their start.
     ended: Vec<(u64, Status)>,
 }
@@ -79,6 +81,7 @@ impl Association {
             last_submit: 0,
             last_arrival: 0,
             silent: false,
+            tries: 0,
             ended: Vec::new(),
         }
     }

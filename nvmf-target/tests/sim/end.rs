@@ -65,7 +65,6 @@ impl World {
             queue.deaf_until = 0;
             queue.mute_until = 0;
         }
-        self.stir();
     }
 
     /// Whether nothing is under way that has to come to an end.
@@ -223,7 +222,6 @@ impl World {
     fn shut_down(&mut self) -> Outcome {
         note!("the target is shut down");
         self.sim.begin_shutdown();
-        self.stir();
         if !self.run(PATIENCE, |world| world.sim.is_over())? {
             return Err("the target does not end".to_owned());
         }

@@ -162,7 +162,6 @@ impl World {
             }
         }
         disk.resize(blocks);
-        self.stir();
         true
     }
 
@@ -183,7 +182,6 @@ impl World {
             target
                 .remove_namespace(&nqn, nsid)
                 .expect("it was attached");
-            self.stir();
         } else {
             let storage = self.rng.index(self.model.storage.len());
             let group = self.rng.range(1, 3) as u32;
@@ -213,7 +211,6 @@ impl World {
         target
             .set_ana_state(&nqn, &format!("door{listener}"), group, state)
             .expect("all of them are there");
-        self.stir();
         true
     }
 
@@ -240,7 +237,6 @@ impl World {
                 it.excuse = Some("its host was barred");
             }
         }
-        self.stir();
         true
     }
 
@@ -268,7 +264,6 @@ impl World {
                 it.excuse = Some("its listener was removed");
             }
         }
-        self.stir();
         true
     }
 

@@ -6,15 +6,37 @@ use crate::{note, trace};
 use nvmf_proto::wire::discovery::{AddressFamily, TransportType};
 use nvmf_target::transport::{Stream, Transport, TransportAddress};
 use rustix::event::{EventfdFlags, eventfd};
+use std::cell::Cell;
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, Read as _, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// ICReq and ICResp, which no digest covers: nothing of them is spoiled.
 const UNCOVERED: u64 = 128;
 
-pub fn event() -> OwnedFd {
+thread_local! {
+    /// Turns of reactors so far.
+    static TURNS: Cell<u64> = const { Cell::new(0) };
+    /// The reactor that had the last one.
+    static REACTOR: Cell<usize> = const { Cell::new(0) };
+    /// Reactors that may find a connection ready, a bit each.
+    static READY: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A reactor's turn begins.
+pub fn begin_turn(reactor: usize) {
+    TURNS.set(TURNS.get() + 1);
+    REACTOR.set(reactor);
+    READY.set(READY.get() & !(1 << reactor));
+}
+
+/// Whether a connection of a reactor may have become ready since its last turn.
+pub fn has_ready(reactor: usize) -> bool {
+    READY.get() >> reactor & 1 == 1
+}
+
+fn event() -> OwnedFd {
     eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).expect("an eventfd")
 }
 
@@ -71,11 +93,16 @@ impl Pipe {
 
     fn take(&mut self, out: &mut [u8]) -> usize {
         let n = out.len().min(self.arrived);
-        for (to, from) in out.iter_mut().zip(self.bytes.drain(..n)) {
-            *to = from;
-        }
+        let taken = self.bytes.read_exact(&mut out[..n]);
+        taken.expect("they have arrived");
         self.arrived -= n;
         n
+    }
+
+    fn take_all(&mut self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.resize(start + self.arrived, 0);
+        self.take(&mut out[start..]);
     }
 }
 
@@ -88,7 +115,11 @@ pub struct Link {
     /// To the host.
     pub down: Pipe,
     /// Signalled whenever the target could read or write more.
-    event: OwnedFd,
+    event: Arc<OwnedFd>,
+    /// The turn after which it was signalled last.
+    signalled: u64,
+    /// The reactor that has read or written last.
+    reactor: Option<usize>,
     /// Bytes on the way to the host at which the target has to wait.
     window: usize,
     /// The target waits.
@@ -116,7 +147,9 @@ impl Link {
             id,
             up: Pipe::default(),
             down: Pipe::default(),
-            event: event(),
+            event: Arc::new(event()),
+            signalled: 0,
+            reactor: None,
             window,
             blocked: false,
             opened_at: trace::now(),
@@ -141,9 +174,7 @@ impl Link {
 
     /// Everything that has arrived for the host, and whether that was the end.
     pub fn host_read(&mut self, out: &mut Vec<u8>) -> bool {
-        let n = self.down.arrived;
-        out.extend(self.down.bytes.drain(..n));
-        self.down.arrived = 0;
+        self.down.take_all(out);
         self.make_room();
         self.reset || self.down.end_arrived
     }
@@ -171,7 +202,18 @@ impl Link {
         }
         self.down.bytes.clear();
         self.down.arrived = 0;
-        signal(&self.event);
+        self.signal();
+    }
+
+    /// The target could read or write more. Once is enough until a reactor has looked.
+    fn signal(&mut self) {
+        let turn = TURNS.get() + 1;
+        if self.signalled != turn {
+            self.signalled = turn;
+            signal(&self.event);
+        }
+        let bits = self.reactor.map_or(u64::MAX, |reactor| 1 << reactor);
+        READY.set(READY.get() | bits);
     }
 
     /// Whether a bit of it flipped.
@@ -181,7 +223,7 @@ impl Link {
 
     pub fn deliver_up(&mut self, most: usize, rng: &mut Rng) -> usize {
         let n = self.up.deliver(most, rng);
-        signal(&self.event);
+        self.signal();
         n
     }
 
@@ -192,7 +234,7 @@ impl Link {
     fn make_room(&mut self) {
         if self.blocked && self.down.bytes.len() < self.window {
             self.blocked = false;
-            signal(&self.event);
+            self.signal();
         }
     }
 }
@@ -200,8 +242,8 @@ impl Link {
 /// The target's end of a connection.
 pub struct SimStream {
     link: SharedLink,
-    /// A second descriptor of the link's event, which can be lent without the lock.
-    event: OwnedFd,
+    /// The link's event, which can be lent without the lock.
+    event: Arc<OwnedFd>,
     /// Cuts what the target writes.
     cuts: Rng,
     cut: u64,
@@ -214,6 +256,7 @@ impl Stream for SimStream {
 
     fn readv(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         let mut link = lock(&self.link);
+        link.reactor = Some(REACTOR.get());
         if link.reset {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
@@ -226,7 +269,7 @@ impl Stream for SimStream {
         }
         if n > 0 && link.up.end_arrived {
             // A read that fills less than it could says that nothing is left but this.
-            signal(&link.event);
+            link.signal();
         }
         note!("link {} read {}", link.id, n);
         Ok(n)
@@ -234,6 +277,7 @@ impl Stream for SimStream {
 
     fn writev(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut link = lock(&self.link);
+        link.reactor = Some(REACTOR.get());
         if link.reset || link.host_closed {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
@@ -318,7 +362,7 @@ impl SimTransport {
 impl Door {
     /// Connects a link; `cut`: once in so many writes of the target only a part is taken.
     pub fn connect(&self, link: &SharedLink, cuts: Rng, cut: u64) {
-        let event = lock(link).event.try_clone().expect("a descriptor");
+        let event = Arc::clone(&lock(link).event);
         let link = Arc::clone(link);
         let stream = SimStream {
             link,

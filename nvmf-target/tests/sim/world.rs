@@ -9,7 +9,7 @@ use crate::command::{Command, What};
 use crate::disk::Disk;
 use crate::facts::{Namespace, Subsystem};
 use crate::model::{Model, Place, Storage};
-use crate::network::{Door, Link, SharedLink, SimTransport, lock};
+use crate::network::{self, Door, Link, SharedLink, SimTransport, lock};
 use crate::plan::{self, Kind, Plan};
 use crate::queue::Received;
 use crate::rng::Rng;
@@ -24,7 +24,7 @@ pub const START: u64 = 1_000_000_000;
 const SECOND: u64 = 1_000_000_000;
 /// Steps without effect before everything is looked at.
 const LUCKLESS: usize = 16;
-/// Time that a host lets pass before it comes back.
+/// Time that a host lets pass before it comes back, the first time.
 const RETRY: u64 = SECOND / 10;
 /// What the target may take to notice that a time is over.
 const SLACK: u64 = SECOND;
@@ -57,8 +57,8 @@ pub struct World {
     pub wires: Vec<Wire>,
     /// Commands whose hosts will not get an answer, and which may still do something.
     lost: Vec<Lost>,
-    /// Reactors that may have something to do.
-    stirred: Vec<bool>,
+    /// Reactors that had something to do in their last turn, and may have more.
+    busy: Vec<bool>,
     links: usize,
     /// I/O commands that are still to be drawn.
     pub commands_left: u64,
@@ -85,7 +85,7 @@ impl World {
         model.copies = plan.mix.weights[7] > 0;
         model.max_transfer = plan.max_transfer.into();
         let mut world = Self {
-            stirred: vec![true; plan.reactors],
+            busy: vec![true; plan.reactors],
             commands_left: plan.commands,
             rng,
             sim,
@@ -153,7 +153,6 @@ impl World {
         target
             .add_namespace_with(&nqn, config, backend)
             .expect("the NSID is free");
-        self.stir();
     }
 
     fn shown(&self, storage: usize, group: u32) -> Namespace {
@@ -178,11 +177,6 @@ impl World {
             .listen_on(Box::new(transport), Role::Io)
             .expect("its name is new");
         door
-    }
-
-    /// Something has happened that reactors may have to look at.
-    pub fn stir(&mut self) {
-        self.stirred.fill(true);
     }
 
     /// Moves the time on.
@@ -236,7 +230,7 @@ impl World {
     /// Bad luck is no proof that there is nothing to do: everything is tried once.
     fn sweep(&mut self) -> Outcome<bool> {
         let mut any = false;
-        for reactor in 0..self.stirred.len() {
+        for reactor in 0..self.busy.len() {
             any |= self.turn_of(reactor);
         }
         any |= self.accept();
@@ -286,36 +280,28 @@ impl World {
         }
         note!("nothing moves until {}", next);
         self.pass(next - now);
-        self.stir();
         next < end
     }
 
     fn turn(&mut self) -> bool {
-        let reactor = self.rng.index(self.stirred.len());
+        let reactor = self.rng.index(self.busy.len());
         self.turn_of(reactor)
     }
 
+    /// A turn of a reactor, unless its thread would sleep: a wake-up that the target forgets is not
+    /// made good for.
     fn turn_of(&mut self, reactor: usize) -> bool {
-        if !self.stirred[reactor] {
+        let idle = !self.busy[reactor] && !network::has_ready(reactor);
+        if idle && self.sim.would_sleep(reactor) {
             return false;
         }
-        let worked = self.sim.turn(reactor);
-        if worked {
-            // It may have told others something.
-            self.stir();
-        } else {
-            self.stirred[reactor] = false;
-        }
-        worked
+        network::begin_turn(reactor);
+        self.busy[reactor] = self.sim.turn(reactor);
+        self.busy[reactor]
     }
 
     fn accept(&mut self) -> bool {
-        let waiting = self.doors.iter().any(Door::is_waiting);
-        if waiting {
-            self.sim.accept();
-            self.stir();
-        }
-        waiting
+        self.doors.iter().any(Door::is_waiting) && self.sim.accept()
     }
 
     fn deliver(&mut self, up: bool) -> bool {
@@ -350,7 +336,6 @@ impl World {
             if let Some(association) = wire.association.filter(|_| n > 0) {
                 self.associations[association].last_arrival = trace::now();
             }
-            self.stir();
         }
         true
     }
@@ -390,7 +375,6 @@ impl World {
         let link = Arc::clone(&queue.link);
         let events = queue.receive();
         // The target may write on.
-        self.stir();
         for event in events {
             match event {
                 Received::Completed(done) => self.completed(association, qid, &link, *done)?,
@@ -588,7 +572,13 @@ impl World {
 
     /// The host lets go of an association, for now.
     pub fn give_up(&mut self, association: usize, reset: bool) {
-        let delay = RETRY + self.rng.below(RETRY);
+        let it = &mut self.associations[association];
+        it.tries = if it.stage == Stage::Rising {
+            it.tries.min(4) + 1
+        } else {
+            0
+        };
+        let delay = (RETRY + self.rng.below(RETRY)) << it.tries;
         let at = if self.calm {
             u64::MAX
         } else {
@@ -607,7 +597,6 @@ impl World {
                 self.model.under_way.remove(&command.start);
             }
         }
-        self.stir();
     }
 
     /// A command whose outcome its host cannot know.
@@ -727,7 +716,6 @@ impl World {
             if let Some(disk) = &self.model.storage[storage].disk
                 && disk.answer_one()
             {
-                self.stir();
                 return true;
             }
         }
