@@ -35,6 +35,7 @@ use plan::Plan;
 use rng::Rng;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 use trace::Mode;
 use world::World;
 
@@ -42,6 +43,8 @@ use world::World;
 const SEEDS: u64 = 100;
 /// Threads that share the seeds.
 const THREADS: u64 = 2;
+/// Seeds after which a run says how far it is.
+const PROGRESS: u64 = 10_000;
 
 /// Runs one seed: the hash of its trace, or what went wrong.
 fn run(seed: u64, mode: Mode) -> Result<u64, String> {
@@ -109,6 +112,7 @@ fn seeds_hold() {
     let seeds = seeds();
     let next = AtomicU64::new(seeds.start);
     let failed = AtomicBool::new(false);
+    let began = Instant::now();
     let on = std::env::var_os("SIM_KEEP_GOING").is_some();
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
@@ -117,6 +121,9 @@ fn seeds_hold() {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= seeds.end {
                         break;
+                    }
+                    if seed > seeds.start && seed.is_multiple_of(PROGRESS) {
+                        println!("seed {seed}, {:.0?}", began.elapsed());
                     }
                     if catch_unwind(|| check(seed)).is_err() {
                         failed.store(true, Ordering::Relaxed);

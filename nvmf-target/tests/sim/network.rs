@@ -8,7 +8,7 @@ use nvmf_target::transport::{Stream, Transport, TransportAddress};
 use rustix::event::{EventfdFlags, eventfd};
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read as _, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -125,6 +125,8 @@ pub struct Link {
     /// The target waits.
     blocked: bool,
     pub opened_at: u64,
+    /// When the target wrote last.
+    pub wrote_at: u64,
     /// When the target closed its end, if it has.
     pub closed_at: Option<u64>,
     /// The host has.
@@ -153,6 +155,7 @@ impl Link {
             window,
             blocked: false,
             opened_at: trace::now(),
+            wrote_at: 0,
             closed_at: None,
             host_closed: false,
             reset: false,
@@ -290,6 +293,7 @@ impl Stream for SimStream {
         if self.cuts.once_in(self.cut) {
             room = self.cuts.amount(room);
         }
+        link.wrote_at = trace::now();
         let mut n = 0;
         for buf in bufs {
             let take = buf.len().min(room);

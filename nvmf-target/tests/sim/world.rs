@@ -257,7 +257,8 @@ impl World {
     /// Nothing moves: on to the next moment when something may; false if there is none.
     fn skip(&mut self, end: u64) -> bool {
         let now = trace::now();
-        let mut next = self.sim.next_deadline().map_or(end, |at| at.max(now + 1));
+        let due = self.sim.next_deadline();
+        let mut next = due.map_or(end.max(now), |at| at.max(now + 1));
         let mut wait = |at: u64| {
             if at > now {
                 next = next.min(at);
@@ -429,7 +430,10 @@ impl World {
         } = done;
         let status = cqe.status.without_more();
         // A Connect that is refused is none of the controller's business.
-        if !matches!(command.what, What::Connect) || status.is_success() {
+        let answers = !matches!(command.what, What::Connect) || status.is_success();
+        // One reactor may answer while another has found that the time is over.
+        let in_time = it.closed_at().is_none_or(|at| lock(link).wrote_at < at);
+        if answers && in_time {
             it.proof = it.proof.max(command.at);
         }
         if !digest_ok && lock(link).down.flipped == 0 {
