@@ -276,10 +276,16 @@ impl Model {
             IoOp::FusedWrite(tags) => {
                 let took = first.storage;
                 for (sector, &tag) in io.sectors().zip(tags) {
+                    // Zeroes and what is copied may be there more than once.
+                    if tag == 0 || self.copies {
+                        continue;
+                    }
                     // Nobody else can have found the same there and replaced it.
-                    if tag != 0 && !self.copies && !self.replaced.insert((took, sector, tag)) {
+                    if !self.replaced.insert((took, sector, tag)) {
                         return Err(format!("sector {sector} was replaced twice"));
                     }
+                    let write = io.write.unwrap_or_default();
+                    storage.versions.replaced(sector, tag, write, now);
                 }
                 Ok(())
             }

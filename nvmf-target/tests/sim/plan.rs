@@ -134,7 +134,7 @@ impl Plan {
         let hosts = (0..rng.range(1, 4))
             .map(|_| Host::draw(rng, subsystems.len(), listeners, gentle))
             .collect();
-        Self {
+        let mut plan = Self {
             reactors,
             max_transfer,
             buffer_bytes: share * reactors,
@@ -153,7 +153,37 @@ impl Plan {
             },
             mix: Mix::draw(rng),
             cut_short: rng.once_in(8),
+        };
+        if rng.once_in(8) {
+            plan.crowd(rng);
         }
+        plan
+    }
+
+    /// Everybody compares and writes the same one or two blocks of a device that leaves comparing
+    /// to the target.
+    fn crowd(&mut self, rng: &mut Rng) {
+        self.storage.truncate(1);
+        let device = &mut self.storage[0];
+        let mut simulated = Simulated::draw(rng);
+        simulated.native &= !(Simulated::COMPARE | Simulated::COMPARE_AND_WRITE);
+        simulated.manners.prompt = 0;
+        simulated.depth = rng.pick(&[2, 64]);
+        device.kind = Kind::Simulated(Box::new(simulated));
+        for subsystem in &mut self.subsystems {
+            subsystem.namespaces = vec![(1, 0, 1)];
+        }
+        for association in self.hosts.iter_mut().flat_map(|h| &mut h.associations) {
+            association.entries = association.entries.max(8);
+            association.depth = association.depth.max(4);
+        }
+        let mut weights = [0; 10];
+        (weights[0], weights[1], weights[8]) = (1, 4, 8);
+        self.mix = Mix {
+            weights,
+            span: 1,
+            hot: rng.range(1, 2),
+        };
     }
 
     /// Whether commands may have to wait for buffers.
@@ -179,6 +209,14 @@ impl Storage {
 }
 
 impl Simulated {
+    /// Bits of `native`.
+    pub const FUA: u64 = 1;
+    pub const WRITE_ZEROES: u64 = 1 << 1;
+    pub const COMPARE: u64 = 1 << 2;
+    pub const COMPARE_AND_WRITE: u64 = 1 << 3;
+    pub const VERIFY: u64 = 1 << 4;
+    pub const DEALLOCATE: u64 = 1 << 5;
+
     fn draw(rng: &mut Rng) -> Self {
         let mut odds = |of: &[u64]| rng.pick(of);
         let manners = Manners {

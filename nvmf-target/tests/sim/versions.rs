@@ -19,8 +19,12 @@ struct Version {
     start: u64,
     /// From here on it cannot take effect any more.
     end: u64,
+    /// Writes that begin later come after it.
+    before: u64,
     /// Reads that begin later do not see it.
     dead: u64,
+    /// It has taken effect, as its host was told or a read has shown.
+    sure: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -112,7 +116,9 @@ impl Versions {
             write,
             start,
             end: NEVER,
+            before: NEVER,
             dead: NEVER,
+            sure: false,
         });
         // What is being copied from here may be this.
         let copies: Vec<_> = self
@@ -147,7 +153,8 @@ impl Versions {
             };
             entry.end(write, now);
             if !hint {
-                entry.bury(open.start, now);
+                entry.confirm(write);
+                entry.bury(write, open.start, now);
             }
         }
     }
@@ -233,7 +240,28 @@ impl Versions {
                 .versions
                 .retain(|v| v.write != version.write || v.tag == tag);
             entry.end(version.write, now);
-            entry.bury(version.start, now);
+            entry.confirm(version.write);
+            entry.bury(version.write, version.start, now);
+        }
+    }
+
+    /// A fused pair, which is acknowledged, has found `tag` and put its own data there. As nothing
+    /// came between, every write that began after `tag` was there came after the pair, too.
+    pub fn replaced(&mut self, sector: u64, tag: Tag, write: u32, now: u64) {
+        let Some(entry) = self.sectors.get_mut(sector as usize) else {
+            return;
+        };
+        let mut found = entry.versions.iter().filter(|v| v.tag == tag);
+        let (Some(there), None) = (found.next().map(|v| v.end), found.next()) else {
+            return;
+        };
+        let later = |v: &Version| v.write != write && v.sure && v.start > there;
+        let over = entry.versions.iter().any(later);
+        for version in entry.versions.iter_mut().filter(|v| v.write == write) {
+            version.before = version.before.min(there);
+            if over {
+                version.dead = version.dead.min(now);
+            }
         }
     }
 }
@@ -243,15 +271,22 @@ impl Sector {
         for version in &mut self.versions {
             if version.write == write {
                 version.end = version.end.min(now);
+                version.before = version.before.min(now);
             }
         }
     }
 
-    /// Everything that ended before `start` is overwritten by now.
-    fn bury(&mut self, start: u64, now: u64) {
+    fn confirm(&mut self, write: u32) {
+        for version in &mut self.versions {
+            version.sure |= version.write == write;
+        }
+    }
+
+    /// Everything that came before `start`, when `write` began, is overwritten by now.
+    fn bury(&mut self, write: u32, start: u64, now: u64) {
         self.blank_until = self.blank_until.min(now);
         for version in &mut self.versions {
-            if version.end < start {
+            if version.before < start && version.write != write {
                 version.dead = version.dead.min(now);
             }
         }

@@ -758,9 +758,8 @@ fn storage(plan: &Plan, rng: &mut Rng) -> (Vec<Arc<dyn Backend>>, Vec<Storage>) 
 fn info(storage: &plan::Storage, simulated: &plan::Simulated) -> NsInfo {
     let mut info = NsInfo::new(storage.block_size, storage.blocks);
     info.depth = simulated.depth;
-    let bit = |n: u32| simulated.native >> n & 1 == 1;
-    let choose = |n: u32| {
-        if bit(n) {
+    let choose = |bit: u64| {
+        if simulated.native & bit != 0 {
             Support::Native
         } else {
             Support::Emulate
@@ -769,12 +768,12 @@ fn info(storage: &plan::Storage, simulated: &plan::Simulated) -> NsInfo {
     if simulated.volatile {
         info = info.with_volatile_cache();
     }
-    info.caps.fua = choose(0);
-    info.caps.write_zeroes = choose(1);
-    info.caps.compare = choose(2);
-    info.caps.compare_and_write = choose(3);
-    info.caps.verify = choose(4);
-    info.caps.deallocate = if bit(5) {
+    info.caps.fua = choose(plan::Simulated::FUA);
+    info.caps.write_zeroes = choose(plan::Simulated::WRITE_ZEROES);
+    info.caps.compare = choose(plan::Simulated::COMPARE);
+    info.caps.compare_and_write = choose(plan::Simulated::COMPARE_AND_WRITE);
+    info.caps.verify = choose(plan::Simulated::VERIFY);
+    info.caps.deallocate = if simulated.native & plan::Simulated::DEALLOCATE != 0 {
         Support::Native
     } else {
         Support::None
