@@ -3,6 +3,7 @@
 use crate::command::{Command, What};
 use crate::network::{SharedLink, lock};
 use crate::plan;
+use crate::queries::Features;
 use crate::queue::{Data, Queue};
 use crate::trace;
 use nvmf_host::command;
@@ -55,6 +56,8 @@ pub struct Association {
     pub silent: bool,
     /// So often it has not come up since it was up last.
     pub tries: u32,
+    /// What its host has set.
+    pub features: Features,
     /// How commands ended that the host wanted aborted, by their start.
     ended: Vec<(u64, Status)>,
 }
@@ -82,6 +85,7 @@ impl Association {
             last_arrival: 0,
             silent: false,
             tries: 0,
+            features: Features::new(),
             ended: Vec::new(),
         }
     }
@@ -294,6 +298,7 @@ impl Association {
         self.cntlid = None;
         self.excuse = None;
         self.ended.clear();
+        self.features.clear();
         self.stage = Stage::Down(retry_at);
         lost
     }

@@ -1,6 +1,7 @@
 //! A host's command, as the model needs it.
 
 use crate::content::SECTOR;
+use crate::queries::Query;
 use crate::reservations::Reserve;
 use std::ops::Range;
 
@@ -23,6 +24,7 @@ pub enum What {
     Disable,
     Shutdown,
     Disconnect,
+    Query(Query),
     Io(Io),
 }
 
@@ -39,6 +41,7 @@ impl What {
             Self::Disable => "Property Set (disable)",
             Self::Shutdown => "Property Set (shutdown)",
             Self::Disconnect => "Disconnect",
+            Self::Query(query) => query.name(),
             Self::Io(io) => io.op.name(),
         }
     }

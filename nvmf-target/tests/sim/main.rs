@@ -22,6 +22,7 @@ mod faults;
 mod model;
 mod network;
 mod plan;
+mod queries;
 mod queue;
 mod reservations;
 mod rng;

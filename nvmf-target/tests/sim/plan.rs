@@ -16,12 +16,14 @@ pub struct Plan {
     pub storage: Vec<Storage>,
     pub subsystems: Vec<Subsystem>,
     pub hosts: Vec<Host>,
-    /// I/O commands in all.
+    /// Commands in all, besides those that keep associations going.
     pub commands: u64,
     /// Nanoseconds that a step takes at most.
     pub tempo: u64,
     pub faults: Faults,
     pub mix: Mix,
+    /// Once in so many commands a host asks its controller something, 0 for never.
+    pub queries: u64,
     /// The target is shut down while commands are under way.
     pub cut_short: bool,
 }
@@ -152,6 +154,7 @@ impl Plan {
                 Faults::draw(rng)
             },
             mix: Mix::draw(rng),
+            queries: rng.pick(&[0, 3, 20]),
             cut_short: rng.once_in(8),
         };
         if rng.once_in(8) {
@@ -178,7 +181,7 @@ impl Plan {
             association.depth = association.depth.max(4);
         }
         let mut weights = [0; 10];
-        (weights[0], weights[1], weights[8]) = (1, 4, 8);
+        (weights[0], weights[1], weights[8]) = (6, 4, 6);
         self.mix = Mix {
             weights,
             span: 1,

@@ -27,6 +27,11 @@ impl World {
             return false;
         }
         let queue = 1 + self.rng.index(it.queues.len() - 1);
+        if self.rng.once_in(self.plan.queries) && self.ask(association) {
+            self.commands_left -= 1;
+            return true;
+        }
+        let it = &self.associations[association];
         if !it.queues[queue].has_room() {
             return false;
         }

@@ -11,6 +11,7 @@ use crate::facts::{Namespace, Subsystem};
 use crate::model::{Model, Place, Storage};
 use crate::network::{self, Door, Link, SharedLink, SimTransport, lock};
 use crate::plan::{self, Kind, Plan};
+use crate::queries::Answers;
 use crate::queue::Received;
 use crate::rng::Rng;
 use crate::{note, stats, trace};
@@ -60,10 +61,11 @@ pub struct World {
     /// Reactors that had something to do in their last turn, and may have more.
     busy: Vec<bool>,
     links: usize,
-    /// I/O commands that are still to be drawn.
+    /// Commands that are still to be drawn.
     pub commands_left: u64,
     /// Faults are over.
     pub calm: bool,
+    pub answers: Answers,
 }
 
 pub type Outcome<T = ()> = Result<T, String>;
@@ -97,6 +99,7 @@ impl World {
             lost: Vec::new(),
             links: 0,
             calm: false,
+            answers: Answers::default(),
             plan,
         };
         world.build();
@@ -448,6 +451,11 @@ impl World {
                     return Ok(());
                 }
                 return self.model.completed(place, &command, io, status, &data);
+            }
+            What::Query(query) => {
+                if digest_ok {
+                    return self.answered(association, place, (&command, query), &cqe, &data);
+                }
             }
             What::KeepAlive | What::Abort { .. } if !status.is_success() => {
                 let limit = status.same_code(Status::ABORT_LIMIT_EXCEEDED);
