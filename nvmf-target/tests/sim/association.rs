@@ -1,6 +1,7 @@
 //! One association of a host with a subsystem: its way up, its commands, its end.
 
 use crate::command::{Command, What};
+use crate::limits::Crowd;
 use crate::network::{SharedLink, lock};
 use crate::plan;
 use crate::queries::Features;
@@ -56,6 +57,8 @@ pub struct Association {
     pub silent: bool,
     /// So often it has not come up since it was up last.
     pub tries: u32,
+    /// Since it is tried.
+    pub crowd: Crowd,
     /// What its host has set.
     pub features: Features,
     /// How commands ended that the host wanted aborted, by their start.
@@ -85,6 +88,7 @@ impl Association {
             last_arrival: 0,
             silent: false,
             tries: 0,
+            crowd: Crowd::default(),
             features: Features::new(),
             ended: Vec::new(),
         }

@@ -22,6 +22,13 @@ impl World {
         if !self.run(PATIENCE, |world| world.is_quiet())? {
             return Err(format!("it does not come to rest: {}", self.unrest()));
         }
+        if self.plan.limits.any() {
+            // The fresh host is to find room.
+            self.leave_all();
+            if !self.run(PATIENCE, |world| world.is_empty())? {
+                return Err(format!("something stays in the way: {}", self.unrest()));
+            }
+        }
         self.verify()?;
         self.leave_all();
         if !self.run(PATIENCE, |world| world.is_empty())? {

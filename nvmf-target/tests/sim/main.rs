@@ -19,6 +19,7 @@ mod disk;
 mod end;
 mod facts;
 mod faults;
+mod limits;
 mod model;
 mod network;
 mod plan;

@@ -9,6 +9,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut, Read as _};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -110,6 +111,7 @@ impl Pipe {
 #[derive(Debug)]
 pub struct Link {
     pub id: usize,
+    from: IpAddr,
     /// From the host.
     pub up: Pipe,
     /// To the host.
@@ -144,9 +146,10 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Link {
-    pub fn new(id: usize, window: usize, harsh: bool) -> SharedLink {
+    pub fn new(id: usize, from: IpAddr, window: usize, harsh: bool) -> SharedLink {
         Arc::new(Mutex::new(Self {
             id,
+            from,
             up: Pipe::default(),
             down: Pipe::default(),
             event: Arc::new(event()),
@@ -316,6 +319,10 @@ impl Stream for SimStream {
 
     fn peer(&self) -> String {
         format!("link {}", lock(&self.link).id)
+    }
+
+    fn peer_ip(&self) -> Option<IpAddr> {
+        Some(lock(&self.link).from)
     }
 }
 

@@ -2,6 +2,7 @@
 //! often which fault strikes.
 
 use crate::disk::Manners;
+use crate::limits::Limits;
 use crate::rng::Rng;
 
 /// One run.
@@ -20,6 +21,7 @@ pub struct Plan {
     pub commands: u64,
     /// Nanoseconds that a step takes at most.
     pub tempo: u64,
+    pub limits: Limits,
     pub faults: Faults,
     pub mix: Mix,
     /// Once in so many commands a host asks its controller something, 0 for never.
@@ -155,6 +157,11 @@ impl Plan {
             },
             mix: Mix::draw(rng),
             queries: rng.pick(&[0, 3, 20]),
+            limits: if rng.once_in(5) {
+                Limits::draw(rng)
+            } else {
+                Limits::default()
+            },
             cut_short: rng.once_in(8),
         };
         if rng.once_in(8) {

@@ -8,6 +8,7 @@ use crate::association::{Association, Progress, Stage, hostnqn};
 use crate::command::{Command, What};
 use crate::disk::Disk;
 use crate::facts::{Namespace, Subsystem};
+use crate::limits::Crowd;
 use crate::model::{Model, Place, Storage};
 use crate::network::{self, Door, Link, SharedLink, SimTransport, lock};
 use crate::plan::{self, Kind, Plan};
@@ -18,6 +19,7 @@ use crate::{note, stats, trace};
 use nvmf_target::ns::{Inline, Namespace as Backend, NsInfo, RamDisk, Support};
 use nvmf_target::sim::SimTarget;
 use nvmf_target::{NamespaceConfig, Role, Status, SubsystemConfig, TargetConfig};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 /// When a run begins.
@@ -79,6 +81,7 @@ impl World {
         config.buffer_bytes = plan.buffer_bytes;
         config.in_capsule = plan.in_capsule;
         config.maxh2cdata = plan.maxh2cdata;
+        plan.limits.apply(&mut config);
         config.busy_poll = std::time::Duration::ZERO;
         let sim = SimTarget::new(config, START).expect("the plan is valid");
         let (backends, storage) = storage(&plan, &mut rng);
@@ -487,11 +490,16 @@ impl World {
                 return Err("a host was admitted that is barred".to_owned());
             }
             what => match it.rise(qid, what, &cqe) {
-                Progress::Fine => self.check_cntlid(association)?,
+                Progress::Fine => {
+                    self.check_cntlid(association)?;
+                    self.check_limits()?;
+                }
                 Progress::OpenQueue(qid) => self.open(association, qid),
                 Progress::Refused => {
                     let excused = place.spoiled
                         || self.may_end(association)
+                        || (status.same_code(Status::CONNECT_CONTROLLER_BUSY)
+                            && self.has_many_queues(association))
                         || self.was_refused(association, &command);
                     if !excused {
                         return Err(format!("{} ended with {status}", what.name()));
@@ -564,7 +572,7 @@ impl World {
             .any(|q| !q.joined && closed_at >= lock(&q.link).opened_at + CONNECT_TIMEOUT);
         // Its host may not have moved a byte for so long, and others wanted the buffers.
         let stuck = self.plan.is_tight() && closed_at >= START + STALL_TIMEOUT;
-        silent || spoiled || slow || stuck
+        silent || spoiled || slow || stuck || self.may_have_made_room(association)
     }
 
     /// The target has ended a connection.
@@ -622,13 +630,13 @@ impl World {
     /// With every reactor idle and no request anywhere, commands of connections that are gone have
     /// done what they could do.
     fn settle(&mut self) {
+        if self.sim.target().stats().in_flight > 0 {
+            return;
+        }
         self.wires.retain(|wire| {
             let link = lock(&wire.link);
             link.closed_at.is_none() || !link.host_closed
         });
-        if self.lost.is_empty() || self.sim.target().stats().in_flight > 0 {
-            return;
-        }
         let (gone, left) = std::mem::take(&mut self.lost)
             .into_iter()
             .partition(|lost: &Lost| lock(&lost.link).closed_at.is_some());
@@ -673,6 +681,7 @@ impl World {
         it.proof = now;
         it.last_arrival = now;
         it.silent = it.plan.silent;
+        it.crowd = Crowd::default();
         self.open(index, 0);
     }
 
@@ -697,7 +706,7 @@ impl World {
     fn open(&mut self, association: usize, qid: u16) {
         let it = &mut self.associations[association];
         let plan = it.plan;
-        let link = Link::new(self.links, plan.window, plan.harsh);
+        let link = Link::new(self.links, address(it.host), plan.window, plan.harsh);
         note!("link {} for queue {} of {}", self.links, qid, association);
         self.links += 1;
         {
@@ -718,6 +727,7 @@ impl World {
             link,
             association: Some(association),
         });
+        self.count_connections();
     }
 
     /// A simulated disk answers a request.
@@ -733,6 +743,11 @@ impl World {
         }
         false
     }
+}
+
+/// Where a host connects from.
+fn address(host: usize) -> IpAddr {
+    Ipv4Addr::new(192, 0, 2, host as u8).into()
 }
 
 /// The devices of a plan.
