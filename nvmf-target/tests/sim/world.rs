@@ -264,7 +264,7 @@ impl World {
     fn skip(&mut self, end: u64) -> bool {
         let now = trace::now();
         let due = self.sim.next_deadline();
-        let mut next = due.map_or(end.max(now), |at| at.max(now + 1));
+        let mut next = due.map_or_else(|| end.max(now), |at| at.max(now + 1));
         let mut wait = |at: u64| {
             if at > now {
                 next = next.min(at);
@@ -339,10 +339,8 @@ impl World {
         };
         note!("link {} delivers {} up {}", link.id, n, up);
         drop(link);
-        if up {
-            if let Some(association) = wire.association.filter(|_| n > 0) {
-                self.associations[association].last_arrival = trace::now();
-            }
+        if up && let Some(association) = wire.association.filter(|_| n > 0) {
+            self.associations[association].last_arrival = trace::now();
         }
         true
     }
