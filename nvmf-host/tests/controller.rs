@@ -336,6 +336,14 @@ fn a_silent_target_is_not_waited_for_forever() {
 }
 
 #[test]
+fn a_timeout_may_be_as_long_as_it_takes() {
+    let mut options = options(serve(Behavior::default()));
+    options.timeout = Duration::MAX;
+    let (_controller, mut queue, disk) = connect(&options);
+    queue.read(&disk, 0, &mut [0; BLOCK]).unwrap();
+}
+
+#[test]
 fn an_answer_that_comes_too_late_is_dropped() {
     let (release, held) = mpsc::channel::<()>();
     let held = Mutex::new(held);

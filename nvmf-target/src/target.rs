@@ -6,7 +6,7 @@ use crate::ctrl::Core;
 use crate::reactor::{self, AcceptorHandle, Mailbox, Message, spawn_acceptor};
 use log::{debug, error, warn};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,17 +26,17 @@ pub(crate) struct Inner {
     /// Held while changes are made: one after the other.
     pub(crate) changing: Mutex<()>,
     running: Mutex<Running>,
-    /// Somebody had no time to wait for a shutdown that another thread had begun.
-    hurried: AtomicBool,
-    /// Whether the target is shut down, for those who wait for it.
-    over: Mutex<bool>,
+    /// Once the target is shut down: whether everything was done, for those who wait for it and
+    /// those who come later.
+    over: Mutex<Option<bool>>,
     ended: Condvar,
 }
 
 #[derive(Default)]
 pub(crate) struct Running {
     pub(crate) acceptor: Option<AcceptorHandle>,
-    threads: Vec<JoinHandle<()>>,
+    /// Each says whether it had come to its end.
+    threads: Vec<JoinHandle<bool>>,
 }
 
 /// What a target has at one moment.
@@ -118,13 +118,16 @@ impl Target {
 
     /// Shuts down: closes the listeners, lets connections finish what has begun (commands in
     /// backends, and writes whose data is on its way), flushes the backends, and closes the
-    /// connections when their hosts have seen the end. A host that does nothing is given up after
-    /// two seconds; what is not done `within` the time is cut off. No listener can be added
-    /// from here on.
+    /// connections when their hosts have seen the end. A host that does nothing, or too little for
+    /// what it has asked for, is given up after two seconds; what is not done `within` the time is
+    /// cut off ([`Duration::MAX`]: it takes as long as it takes). No listener can be added from
+    /// here on.
     ///
-    /// True if everything was done, and flushed, the caches of namespaces that were removed earlier
-    /// and of those whose lanes have panicked included; also if it was shut down before. If another
-    /// thread is shutting down, the shorter time counts for both.
+    /// True if everything that backends were given was done, and flushed, the caches of namespaces
+    /// that were removed earlier and of those whose lanes have panicked included. Hosts that were
+    /// given up or cut off, which the log names, make no difference: they had no answer. If another
+    /// thread is shutting down, the shorter time counts for both, and both return the same; so does
+    /// a call that comes later.
     #[must_use = "false means that commands were cut off, or caches not flushed"]
     pub fn shutdown(&self, within: Duration) -> bool {
         self.0.shutdown(within)
@@ -146,8 +149,7 @@ impl Inner {
             reactors,
             changing: Mutex::default(),
             running: Mutex::default(),
-            hurried: AtomicBool::new(false),
-            over: Mutex::new(false),
+            over: Mutex::new(None),
             ended: Condvar::new(),
         })
     }
@@ -160,40 +162,41 @@ impl Inner {
         let Some(threads) = self.begin_shutdown() else {
             return self.hurry(within);
         };
-        let deadline = Instant::now() + within;
-        while threads.iter().any(|t| !t.is_finished()) && Instant::now() < deadline {
-            std::thread::sleep(
-                SHUTDOWN_STEP.min(deadline.saturating_duration_since(Instant::now())),
-            );
+        // None: as long as it takes.
+        let deadline = Instant::now().checked_add(within);
+        let left = || deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let is_late = || left().is_some_and(|left| left.is_zero());
+        let is_running = || threads.iter().any(|thread| !thread.is_finished());
+        while is_running() && !is_late() {
+            std::thread::sleep(SHUTDOWN_STEP.min(left().unwrap_or(SHUTDOWN_STEP)));
         }
-        let finished = threads.iter().all(JoinHandle::is_finished);
-        let unflushed = self.core.unflushed.load(Ordering::Acquire);
-        let finished = finished && !self.hurried.load(Ordering::Acquire);
-        let complete = finished && !unflushed;
-        if unflushed {
-            error!("shutdown: what hosts have written may not be on stable storage");
-        }
-        if !finished && !within.is_zero() {
-            warn!("shutdown: not everything was finished in {within:?}, the rest is cut off");
+        if is_running() && !within.is_zero() {
+            warn!("shutdown: {within:?} have passed, the rest is cut off");
         }
         for mailbox in &self.reactors {
             mailbox.send(Message::Quit);
         }
+        let mut complete = true;
         for thread in threads {
             // Dropped by one of its own reactors' backends, a target cannot wait for that one.
-            if thread.thread().id() != std::thread::current().id() {
-                let _ = thread.join();
-            }
+            let is_other = thread.thread().id() != std::thread::current().id();
+            complete &= is_other && thread.join().unwrap_or(false);
+        }
+        if self.core.unflushed.load(Ordering::Acquire) {
+            error!("shutdown: what hosts have written may not be on stable storage");
+            complete = false;
+        } else if !complete && !within.is_zero() {
+            warn!("shutdown: backends had not finished, or not flushed, what they were given");
         }
         debug!("the target is shut down");
-        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = Some(complete);
         self.ended.notify_all();
         complete
     }
 
     /// Closes the listeners and tells the reactors to come to an end; the threads to wait for.
     /// `None` if that has been done before.
-    pub(crate) fn begin_shutdown(&self) -> Option<Vec<JoinHandle<()>>> {
+    pub(crate) fn begin_shutdown(&self) -> Option<Vec<JoinHandle<bool>>> {
         let Running { acceptor, threads } = std::mem::take(&mut *self.running());
         if acceptor.is_none() && threads.is_empty() {
             return None;
@@ -211,25 +214,27 @@ impl Inner {
     /// `within`.
     fn hurry(&self, within: Duration) -> bool {
         let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        let (over, waited) = self
+        let (over, _) = self
             .ended
-            .wait_timeout_while(over, within, |over| !*over)
+            .wait_timeout_while(over, within, |over| over.is_none())
             .unwrap_or_else(PoisonError::into_inner);
-        drop(over);
-        if !waited.timed_out() {
-            return true;
+        if let Some(complete) = *over {
+            return complete;
         }
-        self.hurried.store(true, Ordering::Release);
+        drop(over);
         for mailbox in &self.reactors {
             mailbox.send(Message::Quit);
         }
-        self.wait();
-        false
+        self.wait()
     }
 
-    fn wait(&self) {
+    /// Waits until the target is shut down; whether everything was done.
+    fn wait(&self) -> bool {
         let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*over {
+        loop {
+            if let Some(complete) = *over {
+                return complete;
+            }
             over = self
                 .ended
                 .wait(over)

@@ -8,13 +8,13 @@ use common::{NQN, PATIENCE, config, eventually, pattern};
 use nvmf_host::nvmf_proto::wire::pdu::PduType;
 use nvmf_host::nvmf_proto::wire::{Sqe, Status};
 use nvmf_target::ns::{BlockDevice, Inline, Lane, LaneCx, Namespace, NsError, NsInfo, Op, Request};
-use nvmf_target::{Error, Target};
+use nvmf_target::{Error, Target, TargetConfig};
 use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A host with one I/O queue; namespace 2 is run by hand.
 struct Rig {
@@ -26,7 +26,11 @@ struct Rig {
 }
 
 fn rig() -> Rig {
-    let (target, address) = common::target(config());
+    rig_with(config())
+}
+
+fn rig_with(config: TargetConfig) -> Rig {
+    let (target, address) = common::target(config);
     let step = Step::new(NsInfo::new(512, 4096));
     target.add_namespace(NQN, 2, step.clone()).unwrap();
     let (admin, cntlid) = Raw::admin(address);
@@ -268,14 +272,33 @@ fn what_is_written_in_a_shutdown_is_flushed() {
     assert!(!cached.0.load(Ordering::SeqCst), "acknowledged and lost");
 }
 
+/// However much time there is: `scenarios/stepped` says how long.
 #[test]
-fn hosts_that_do_nothing_are_not_waited_for_long() {
+fn hosts_that_do_nothing_are_given_up() {
     let mut rig = rig();
     rig.io.submit(&write_by_r2t(1, 0, 128), &[]);
     rig.io.recv().r2t();
-    let started = Instant::now();
-    assert!(rig.target.shutdown(PATIENCE));
-    assert!(started.elapsed() < PATIENCE / 2);
+    assert!(rig.target.shutdown(Duration::MAX));
+    rig.target.wait();
+    assert!(rig.target.shutdown(Duration::MAX), "it is over");
+}
+
+/// What a host does not do is no failure of the target, which has nothing in backends and has
+/// flushed them.
+#[test]
+fn a_host_that_is_cut_off_makes_no_shutdown_incomplete() {
+    let mut config = config();
+    config.reactors = 1;
+    let mut rig = rig_with(config);
+    let cached = Arc::new(Cached::default());
+    rig.write_to(Inline::new(Arc::clone(&cached)));
+    rig.io.submit(&write_by_r2t(2, 0, 8), &[]);
+    rig.io.recv().r2t();
+    let shutdown = rig.shut_down(Duration::MAX);
+    eventually("the cache is flushed", || !cached.0.load(Ordering::SeqCst));
+    assert!(rig.target.shutdown(Duration::ZERO));
+    assert!(shutdown.join().unwrap());
+    drop(rig);
 }
 
 /// What was answered is not lost, whatever the host sends meanwhile.
@@ -362,6 +385,26 @@ fn others_are_not_held_up_by_a_shutdown_that_waits() {
     assert!(cut_off);
     assert!(!shutdown.join().unwrap());
     rig.target.wait();
-    assert!(rig.target.shutdown(Duration::ZERO), "it is over");
+    let again = rig.target.shutdown(PATIENCE);
+    assert!(!again, "it is over, and was not complete");
     held.complete(Ok(()));
+}
+
+/// Whoever asks learns what has been achieved, also if another thread shuts down.
+#[test]
+fn a_second_shutdown_says_what_the_first_one_has_achieved() {
+    let mut rig = rig();
+    rig.write_to(Inline::new(Broken));
+    let mut sqe = read(1, 0, 8);
+    sqe.set_nsid(2);
+    rig.io.submit(&sqe, &[]);
+    let held = rig.step.next();
+    let first = rig.shut_down(PATIENCE * 10);
+    let target = rig.target.clone();
+    let second = thread::spawn(move || target.shutdown(Duration::MAX));
+    held.complete(Ok(()));
+    drop((rig.io, rig.admin));
+    assert!(!first.join().unwrap(), "it cannot be flushed");
+    assert!(!second.join().unwrap());
+    assert!(!rig.target.shutdown(PATIENCE));
 }

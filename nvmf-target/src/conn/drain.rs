@@ -6,12 +6,13 @@
 //! closed with input unread is reset, and a reset may overtake the answers before it.
 
 use super::{Conn, Queue};
+use crate::chatter::limited;
 use crate::reactor::Cx;
 use nvmf_proto::tcp::{Slot, Time};
 use nvmf_proto::wire::Status;
 
-/// Nanoseconds that a host has for taking more of what it is sent, or sending more of what it was
-/// asked for.
+/// Nanoseconds that a host has for taking enough of what it is sent, or sending enough of what it
+/// was asked for: see [`Conn::is_stuck`].
 const PATIENCE: u64 = 2_000_000_000;
 /// Nanoseconds that a host has for closing its side.
 const LINGER: u64 = 500_000_000;
@@ -43,15 +44,24 @@ impl Conn {
         !owed.is_empty()
     }
 
-    /// Goes on with the end of the connection. An admin queue outlives the I/O queues of its
-    /// controller, for its end would be theirs.
-    pub(crate) fn drain(&mut self, cx: &mut Cx) {
-        if self.stream.is_none() || self.in_flight > 0 {
+    /// Goes on with the end of the connection, in a shutdown that began at `since`. An admin queue
+    /// outlives the I/O queues of its controller, for its end would be theirs.
+    pub(crate) fn drain(&mut self, cx: &mut Cx, since: Time) {
+        if self.stream.is_none() {
             return;
         }
-        let patience = if self.leaving { LINGER } else { PATIENCE };
-        // A host that moves nothing must not keep the target from ending.
-        let given_up = self.moved.after(patience) <= cx.now;
+        // Time that a backend takes is none of the host's: it is looked at meanwhile.
+        let is_stuck = self.is_stuck(cx, PATIENCE, since);
+        if self.in_flight > 0 {
+            return;
+        }
+        // A host must not keep the target from ending, be it that it moves nothing or a byte now and
+        // then.
+        let given_up = if self.leaving {
+            self.moved.after(LINGER) <= cx.now
+        } else {
+            is_stuck || self.moved.after(PATIENCE) <= cx.now
+        };
         let io_queues = match &self.queue {
             Queue::Admin(admin) => admin.controller.io_queue_count(),
             Queue::None | Queue::Io(_) => 0,
@@ -60,12 +70,31 @@ impl Conn {
             return;
         }
         let sent = self.list.is_none() && !self.tcp.has_transmit();
+        if given_up {
+            self.cut_off(cx);
+        }
         if given_up || (sent && self.ended) {
             return self.close(cx, "the target shuts down");
         }
         if sent {
             self.leave(cx);
         }
+    }
+
+    /// In a shutdown: if its host has not sent, or not taken, what it has asked for, that is said.
+    /// The target has done its part.
+    pub(crate) fn cut_off(&mut self, cx: &Cx) {
+        let sent = self.list.is_none() && !self.tcp.has_transmit();
+        if self.stream.is_none() || self.in_flight > 0 || (sent && !self.is_owed_data()) {
+            return;
+        }
+        limited!(
+            Warn,
+            cx.core.chatters.silence,
+            cx.now,
+            "{}: cut off in the shutdown: its host takes too long over the data of its commands",
+            self.peer
+        );
     }
 
     /// Everything has been sent: it is the host's turn to close the connection.

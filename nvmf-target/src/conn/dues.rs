@@ -1,4 +1,5 @@
-//! Where buffers are short: what a host owes for those of its connection that only it can free.
+//! Where buffers are short, and in a shutdown: what a host owes for those of its connection that only
+//! it can free.
 
 use super::Conn;
 use super::fused::Half;

@@ -31,6 +31,7 @@ impl Reactor {
             return;
         }
         self.phase = Phase::Draining;
+        self.draining_since = self.cx.now;
         self.cx.draining = true;
         let Self { conns, cx, .. } = self;
         conns.iter_mut().for_each(|conn| conn.start_drain(cx));
@@ -42,7 +43,7 @@ impl Reactor {
         }
         for id in self.conns.ids() {
             if let Some(conn) = self.conns.get(id) {
-                conn.drain(&mut self.cx);
+                conn.drain(&mut self.cx, self.draining_since);
             }
             self.bury(id);
         }
@@ -56,8 +57,24 @@ impl Reactor {
             self.flush_backends();
         }
         if self.conns.len() == 0 && self.cx.in_flight == 0 {
-            self.phase = Phase::Done;
+            self.finish();
         }
+    }
+
+    /// There is no time left for the shutdown. Hosts that it still waits for get no answer; what
+    /// backends still have is what the target did not do.
+    pub(super) fn cut_off(&mut self) {
+        if self.phase == Phase::Done {
+            return;
+        }
+        self.finish();
+        let Self { conns, cx, .. } = self;
+        conns.iter_mut().for_each(|conn| conn.cut_off(cx));
+    }
+
+    fn finish(&mut self) {
+        self.phase = Phase::Done;
+        self.complete = self.cx.in_flight == 0 && self.cx.flushed;
     }
 
     /// Brings to stable storage what hosts have written through this reactor.

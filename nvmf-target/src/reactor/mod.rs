@@ -184,6 +184,10 @@ pub(crate) struct Reactor {
     cx: Cx,
     conns: Conns,
     phase: Phase,
+    /// When the shutdown began.
+    draining_since: Time,
+    /// At the end: nothing was left in backends, and they had flushed.
+    complete: bool,
     completions: Vec<Completion>,
     messages: Vec<Message>,
     /// The connections to look at in this turn.
@@ -244,12 +248,13 @@ fn cannot_start(index: usize, err: io::Error) -> Error {
     Error::io(format!("cannot start reactor {index}"), err)
 }
 
-/// Starts a reactor's thread.
+/// Starts a reactor's thread. In the end it says whether everything that backends were given was
+/// done and flushed, or the reactor was told to quit before that.
 pub(crate) fn spawn(
     core: &Arc<Core>,
     index: usize,
     mailbox: &Arc<Mailbox>,
-) -> Result<JoinHandle<()>, Error> {
+) -> Result<JoinHandle<bool>, Error> {
     let parts = Parts::new(core, index, mailbox)?;
     let run = move || {
         let mut reactor = Reactor::new(parts);
@@ -258,8 +263,10 @@ pub(crate) fn spawn(
             reactor.wait();
             reactor.turn();
         }
+        let complete = reactor.complete;
         drop(reactor);
         Port::unbind_from_thread();
+        complete
     };
     std::thread::Builder::new()
         .name(format!("nvmf-reactor-{index}"))
@@ -303,6 +310,8 @@ impl Reactor {
             },
             conns: Conns::default(),
             phase: Phase::Running,
+            draining_since: Time(0),
+            complete: false,
             completions: Vec::with_capacity(EARLY),
             messages: Vec::new(),
             ready: Vec::with_capacity(EARLY),
@@ -489,7 +498,7 @@ impl Reactor {
                     None => drop(exclusive),
                 },
                 Message::Drain => self.begin_shutdown(),
-                Message::Quit => self.phase = Phase::Done,
+                Message::Quit => self.cut_off(),
             }
         }
         self.messages = messages;

@@ -307,6 +307,60 @@ fn s02_a_slow_host_that_moves_what_it_holds_stays() {
     assert_eq!(sim.target().stats(), Default::default());
 }
 
+/// A target that shuts down with a Write of 128 KiB for which it has asked: the host, which sends so
+/// many bytes every tenth of a second, and after how many tenths it was over. True if the Write was
+/// answered.
+fn shut_down_with_a_host_that_sends(each: usize) -> (u32, bool) {
+    let (mut sim, connector) = stepped();
+    let (admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut io = Host::io(&mut sim, &connector, cntlid);
+    io.submit(&write_by_r2t(1, 0, 256), &[]);
+    sim.settle();
+    let pdu = io.next().unwrap();
+    let r2t = DataHeader::decode(pdu.first_chunk().unwrap());
+    let data = Digests::default().h2c_data(&r2t, 0, &[7; 128 << 10], true);
+    let mut pieces = data.chunks(each);
+    let mut hosts = Some((admin, io));
+    let (mut tenths, mut answered) = (0, false);
+    sim.begin_shutdown();
+    sim.settle();
+    while !sim.is_over() {
+        tenths += 1;
+        assert!(tenths < 1000, "it does not end");
+        sim.set_time(sim.time() + SECOND / 10);
+        if let Some((_, io)) = &mut hosts {
+            if let Some(piece) = pieces.next() {
+                io.send(piece);
+            }
+            sim.settle();
+            answered |= io.next().is_some();
+            if io.is_ended() {
+                hosts = None;
+            }
+        }
+        sim.settle();
+    }
+    (tenths, answered)
+}
+
+/// A shutdown does not wait for a host that brings a byte now and then, or nothing, for longer than
+/// two seconds; but for one whose link is slow until it is done.
+#[test]
+fn s60_a_shutdown_waits_for_slow_hosts_and_not_for_those_that_drip() {
+    for each in [1, 100] {
+        assert_eq!(
+            shut_down_with_a_host_that_sends(each),
+            (20, false),
+            "{each}"
+        );
+    }
+    // 64 KiB, and 12 KiB, per second.
+    for (each, least) in [(6554, 20), (1229, 100)] {
+        let (tenths, answered) = shut_down_with_a_host_that_sends(each);
+        assert!(answered && tenths >= least, "{each}: {tenths}");
+    }
+}
+
 /// Sixteen hosts keep a device busy with reads of 128 KiB; between them there is never room for one of
 /// 1 MiB. It is not passed over for ever.
 #[test]
