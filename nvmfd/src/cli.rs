@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 pub(crate) use value::{
-    Bind, Device, DirectName, DiscoveryPort, EngineName, TransportName, one_line,
+    Bind, Device, DirectName, DiscoveryPort, EngineName, TransportName, one_line, quoted, shortened,
 };
 
 /// Most that `--buffers` takes, the most that a target takes.
@@ -215,7 +215,8 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "USECS", value_parser = number(0_u64, 1_000_000))]
     pub(crate) busy_poll: Option<u64>,
 
-    /// Carry out a command (below) before anything is served; may be given several times
+    /// Carry out a command (below, all but stats and quit) before anything is served; may be given
+    /// several times
     #[arg(
         long = "command",
         value_name = "COMMAND",
@@ -365,15 +366,10 @@ pub(crate) struct FirstCommand {
 }
 
 fn first_command(text: OsString) -> Result<FirstCommand, String> {
-    match Command::parse(text.as_bytes())? {
-        Command::Quit | Command::Stats => {
-            Err("quit and stats make no sense before anything is served".to_owned())
-        }
-        command => Ok(FirstCommand {
-            text: text.to_string_lossy().into_owned(),
-            command,
-        }),
-    }
+    Ok(FirstCommand {
+        command: Command::parse_first(text.as_bytes())?,
+        text: text.to_string_lossy().into_owned(),
+    })
 }
 
 /// Clap's message without its advice: up to the first empty line, joined.

@@ -3,12 +3,19 @@
 
 mod command;
 
-use crate::cli::{FirstCommand, one_line};
+use crate::cli::{FirstCommand, one_line, shortened};
 use crate::devices::Devices;
 use crate::{Failure, listen};
+use command::lossy;
 pub(crate) use command::{Command, help};
 use nvmf_target::{Change, Error, ListenerConfig, ListenerInfo, Referral, Role, Target};
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
+
+/// Bytes of a line of commands, with its end: room for the longest path, or for a list of hosts.
+const LINE_MAX: usize = 64 << 10;
+
+/// Bytes of an answer that is an error.
+const ERROR_MAX: usize = 1024;
 
 /// What commands work on.
 pub(crate) struct Control {
@@ -106,7 +113,8 @@ impl Control {
     }
 
     /// Carries out commands until `quit`, the end of the input or an error of either stream.
-    /// Returns whether it was `quit`.
+    /// Returns whether it was `quit`. A line that is too long is not kept, and one without an end
+    /// not carried out.
     ///
     /// # Errors
     /// Reading a command or writing an answer has failed.
@@ -118,20 +126,40 @@ impl Control {
         let mut line = Vec::new();
         loop {
             line.clear();
-            if input.read_until(b'\n', &mut line)? == 0 {
+            let most = LINE_MAX as u64;
+            if input.by_ref().take(most).read_until(b'\n', &mut line)? == 0 {
                 return Ok(false);
             }
-            if line.trim_ascii().is_empty() {
+            let is_whole = line.ends_with(b"\n");
+            let command = if is_whole && line.trim_ascii().is_empty() {
                 continue;
-            }
-            let command = Command::parse(&line);
+            } else if is_whole {
+                Command::parse(&line)
+            } else if line.len() == LINE_MAX {
+                input.skip_until(b'\n')?;
+                Err(format!(
+                    "{} is the beginning of a line that is too long; at most {LINE_MAX} bytes are \
+                     wanted",
+                    lossy(&line)
+                ))
+            } else {
+                // Whoever was writing it has been cut short: `remove 1` may have been to be
+                // `remove 12`.
+                Err(format!(
+                    "{} is the beginning of a line that has no end; a newline is wanted",
+                    lossy(&line)
+                ))
+            };
             let quit = command == Ok(Command::Quit);
             let done = command
                 .map_err(Failure::Usage)
                 .and_then(|command| self.run(&command));
             match done {
                 Ok(answer) => writeln!(output, "ok {}", one_line(&answer))?,
-                Err(err) => writeln!(output, "error {}", one_line(&err.to_string()))?,
+                Err(err) => {
+                    let text = one_line(&err.to_string());
+                    writeln!(output, "error {}", shortened(&text, ERROR_MAX))?;
+                }
             }
             output.flush()?;
             if quit {

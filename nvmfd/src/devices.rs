@@ -33,7 +33,7 @@ pub(crate) struct Devices {
     options: FileOptions,
     engine: FileEngine,
     pool: Arc<WorkerPool>,
-    /// RAM disks ever made: the next one's identity is its number.
+    /// RAM disks that there have been: the next one's identity is its number.
     ram_disks: u32,
     open: BTreeMap<u32, Open>,
 }
@@ -74,11 +74,16 @@ impl Devices {
     /// If the NSID is taken, the device is served already, or it cannot be opened.
     pub(crate) fn open(&mut self, nsid: u32, device: &Device) -> Result<(), Failure> {
         let open = self.open_new(nsid, device)?;
-        self.open.insert(nsid, open);
+        self.keep(nsid, open);
         Ok(())
     }
 
-    fn open_new(&mut self, nsid: u32, device: &Device) -> Result<Open, Failure> {
+    fn keep(&mut self, nsid: u32, open: Open) {
+        self.ram_disks += u32::from(open.file.is_none());
+        self.open.insert(nsid, open);
+    }
+
+    fn open_new(&self, nsid: u32, device: &Device) -> Result<Open, Failure> {
         if let Some(other) = self.open.get(&nsid) {
             return Err(Failure::Usage(format!(
                 "namespace {nsid} is there already: {}",
@@ -92,17 +97,17 @@ impl Devices {
         }
     }
 
-    fn open_ram_disk(&mut self, name: String, bytes: u64) -> Result<Open, Failure> {
+    fn open_ram_disk(&self, name: String, bytes: u64) -> Result<Open, Failure> {
         let disk = RamDisk::new(bytes, self.block_size.unwrap_or(512)).map_err(|err| {
             match Failure::asked_for(err) {
                 Failure::Usage(text) => Failure::Usage(format!("{name}: {text}")),
                 Failure::Environment(text) => Failure::Environment(format!("{name}: {text}")),
             }
         })?;
-        self.ram_disks += 1;
+        let number = self.ram_disks + 1;
         let ids = self
             .machine
-            .namespace(&self.nqn, format!("ramdisk:{}", self.ram_disks).as_bytes());
+            .namespace(&self.nqn, format!("ramdisk:{number}").as_bytes());
         let read_only = self.options.read_only;
         let disk = disk.with_info(|info| {
             info.with_uuid(ids.uuid)
@@ -173,7 +178,7 @@ impl Devices {
         let added = target.add_namespace(&self.nqn, nsid, Arc::clone(&open.namespace));
         added.map_err(Failure::asked_for)?;
         let text = open.describe(nsid);
-        self.open.insert(nsid, open);
+        self.keep(nsid, open);
         Ok(text)
     }
 

@@ -7,7 +7,7 @@ mod identity;
 mod listen;
 mod memory;
 
-use cli::{Cli, one_line};
+use cli::{Cli, one_line, quoted};
 use control::Control;
 use devices::Devices;
 use identity::Machine;
@@ -57,7 +57,7 @@ impl Failure {
 
     /// With the `--command` that it is about.
     fn of_command(self, command: &str) -> Self {
-        let named = |text: String| format!("--command {command:?}: {text}");
+        let named = |text: String| format!("--command {}: {text}", quoted(command));
         match self {
             Self::Usage(text) => Self::Usage(named(text)),
             Self::Environment(text) => Self::Environment(named(text)),
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
         Ok(Ok(())) | Err(None) => return ExitCode::SUCCESS,
         Ok(Err(failure)) | Err(Some(failure)) => failure,
     };
-    eprintln!("nvmfd: {}", one_line(&failure.to_string()));
+    complain(&one_line(&failure.to_string()));
     match failure {
         Failure::Environment(_) => ExitCode::FAILURE,
         Failure::Usage(_) => ExitCode::from(2),
@@ -133,13 +133,18 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     wait(signals);
     stopping.store(true, Ordering::Relaxed);
     if !target.shutdown(SHUTDOWN_WITHIN) {
-        eprintln!(
-            "nvmfd: not all that was in flight has finished, and was flushed, within {SHUTDOWN_WITHIN:?}"
-        );
+        complain(&format!(
+            "a device has not finished, or not flushed, what it was given, within {SHUTDOWN_WITHIN:?}"
+        ));
         // Not by returning: that would wait for the pool's threads, which may hang in a device.
         std::process::exit(1);
     }
     Ok(())
+}
+
+/// Says why the daemon ends. Nobody may read it any more, which must not be in the way of the end.
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "nvmfd: {text}");
 }
 
 /// Lets the process have as many descriptors as it may: each connection is one.

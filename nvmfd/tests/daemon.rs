@@ -278,6 +278,15 @@ fn wrong_arguments_are_refused_before_anything_is_served() {
     }
 }
 
+/// What it says in the end is in nobody's way, also where nobody hears it.
+#[test]
+fn errors_need_no_reader() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = command(&["--nonsense"]).stderr(writer).status().unwrap();
+    assert_eq!(status.code(), Some(2));
+}
+
 #[test]
 fn help_and_version_are_no_errors() {
     for (option, says) in [

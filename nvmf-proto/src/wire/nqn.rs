@@ -174,9 +174,10 @@ impl fmt::Display for Nqn {
     }
 }
 
+/// The same in quotes.
 impl fmt::Debug for Nqn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Nqn({self})")
+        fmt::Debug::fmt(&Escaped(self.0.as_bytes()), f)
     }
 }
 
@@ -232,15 +233,18 @@ fn is_uuid(text: &str) -> bool {
 
 /// Shows bytes from a peer so that they cannot disturb a log or a terminal: control characters,
 /// characters that hide or reorder text, backslashes, and bytes that are not UTF-8 are escaped.
+///
+/// In a line among other words it wants its `Debug` form, which is in quotes: what is in them is the
+/// peer's, however many blanks it has, and nothing is seen to be nothing.
 #[derive(Clone, Copy)]
 pub struct Escaped<'a>(pub &'a [u8]);
 
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Escaped<'_> {
+    fn write(&self, f: &mut fmt::Formatter<'_>, quoted: bool) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
             for c in chunk.valid().chars() {
-                if c == '\\' {
-                    f.write_str("\\\\")?;
+                if c == '\\' || (quoted && c == '"') {
+                    write!(f, "\\{c}")?;
                 } else if c.is_control() || is_invisible(c) {
                     write!(f, "{}", c.escape_unicode())?;
                 } else {
@@ -255,9 +259,17 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, false)
+    }
+}
+
 impl fmt::Debug for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        f.write_char('"')?;
+        self.write(f, true)?;
+        f.write_char('"')
     }
 }
 
@@ -384,10 +396,14 @@ mod tests {
     fn hostile_names_are_shown_escaped() {
         let nqn = Nqn::from_field(&field(b"a\nb\x1b[2J\\")).expect("a name");
         assert_eq!(nqn.to_string(), "a\\u{a}b\\u{1b}[2J\\\\");
-        assert_eq!(format!("{nqn:?}"), format!("Nqn({nqn})"));
+        assert_eq!(format!("{nqn:?}"), format!("\"{nqn}\""));
         let rtl = "a\u{202e}b\u{fc}";
         assert_eq!(Escaped(rtl.as_bytes()).to_string(), "a\\u{202e}b\u{fc}");
         assert_eq!(Escaped(b"a\xff\xfeb").to_string(), "a\\xff\\xfeb");
+        assert_eq!(format!("{:?}", Escaped(b"")), "\"\"");
+        let forged = Escaped(br#"x" closed by "y\"#);
+        assert_eq!(format!("{forged:?}"), r#""x\" closed by \"y\\""#);
+        assert_eq!(forged.to_string(), r#"x" closed by "y\\"#);
     }
 
     proptest::proptest! {

@@ -240,7 +240,7 @@ impl Conn {
                     Info,
                     cx.core.chatters.refusal,
                     cx.now,
-                    "{}: Connect of {} to {} queue {} refused: {refusal}",
+                    "{}: Connect of {:?} to {:?} queue {} refused: {refusal}",
                     self.peer,
                     Escaped(until_nul(&data.hostnqn)),
                     Escaped(until_nul(&data.subnqn)),

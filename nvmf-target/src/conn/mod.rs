@@ -525,7 +525,7 @@ impl Conn {
                     Warn,
                     cx.core.chatters.silence,
                     cx.now,
-                    "controller {cntlid} of {nqn}: Keep Alive Timeout of {kato} ms, {host} was silent"
+                    "controller {cntlid} of {nqn:?}: Keep Alive Timeout of {kato} ms, {host:?} was silent"
                 );
                 controller.fail();
                 "Keep Alive Timeout"
@@ -588,7 +588,7 @@ impl Conn {
                     Info,
                     cx.core.chatters.close,
                     cx.now,
-                    "controller {} of {} closed by {}: {why}",
+                    "controller {} of {:?} closed by {:?}: {why}",
                     controller.cntlid,
                     controller.subsystem.nqn,
                     controller.hostnqn

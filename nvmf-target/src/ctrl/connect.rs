@@ -217,7 +217,7 @@ pub(crate) fn connect(
             Info,
             core.chatters.open,
             caller.now,
-            "controller {} of {} opened by {}",
+            "controller {} of {:?} opened by {:?}",
             controller.cntlid,
             subsystem.nqn,
             controller.hostnqn

@@ -607,7 +607,7 @@ impl Core {
             strangers.retain(|controller| !admitted(controller));
             for controller in &strangers {
                 info!(
-                    "controller {} of {}: {} may not use it any more",
+                    "controller {} of {:?}: {:?} may not use it any more",
                     controller.cntlid, subsystem.nqn, controller.hostnqn
                 );
                 controller.end();

@@ -73,7 +73,7 @@ impl Controller {
                         Warn,
                         self.subsystem.chatter,
                         now,
-                        "{} resets {} by controller {}",
+                        "{:?} resets {:?} by controller {}",
                         self.hostnqn,
                         self.subsystem.nqn,
                         self.cntlid

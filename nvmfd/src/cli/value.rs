@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 use nvmf_proto::wire::nqn::Nqn;
 use nvmf_target::ns::{Direct, FileEngine};
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -34,8 +35,10 @@ impl Device {
             return Ok(Self::File(text.into()));
         };
         match size(bytes)? {
-            0 => Err("the size is 0".to_owned()),
-            bytes if bytes > Self::MAX_RAM_DISK => Err("the size is over 16t".to_owned()),
+            0 => Err("the size is 0; at least one block is wanted".to_owned()),
+            bytes if bytes > Self::MAX_RAM_DISK => {
+                Err("the size is over 16t; at most that is wanted".to_owned())
+            }
             bytes => Ok(Self::RamDisk { bytes }),
         }
     }
@@ -68,6 +71,37 @@ pub(crate) fn one_line(text: &str) -> String {
             escaped.into_iter().flatten().chain(plain)
         })
         .collect()
+}
+
+/// Bytes of a value, roughly, that an error repeats.
+const SHOWN_MAX: usize = 100;
+
+/// A value as an error names it: in quotes, and no more of it than what tells which one it is.
+pub(crate) fn quoted(text: &str) -> String {
+    match &text[..boundary(text, SHOWN_MAX)] {
+        whole if whole == text => format!("{whole:?}"),
+        begin => format!("{begin:?}... ({} bytes)", text.len()),
+    }
+}
+
+/// The text, if it has at most so many bytes, else its beginning and its end: what an error is about,
+/// and what is wrong.
+pub(crate) fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return text.into();
+    }
+    let begin = &text[..boundary(text, most / 2)];
+    let end = &text[boundary(text, text.len() - most / 2)..];
+    format!("{begin} ... {end}").into()
+}
+
+/// Where the character begins or ends that is at or around this byte.
+fn boundary(text: &str, at: usize) -> usize {
+    let at = at.min(text.len());
+    (0..=at)
+        .rev()
+        .find(|&at| text.is_char_boundary(at))
+        .unwrap_or(0)
 }
 
 /// `--bind`: an address to listen on, and the I/O port there if it is not `--port`.
@@ -305,6 +339,20 @@ mod tests {
         ] {
             assert!(size(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn errors_repeat_so_much_of_a_value() {
+        assert_eq!(quoted("1\n\0"), r#""1\n\0""#);
+        let long = "\u{e4}".repeat(1 << 20);
+        assert!(quoted(&long).starts_with("\"\u{e4}\u{e4}") && quoted(&long).len() < 130);
+        assert_eq!(shortened("short", 5), "short");
+        let text = format!("{long}: no such file");
+        let short = shortened(&text, 101);
+        assert!(
+            short.ends_with(": no such file") && short.len() < 110,
+            "{short}"
+        );
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! The control language: one command per line.
 
-use crate::cli::Device;
+use crate::cli::{Device, quoted};
 use nvmf_target::AnaState;
 use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 
-/// The commands with their arguments, and what each does.
+/// The commands with their arguments, and what each does; the last ones are for a daemon that serves.
 const USAGE: [(&str, &str); 15] = [
     ("add NSID DEVICE", "a new namespace"),
     ("remove NSID", "no longer a namespace; its device is closed"),
@@ -41,6 +41,9 @@ const USAGE: [(&str, &str); 15] = [
     ("stats", "how much there is of what hosts take up"),
     ("quit", "end as by SIGTERM"),
 ];
+
+/// How many of them make sense before anything is served.
+const FIRST: usize = 13;
 
 /// The commands as `--help` shows them.
 pub(crate) fn help() -> String {
@@ -114,12 +117,29 @@ impl Command {
     /// # Errors
     /// What is wrong, and what is wanted.
     pub(crate) fn parse(line: &[u8]) -> Result<Self, String> {
+        Self::parse_one_of(&USAGE, line)
+    }
+
+    /// The same before anything is served.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn parse_first(line: &[u8]) -> Result<Self, String> {
+        let (first, later) = USAGE.split_at(FIRST);
+        let (name, _) = split_word(line);
+        if usage(later, name).is_some() {
+            return Err("it makes no sense before anything is served".to_owned());
+        }
+        Self::parse_one_of(first, line)
+    }
+
+    fn parse_one_of(commands: &[(&'static str, &str)], line: &[u8]) -> Result<Self, String> {
         let (name, rest) = split_word(line);
-        let Some(usage) = usage(name) else {
-            let names = USAGE.map(|(usage, _)| name_of(usage));
+        let Some(usage) = usage(commands, name) else {
+            let names: Vec<&str> = commands.iter().map(|(usage, _)| name_of(usage)).collect();
             return Err(format!(
-                "{:?}: one of {} is wanted",
-                String::from_utf8_lossy(line.trim_ascii()),
+                "{}: one of {} is wanted",
+                lossy(line.trim_ascii()),
                 names.join(", ")
             ));
         };
@@ -132,7 +152,7 @@ impl Command {
                     return Err(words.wanted("the DEVICE is missing"));
                 }
                 let device = Device::parse(OsStr::from_bytes(device).to_owned())
-                    .map_err(|text| words.wanted(&text))?;
+                    .map_err(|text| words.wanted(&format!("{}: {text}", lossy(device))))?;
                 Self::Add { nsid, device }
             }
             b"remove" => Self::Remove {
@@ -171,17 +191,17 @@ impl Command {
                 address: words.address()?,
             },
             b"refer" => Self::Refer {
-                address: words.address()?,
+                address: words.peer()?,
             },
             b"unrefer" => Self::Unrefer {
-                address: words.address()?,
+                address: words.peer()?,
             },
             b"stats" => Self::Stats,
             _ => Self::Quit,
         };
         match words.rest {
             [] => Ok(command),
-            rest => Err(words.wanted(&format!("{:?} is too much", String::from_utf8_lossy(rest)))),
+            rest => Err(words.wanted(&format!("{} is too much", lossy(rest)))),
         }
     }
 }
@@ -218,7 +238,10 @@ impl Words<'_> {
         let text = self.next(what)?;
         match text.parse() {
             Ok(number) if number != 0 && number != u32::MAX => Ok(number),
-            _ => Err(self.wanted(&format!("{what} {text:?} is no number from 1"))),
+            _ => Err(self.wanted(&format!(
+                "{what} {} is no number from 1 to 4294967294",
+                quoted(&text)
+            ))),
         }
     }
 
@@ -234,7 +257,7 @@ impl Words<'_> {
             .iter()
             .find(|(name, _)| *name == text)
             .map(|(_, value)| *value)
-            .ok_or_else(|| self.wanted(&format!("{text:?} is none of {names}")))
+            .ok_or_else(|| self.wanted(&format!("{} is none of {names}", quoted(&text))))
     }
 
     fn address(&mut self) -> Result<SocketAddr, String> {
@@ -245,9 +268,22 @@ impl Words<'_> {
     fn read_address(&self, text: &str) -> Result<SocketAddr, String> {
         text.parse().map_err(|_| {
             self.wanted(&format!(
-                "{text:?} is no address such as 192.0.2.7:4420 or [2001:db8::7]:4420"
+                "{} is no address such as 192.0.2.7:4420 or [2001:db8::7]:4420",
+                quoted(text)
             ))
         })
+    }
+
+    /// An address that hosts can connect to.
+    fn peer(&mut self) -> Result<SocketAddr, String> {
+        let address = self.address()?;
+        if address.port() == 0 || address.ip().is_unspecified() {
+            return Err(self.wanted(&format!(
+                "\"{address}\" is nothing to connect to: an address of one machine, and a port \
+                 from 1 to 65535"
+            )));
+        }
+        Ok(address)
     }
 
     fn port_or_all(&mut self) -> Result<Option<SocketAddr>, String> {
@@ -289,9 +325,14 @@ fn split_word(text: &[u8]) -> (&[u8], &[u8]) {
     (word, rest.trim_ascii())
 }
 
+/// What an operator has written, as an error names it.
+pub(super) fn lossy(value: &[u8]) -> String {
+    quoted(&String::from_utf8_lossy(value))
+}
+
 /// A command and its arguments.
-fn usage(name: &[u8]) -> Option<&'static str> {
-    USAGE
+fn usage(commands: &[(&'static str, &str)], name: &[u8]) -> Option<&'static str> {
+    commands
         .iter()
         .map(|(usage, _)| *usage)
         .find(|usage| name_of(usage).as_bytes() == name)
@@ -422,7 +463,8 @@ mod tests {
             ("add 1", "DEVICE is missing"),
             ("add x ramdisk:1m", "NSID \"x\""),
             ("add 0 ramdisk:1m", "NSID \"0\""),
-            ("add 1 ramdisk:?", "a size such as"),
+            ("add 1 ramdisk:?", "\"ramdisk:?\": a size such as"),
+            ("add 1 ramdisk:1m\0", r#""ramdisk:1m\0": a size such as"#),
             ("remove", "NSID is missing"),
             ("remove 4294967295", "NSID"),
             ("remove -1", "NSID \"-1\" is no number from 1"),
@@ -440,6 +482,8 @@ mod tests {
             ("allow", "any|HOST is missing"),
             ("listen 4420", "\"4420\" is no address"),
             ("refer", "ADDR:PORT is missing; \"refer ADDR:PORT\""),
+            ("refer 127.0.0.1:0", "\"127.0.0.1:0\" is nothing to connect"),
+            ("refer [::]:8009", "\"[::]:8009\" is nothing to connect"),
         ];
         for (line, says) in wrong {
             let text = Command::parse(line.as_bytes()).unwrap_err();
@@ -449,5 +493,33 @@ mod tests {
             );
         }
         Command::parse(b"\xff\xfe").unwrap_err();
+        for long in [
+            "",
+            "add 1 ramdisk:",
+            "remove ",
+            "refer ",
+            "read-only 1 ",
+            "quit ",
+        ] {
+            let text = Command::parse(format!("{long}{:09999}", 0).as_bytes()).unwrap_err();
+            assert!(text.len() < 400, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_asks_a_daemon_that_serves_is_not_done_before() {
+        let refused = |line: &str| Command::parse_first(line.as_bytes()).unwrap_err();
+        for line in ["stats", "quit"] {
+            Command::parse(line.as_bytes()).unwrap();
+            assert!(refused(line).contains("no sense before"));
+        }
+        for line in ["", "nonsense"] {
+            let text = refused(line);
+            assert!(
+                text.contains("unrefer") && !text.contains("stats"),
+                "{text}"
+            );
+        }
+        Command::parse_first(b"remove 1").unwrap();
     }
 }

@@ -5,6 +5,7 @@ use nvmf_host::nvmf_proto::wire::Status;
 use nvmf_host::nvmf_proto::wire::nqn::Nqn;
 use nvmf_host::{ConnectOptions, Controller};
 use std::fs::File;
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -89,6 +90,68 @@ fn namespaces_come_and_go_by_command() {
     assert_eq!(controller.active_namespaces().unwrap(), [7]);
     assert_eq!(daemon.tell("quit"), "ok quitting");
     assert_eq!(daemon.end(), Some(0));
+}
+
+/// Whoever was writing it may have been about to write `remove 12`.
+#[test]
+fn a_line_without_an_end_is_not_carried_out() {
+    let mut daemon = Daemon::start(&["--stdin-control", "ramdisk:1m"]);
+    let mut input = daemon.input.take().unwrap();
+    input.write_all(b"remove 1").unwrap();
+    drop(input);
+    let answer = daemon.line();
+    assert!(
+        answer.starts_with("error \"remove 1\" ") && answer.contains("newline"),
+        "{answer}"
+    );
+    let mut controller = daemon.connect(|_| {});
+    assert_eq!(controller.active_namespaces().unwrap(), [1]);
+}
+
+#[test]
+fn long_lines_are_refused_and_not_repeated() {
+    let mut daemon = Daemon::start(&["--stdin-control", "ramdisk:1m"]);
+    let digits = "1".repeat(5_000_000);
+    let name = "x".repeat(60_000);
+    for (line, says) in [
+        (format!("remove {digits}"), "at most 65536 bytes"),
+        (format!("add 2 /{name}"), ": File name too long"),
+        (format!("allow {name}"), "longer than 223 bytes"),
+    ] {
+        let answer = daemon.tell(&line);
+        assert!(
+            answer.starts_with("error ") && answer.contains(says) && answer.len() < 1200,
+            "{answer}"
+        );
+    }
+    // Nothing of them is left.
+    assert!(daemon.tell("stats").starts_with("ok "));
+}
+
+#[test]
+fn errors_name_the_value_and_what_is_wanted() {
+    let mut daemon = Daemon::start(&["--stdin-control", "ramdisk:1m"]);
+    for (line, says) in [
+        ("add 2 ramdisk:1x", "\"ramdisk:1x\": a size such as"),
+        ("add 5 ramdisk:1m\0", "\"ramdisk:1m\\0\": a size such as"),
+        ("refer 127.0.0.1:0", "\"127.0.0.1:0\""),
+    ] {
+        let answer = daemon.tell(line);
+        assert!(
+            answer.starts_with("error ") && answer.contains(says),
+            "{line}: {answer}"
+        );
+    }
+}
+
+/// A command that was refused has changed nothing: who comes next is who it would be without it.
+#[test]
+fn a_ram_disk_that_is_refused_takes_no_identity() {
+    let start = || Daemon::start(&["--stdin-control", "-n", NQN, "ramdisk:1m"]);
+    let add = "add 2 ramdisk:1m";
+    let mut daemon = start();
+    assert!(daemon.tell("add 1000000 ramdisk:1m").starts_with("error "));
+    assert_eq!(daemon.tell(add), start().tell(add));
 }
 
 /// A host with an NQN that lists may name.
@@ -287,7 +350,12 @@ fn commands_at_the_start_are_all_done_or_nothing_is_served() {
         ("unrefer 127.0.0.1:1", 2, "127.0.0.1:1"),
         ("listen 192.0.2.77:0", 1, "192.0.2.77"),
         ("allow disk", 2, "\"disk\""),
-        ("quit", 2, "quit"),
+        ("quit", 2, "no sense before anything is served"),
+        (
+            "nonsense",
+            2,
+            "forbid, listen, unlisten, refer, unrefer is wanted",
+        ),
         ("visible", 2, "visible"),
         ("resize 1", 2, "RAM disk"),
     ] {

@@ -3,12 +3,15 @@
 use super::storage::Storage;
 use super::writer::end_of_target;
 use crate::common::*;
+use nvmf_host::nvmf_proto::wire::pdu::DataHeader;
+use nvmf_host::raw::{RawPdu, Terms};
 use nvmf_host::{ConnectOptions, Controller, Data, Error, command};
 use rustix::process::Signal;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 /// Connects, moves data and goes, again and again, until the target is gone. Half of the time it
 /// leaves a connection behind that has not come far.
@@ -98,6 +101,37 @@ fn a_second_sigterm_is_the_end() {
     // The host might have been given up before the second signal came.
     let status = (0..20).map(|_| end_with_a_stalled_host(true));
     assert!(status.into_iter().any(|status| status == Some(1)));
+}
+
+/// A host that brings a byte now and then holds nothing up, and its fault is none of the target's.
+#[test]
+fn a_host_that_drips_is_given_up() {
+    let daemon = Daemon::start(&["-n", NQN, "ramdisk:1m"]);
+    let mut controller = daemon.connect(|_| {});
+    let mut queue = io_queue(&mut controller);
+    let write = command::write(1, 0, 128);
+    let data = Data::WriteByR2t(vec![1; 64 << 10]);
+    queue.queue().submit(write, data).unwrap();
+    assert!(queue.queue().flush().unwrap());
+    // From here on the stream is written by hand.
+    let fd = queue.queue().fd().unwrap().try_clone_to_owned().unwrap();
+    let mut stream = TcpStream::from(fd);
+    stream.set_nonblocking(false).unwrap();
+    let mut r2t = [0; 24];
+    stream.read_exact(&mut r2t).unwrap();
+    let r2t = DataHeader::decode(&r2t);
+    let pdu = RawPdu::h2c_data(&r2t, 0, &[1; 64 << 10], true, Terms::default()).bytes();
+    daemon.signal(Signal::TERM);
+    let pause = Duration::from_millis(100);
+    stream.set_read_timeout(Some(pause)).unwrap();
+    for byte in pdu {
+        let pause_is_over = |err: &std::io::Error| err.kind() == ErrorKind::WouldBlock;
+        let gone = stream.write(&[byte]).is_err();
+        if gone || !stream.read(&mut [0]).is_err_and(|err| pause_is_over(&err)) {
+            break;
+        }
+    }
+    assert_eq!(daemon.end(), Some(0));
 }
 
 /// What hosts have written and not flushed is on stable storage when the daemon has ended.
