@@ -17,7 +17,10 @@ use super::{BlockDevice, NsError, NsInfo, NsSink, Op, Support};
 use crate::Error;
 use log::info;
 pub use namespace::{FileEngine, FileNamespace};
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock, ioctl_blksszget};
+use rustix::fs::{
+    FallocateFlags, FlockOperation, FsWord, OFlags, PROC_SUPER_MAGIC, fallocate, flock, fstatfs,
+    ioctl_blksszget,
+};
 use rustix::io::{Errno, retry_on_intr};
 use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -35,6 +38,9 @@ const WAIT_STEP: Duration = Duration::from_millis(5);
 /// The largest preferred size that is passed on to hosts; what exceeds it is no block size but a
 /// network file system's wish for long transfers.
 const MAX_PREFERRED: u64 = 16 << 20;
+
+/// File systems whose files are no storage but talk to the kernel, by `f_type` of `statfs`.
+const NO_STORAGE: [(FsWord, &str); 2] = [(PROC_SUPER_MAGIC, "procfs"), (0x6265_6572, "sysfs")];
 
 /// How a file or block device is to be served.
 ///
@@ -182,6 +188,9 @@ impl FileBackend {
             FileId::Device { rdev } => Some(Limits::of(rdev)),
             FileId::File { .. } => None,
         };
+        if limits.is_none() {
+            is_storage(path, &file)?;
+        }
         if limits.is_some_and(|limits| limits.read_only) && !options.read_only {
             return Err(not_writable(path, &"the device is read-only"));
         }
@@ -456,6 +465,20 @@ fn lock(file: &File, read_only: bool) -> bool {
     };
     // Not every file system has locks.
     flock(file, how) != Err(Errno::WOULDBLOCK)
+}
+
+/// Whether what looks like a regular file is one.
+fn is_storage(path: &Path, file: &File) -> Result<(), Error> {
+    let kind = fstatfs(file)
+        .map_err(|err| Error::io(path.display().to_string(), err))?
+        .f_type;
+    match NO_STORAGE.iter().find(|(magic, _)| *magic == kind) {
+        None => Ok(()),
+        Some((_, name)) => Err(Error::config(format!(
+            "{} is a file of {name}, which stores nothing; a regular file or a block device is wanted",
+            path.display()
+        ))),
+    }
 }
 
 fn in_use(path: &Path) -> Error {

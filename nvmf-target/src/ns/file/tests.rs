@@ -388,6 +388,15 @@ fn what_cannot_be_served_is_refused_in_one_line() {
         refusal(dir.path(), &default).contains("is a directory; a regular file or a block device")
     );
     assert!(refusal("/dev/null", &default).contains("is a character device"));
+    let read_only = options(|o| o.read_only = true);
+    for (path, what) in [
+        ("/sys/kernel/mm/transparent_hugepage/enabled", "sysfs"),
+        ("/proc/version", "procfs"),
+    ] {
+        if Path::new(path).exists() {
+            assert!(refusal(path, &read_only).contains(what));
+        }
+    }
     assert!(refusal(dir.path().join("none"), &default).contains("No such file"));
     let socket = dir.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
