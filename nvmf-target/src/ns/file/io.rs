@@ -6,6 +6,7 @@ use rustix::fs::{
 use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2, retry_on_intr};
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::iter;
 
 /// What is written where no command of the kernel makes zeroes.
 static ZEROES: Page<{ 64 << 10 }> = Page([0; 64 << 10]);
@@ -18,16 +19,21 @@ struct Page<const N: usize>([u8; N]);
 #[derive(Debug)]
 pub(super) struct RawFile {
     pub(super) file: File,
+    /// The same, opened once more for writes with FUA. These ask, as a flush does, for what could
+    /// not be written back of anybody's data, and the kernel tells each open file once: what they
+    /// are told must not be missing when a flush asks.
+    fua: Option<File>,
     direct: bool,
     /// What the addresses of buffers must be multiples of.
     memory_align: usize,
 }
 
 impl RawFile {
-    /// I/O through the page cache.
-    pub(super) const fn buffered(file: File) -> Self {
+    /// I/O through the page cache. `fua` is the same file, opened once more, if it is written.
+    pub(super) const fn buffered(file: File, fua: Option<File>) -> Self {
         Self {
             file,
+            fua,
             direct: false,
             memory_align: 1,
         }
@@ -43,7 +49,7 @@ impl RawFile {
     /// Says in words why direct I/O is not to be had; everything stays as it was.
     pub(super) fn enable_direct(&mut self, block_size: u32) -> Result<(), String> {
         let flags = fcntl_getfl(&self.file).map_err(|err| err.to_string())?;
-        fcntl_setfl(&self.file, flags | OFlags::DIRECT)
+        self.set_flags(flags | OFlags::DIRECT)
             .map_err(|_| "the file system has none".to_owned())?;
         match self.direct_alignment(block_size) {
             Ok(memory_align) => {
@@ -51,10 +57,15 @@ impl RawFile {
                 Ok(())
             }
             Err(why) => {
-                fcntl_setfl(&self.file, flags).map_err(|err| err.to_string())?;
+                self.set_flags(flags).map_err(|err| err.to_string())?;
                 Err(why)
             }
         }
+    }
+
+    fn set_flags(&self, flags: OFlags) -> rustix::io::Result<()> {
+        let mut files = iter::once(&self.file).chain(&self.fua);
+        files.try_for_each(|file| fcntl_setfl(file, flags))
     }
 
     /// The alignment of memory that direct I/O wants, if it can do blocks of `block_size` bytes.
@@ -130,6 +141,11 @@ impl RawFile {
         Ok(retry_on_intr(|| fdatasync(&self.file))?)
     }
 
+    /// What is to be written to, with FUA or without.
+    pub(super) fn written(&self, fua: bool) -> &File {
+        self.fua.as_ref().filter(|_| fua).unwrap_or(&self.file)
+    }
+
     /// Whether memory suits the file, or has to be bounced.
     pub(super) fn is_aligned(&self, buf: &[u8]) -> bool {
         buf.as_ptr().addr().is_multiple_of(self.memory_align)
@@ -149,15 +165,11 @@ impl RawFile {
     }
 
     fn write_aligned(&self, mut offset: u64, mut buf: &[u8], fua: bool) -> io::Result<()> {
+        let file = self.written(fua);
         while !buf.is_empty() {
             let n = retry_on_intr(|| match fua {
-                true => pwritev2(
-                    &self.file,
-                    &[IoSlice::new(buf)],
-                    offset,
-                    ReadWriteFlags::DSYNC,
-                ),
-                false => pwrite(&self.file, buf, offset),
+                true => pwritev2(file, &[IoSlice::new(buf)], offset, ReadWriteFlags::DSYNC),
+                false => pwrite(file, buf, offset),
             })?;
             if n == 0 {
                 return Err(io::ErrorKind::WriteZero.into());

@@ -195,7 +195,11 @@ impl FileBackend {
             return Err(not_writable(path, &"the device is read-only"));
         }
         let block_size = block_size(path, &file, id, options.block_size)?;
-        let mut raw = RawFile::buffered(file);
+        let fua = match options.read_only {
+            true => None,
+            false => Some(open_again(path, id)?),
+        };
+        let mut raw = RawFile::buffered(file, fua);
         let bytes = raw.size().map_err(|err| Error::io(name.to_string(), err))?;
         let blocks = whole_blocks(path, bytes, block_size)?;
         go_direct(path, &mut raw, options.direct, block_size)?;
@@ -243,7 +247,7 @@ impl FileBackend {
     #[cfg(test)]
     fn reading(self, file: File) -> Self {
         Self {
-            raw: RawFile::buffered(file),
+            raw: RawFile::buffered(file, None),
             ..self
         }
     }
@@ -418,17 +422,31 @@ fn try_acquire(path: &Path, id: FileId, read_only: bool) -> Result<Option<File>,
     let Some(file) = open_file(path, id, read_only)? else {
         return Ok(None);
     };
+    is_still(path, &file, id)?;
+    let free = matches!(id, FileId::Device { .. }) || lock(&file, read_only);
+    Ok(free.then_some(file))
+}
+
+/// Opens what has been acquired once more, to be written.
+fn open_again(path: &Path, id: FileId) -> Result<File, Error> {
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let file = file.map_err(|err| Error::io(path.display().to_string(), err))?;
+    is_still(path, &file, id)?;
+    Ok(file)
+}
+
+/// Whether what was opened is what had been looked at.
+fn is_still(path: &Path, file: &File, id: FileId) -> Result<(), Error> {
     let name = path.display();
     let metadata = file
         .metadata()
         .map_err(|err| Error::io(name.to_string(), err))?;
-    if FileId::from_metadata(path, &metadata)? != id {
-        return Err(Error::config(format!(
-            "{name} was replaced while it was being opened"
-        )));
+    if FileId::from_metadata(path, &metadata)? == id {
+        return Ok(());
     }
-    let free = matches!(id, FileId::Device { .. }) || lock(&file, read_only);
-    Ok(free.then_some(file))
+    Err(Error::config(format!(
+        "{name} was replaced while it was being opened"
+    )))
 }
 
 /// Opens it; `None`: it is a device that somebody else has.

@@ -571,6 +571,26 @@ fn what_cannot_be_written_back_no_flush_hides() {
     }
 }
 
+/// What the kernel tells a write with FUA, a Flush is not told any more, if both use one open file.
+#[test]
+fn what_a_write_with_fua_is_told_a_flush_hears_as_well() {
+    for engine in [FileEngine::Threads, FileEngine::Uring] {
+        let Some(thin) = Thin::new() else { return };
+        let node = &thin.disk.as_ref().unwrap().node;
+        let dev = shared(node, &options(|o| o.direct = Direct::Off));
+        let mut host = Rig::of(&dev, engine, ReactorRing::default());
+        let mut data = pattern(1 << 20, 1);
+        host.run(Op::Write { fua: false }, 0, &mut data).unwrap();
+        // The kernel writes back what it wants to, and nobody is told.
+        let everything = File::open(node).unwrap();
+        everything.sync_all().unwrap_err();
+        let fua = Op::Write { fua: true };
+        host.run(fua, 4 * MIB, &mut data[..4096]).unwrap_err();
+        host.run(Op::Flush, 0, &mut []).unwrap_err();
+        host.run(Op::Flush, 0, &mut []).unwrap_err();
+    }
+}
+
 /// Of a regular file something may be in the page cache although it is read and written past it, so
 /// what one host is told holds for all; a device past the page cache has nothing there.
 #[test]
@@ -578,23 +598,18 @@ fn what_one_host_is_told_is_lost_holds_for_all_hosts_of_a_file() {
     let fua = Op::Write { fua: true };
     let lost = || Err(std::io::Error::from(Errno::IO));
     let mut data = pattern(512, 1);
-    for (direct, promise) in [
-        (Direct::Auto, Op::Flush),
-        (Direct::Auto, fua),
-        (Direct::Off, fua),
-    ] {
+    for direct in [Direct::Auto, Direct::Off] {
         let file = file_of(MIB);
         let dev = shared(file.path(), &options(|o| o.direct = direct));
         let mut hosts = [FileEngine::Threads, FileEngine::Uring]
             .map(|engine| Rig::of(&dev, engine, ReactorRing::default()));
-        // Of no room for a write everybody hears who has none, and nothing is lost.
-        let full = Err(std::io::Error::from(Errno::NOSPC));
-        dev.promised(fua, full).unwrap_err();
+        // A write speaks for itself.
+        dev.promised(fua, lost()).unwrap_err();
         dev.promised(Op::Write { fua: false }, lost()).unwrap_err();
         for host in &mut hosts {
             host.run(Op::Flush, 0, &mut []).unwrap();
         }
-        dev.promised(promise, lost()).unwrap_err();
+        dev.promised(Op::Flush, lost()).unwrap_err();
         for host in &mut hosts {
             host.run(Op::Flush, 0, &mut []).unwrap_err();
             host.run(fua, 0, &mut data).unwrap_err();

@@ -5,7 +5,6 @@ use super::io::truncated;
 use super::{FileBackend, FileId, Op};
 use crate::Error;
 use log::error;
-use rustix::io::Errno;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -46,9 +45,10 @@ impl FileBackend {
     /// What a command has come to, if it promises that data is on stable storage.
     ///
     /// Of what is in the page cache, the kernel reports once per open file that it could not be
-    /// written back, to whoever asks next, and forgets the data. It may be anybody's, so after that
-    /// nobody is told any more that his is safe. A write with FUA asks as a Flush does; if it
-    /// fails, nobody can say whether that was its own data or another's.
+    /// written back, to whoever asks next, and forgets the data. It may be anybody's, so after a
+    /// Flush has been told nobody is told any more that his is safe. A write with FUA is told by
+    /// another open file ([`RawFile`](super::RawFile)) and is about its own data only; what it is
+    /// told may have been meant for all, and the next Flush hears it, too.
     pub(super) fn promised(&self, op: Op, done: io::Result<()>) -> io::Result<()> {
         let is_promise = matches!(op, Op::Flush | Op::Write { fua: true });
         if !is_promise || !self.keeps_pages() {
@@ -61,9 +61,7 @@ impl FileBackend {
             )),
             Ok(()) => Ok(()),
             Err(err) => {
-                // A write may fail for want of space without anything being lost.
-                let is_lost = op == Op::Flush || Errno::from_io_error(&err) == Some(Errno::IO);
-                if is_lost && !lost.swap(true, Ordering::AcqRel) {
+                if op == Op::Flush && !lost.swap(true, Ordering::AcqRel) {
                     error!(
                         "{}: the system could not write back what hosts have written: {err}; no Flush and no write with FUA succeeds until it is opened anew",
                         self.name()

@@ -381,7 +381,8 @@ impl Ring {
 impl Flight {
     /// The entry that does what is left of the request.
     fn entry(&mut self) -> squeue::Entry {
-        let fd = Fd(self.file.backend.raw.file.as_raw_fd());
+        let raw = &self.file.backend.raw;
+        let fd = Fd(raw.file.as_raw_fd());
         let offset = self.request.byte_range().start + self.done as u64;
         match self.request.op() {
             Op::Read => {
@@ -394,6 +395,7 @@ impl Flight {
             Op::Write { fua } => {
                 let rest = self.request.data().get(self.done..).unwrap_or_default();
                 let flags = if fua { ReadWriteFlags::DSYNC.bits() } else { 0 };
+                let fd = Fd(raw.written(fua).as_raw_fd());
                 opcode::Write::new(fd, rest.as_ptr(), length(rest))
                     .offset(offset)
                     .rw_flags(flags.cast_signed())
