@@ -50,8 +50,8 @@ pub struct TargetConfig {
     /// Connections at a time. If there are so many, one without a Connect makes room for one that
     /// comes, see `max_unconnected`; if all are queues, the one that comes is closed at once.
     pub max_connections: usize,
-    /// The same for connections from one IPv4 address or one IPv6 network of 64 bits; `None`, the
-    /// default: no limit. As with all limits by address, connections without one do not count.
+    /// The same for connections from one IPv4 address or one IPv6 network of 64 bits, of which one
+    /// without a Connect makes room for one that comes; `None`, the default: no limit. As with all limits by address, connections without one do not count.
     pub max_connections_per_address: Option<usize>,
     /// Connections of one host (HOSTNQN) at a time, in all subsystems but the discovery
     /// service's: admin and I/O queues. The
@@ -61,12 +61,12 @@ pub struct TargetConfig {
     /// refused as Controller Busy.
     pub max_controllers_per_host: usize,
     /// Discovery controllers at a time, of all hosts together: everybody may have some. They do not
-    /// count as connections of their hosts. The Connect of a further one is refused as Controller
-    /// Busy.
+    /// count as connections of their hosts, and may take [`TargetConfig::queue_bytes_min`] of
+    /// `admin_queue_entries` each. The Connect of a further one is refused as Controller Busy.
     pub max_discovery_controllers: usize,
     /// Connections at a time whose Connect has not been accepted yet. If there are so many, one of
     /// them makes room for one that comes: one that has sent no ICReq, if it has been there while an
-    /// eighth of this many came; else one that has; of each kind the one that has been there
+    /// eighth as many came as there are; else one that has; of each kind the one that has been there
     /// longest. Linux opens the connections of all I/O queues of a controller before it sends the
     /// first of their Connects: with less than `max_connections`, hosts that come back together may
     /// end one another's.

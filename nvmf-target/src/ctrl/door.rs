@@ -8,6 +8,15 @@
 //! itself and keeps nobody out. Their Connects may take longer: Linux opens the connections of all
 //! its I/O queues, ICReq included, before it sends the first of their Connects, and a thousand
 //! hosts that come back together have many thousands of them.
+//!
+//! What comes is silent at first, and must not be ended for those that have sent an ICReq and stay.
+//! So a silent connection goes first only when an eighth of those among which one has to go have
+//! come after it. That is judged by the set at hand, that of the target or of one address: a number
+//! for all would be more than a small set has, and no silent one of it would ever go first.
+//!
+//! All this is done behind one lock, in a flood for each connection that comes, while reactors that
+//! seat or drop one wait. Therefore the connections of each reactor are kept in a row of their own:
+//! those of one that does not get round to ending any are passed over at once, not one by one.
 
 use super::connect::{Limit, Refusal};
 use super::lock;
@@ -15,7 +24,7 @@ use crate::TargetConfig;
 use crate::reactor::{Mailbox, Message};
 use crate::wake::Waker;
 use nvmf_proto::wire::nqn::Nqn;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::Ordering;
@@ -35,26 +44,21 @@ pub(crate) struct Door {
 #[derive(Clone, Copy, Debug)]
 struct Limits {
     connections: usize,
-    per_address: usize,
+    per_address: Option<usize>,
     per_host: usize,
     discovery: usize,
     unconnected: usize,
     silent_per_address: usize,
     queue_bytes: usize,
-    /// A silent connection is not the first to make room before so many have come after it: what
-    /// comes is silent at first, and must not be ended for those that are not and stay.
-    spared: u64,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// The number of the next connection.
-    next: u64,
     /// Connections that exist and have not been told to end.
     staying: usize,
     /// Connections that were told to end to make room.
     ending: usize,
-    /// Of those that stay: which are no queues yet.
+    /// Of those that stay: which are no queues yet, by number: how many had come before.
     waiting: BTreeMap<u64, Waiting>,
     order: Order,
     addresses: BTreeMap<IpAddr, Address>,
@@ -91,22 +95,81 @@ struct Host {
 /// Connections that are no queues yet, in the order of their coming.
 #[derive(Debug, Default)]
 struct Order {
+    /// How many have ever come, whatever has become of them.
+    arrivals: u64,
     /// No ICReq has come yet.
-    silent: BTreeSet<u64>,
-    greeted: BTreeSet<u64>,
+    silent: Rows,
+    greeted: Rows,
 }
 
 impl Order {
-    fn greet(&mut self, number: u64) {
-        if self.silent.remove(&number) {
-            self.greeted.insert(number);
+    fn arrive(&mut self, number: u64, mailbox: &Arc<Mailbox>) {
+        self.silent.insert(number, self.arrivals, mailbox);
+        self.arrivals += 1;
+    }
+
+    fn greet(&mut self, number: u64, mailbox: &Arc<Mailbox>) {
+        if let Some(arrival) = self.silent.remove(number, mailbox) {
+            self.greeted.insert(number, arrival, mailbox);
         }
     }
 
-    fn remove(&mut self, number: u64) {
-        if !self.silent.remove(&number) {
-            self.greeted.remove(&number);
+    fn remove(&mut self, number: u64, mailbox: &Arc<Mailbox>) {
+        if self.silent.remove(number, mailbox).is_none() {
+            self.greeted.remove(number, mailbox);
         }
+    }
+
+    /// The number of the connection that makes room for another.
+    fn first_to_go(&self) -> Option<u64> {
+        let spared = (self.silent.len() + self.greeted.len()).div_ceil(8) as u64;
+        let silent = self.silent.first();
+        let (number, _) = silent
+            .filter(|(_, arrival)| self.arrivals - arrival > spared)
+            .or_else(|| self.greeted.first())
+            .or(silent)?;
+        Some(number)
+    }
+}
+
+/// Connections by reactor: which arrival of their [`Order`] they were, by number. There is no row
+/// without one.
+#[derive(Debug, Default)]
+struct Rows(Vec<(Arc<Mailbox>, BTreeMap<u64, u64>)>);
+
+impl Rows {
+    fn insert(&mut self, number: u64, arrival: u64, mailbox: &Arc<Mailbox>) {
+        let at = self.position(mailbox).unwrap_or_else(|| {
+            self.0.push((Arc::clone(mailbox), BTreeMap::new()));
+            self.0.len() - 1
+        });
+        self.0[at].1.insert(number, arrival);
+    }
+
+    /// Its arrival, if it is here.
+    fn remove(&mut self, number: u64, mailbox: &Arc<Mailbox>) -> Option<u64> {
+        let at = self.position(mailbox)?;
+        let (_, row) = &mut self.0[at];
+        let arrival = row.remove(&number);
+        if row.is_empty() {
+            self.0.swap_remove(at);
+        }
+        arrival
+    }
+
+    fn position(&self, mailbox: &Arc<Mailbox>) -> Option<usize> {
+        self.0.iter().position(|(of, _)| Arc::ptr_eq(of, mailbox))
+    }
+
+    fn len(&self) -> usize {
+        self.0.iter().map(|(_, row)| row.len()).sum()
+    }
+
+    /// Number and arrival of the first of those whose reactors get round to ending connections.
+    fn first(&self) -> Option<(u64, u64)> {
+        let ending = self.0.iter().filter(|(mailbox, _)| !mailbox.is_crowded());
+        let firsts = ending.filter_map(|(_, row)| row.first_key_value());
+        firsts.min().map(|(&number, &arrival)| (number, arrival))
     }
 }
 
@@ -183,17 +246,15 @@ fn counted_by(peer: IpAddr) -> IpAddr {
 
 impl Door {
     pub(crate) fn new(config: &TargetConfig) -> Arc<Self> {
-        let connections = config.max_connections;
         Arc::new(Self {
             limits: Limits {
-                connections,
-                per_address: config.max_connections_per_address.unwrap_or(connections),
+                connections: config.max_connections,
+                per_address: config.max_connections_per_address,
                 per_host: config.max_connections_per_host,
                 discovery: config.max_discovery_controllers,
                 unconnected: config.max_unconnected,
                 silent_per_address: config.max_silent_per_address,
                 queue_bytes: config.queue_bytes,
-                spared: (config.max_unconnected.min(connections) / 8) as u64,
             },
             acceptor: OnceLock::new(),
             state: Mutex::default(),
@@ -212,7 +273,7 @@ impl Door {
 
     /// Connections that have ever come in.
     pub(crate) fn accepted(&self) -> u64 {
-        lock(&self.state).next
+        lock(&self.state).order.arrivals
     }
 
     /// Whom to wake when a reactor that had too many connections to end may get others again.
@@ -230,15 +291,14 @@ impl Door {
         let address = peer.map(counted_by);
         let mut state = lock(&self.state);
         self.make_room(&mut state, address)?;
-        let number = state.next;
-        state.next += 1;
+        let number = state.order.arrivals;
         state.staying += 1;
         if let Some(ip) = address {
             let at = state.addresses.entry(ip).or_default();
             at.connections += 1;
-            at.order.silent.insert(number);
+            at.order.arrive(number, mailbox);
         }
-        state.order.silent.insert(number);
+        state.order.arrive(number, mailbox);
         let waiting = Waiting {
             address,
             mailbox: Arc::clone(mailbox),
@@ -259,12 +319,15 @@ impl Door {
     fn make_room(&self, state: &mut State, address: Option<IpAddr>) -> Result<(), Full> {
         let limits = &self.limits;
         if let Some(at) = address.and_then(|ip| state.addresses.get(&ip)) {
-            if at.connections >= limits.per_address {
-                let first = state.first_to_go(&at.order, limits.spared);
-                state.evict(first.ok_or(Full::Address(limits.per_address))?);
+            if let Some(most) = limits.per_address
+                && at.connections >= most
+            {
+                let first = at.order.first_to_go();
+                state.evict(first.ok_or(Full::Address(most))?);
             } else if at.order.silent.len() >= limits.silent_per_address {
-                let first = state.first_of(&at.order.silent);
-                state.evict(first.ok_or(Full::Silent(limits.silent_per_address))?);
+                let first = at.order.silent.first();
+                let (number, _) = first.ok_or(Full::Silent(limits.silent_per_address))?;
+                state.evict(number);
             }
         }
         let full = if state.staying >= limits.connections {
@@ -274,19 +337,20 @@ impl Door {
         } else {
             return Ok(());
         };
-        let first = state.first_to_go(&state.order, limits.spared);
+        let first = state.order.first_to_go();
         state.evict(first.ok_or(full)?);
         Ok(())
     }
 
     /// The system has no descriptor or memory left: ends half of the connections that are no queues
-    /// yet, in the order in which they make room for others.
+    /// yet, in the order in which they make room for others, or as many as reactors get round to.
     pub(crate) fn give_way(&self) {
         let mut state = lock(&self.state);
         for _ in 0..state.waiting.len().div_ceil(2) {
-            if let Some(first) = state.first_to_go(&state.order, self.limits.spared) {
-                state.evict(first);
-            }
+            let Some(first) = state.order.first_to_go() else {
+                break;
+            };
+            state.evict(first);
         }
     }
 
@@ -341,23 +405,6 @@ impl Door {
 }
 
 impl State {
-    /// The connection that makes room for another.
-    fn first_to_go(&self, order: &Order, spared: u64) -> Option<u64> {
-        self.first_of(&order.silent)
-            .filter(|number| self.next - number > spared)
-            .or_else(|| self.first_of(&order.greeted))
-            .or_else(|| self.first_of(&order.silent))
-    }
-
-    /// The first of those whose reactors get round to ending connections.
-    fn first_of(&self, numbers: &BTreeSet<u64>) -> Option<u64> {
-        let ends = |number: &&u64| {
-            let waiting = self.waiting.get(number);
-            waiting.is_some_and(|waiting| !waiting.mailbox.is_crowded())
-        };
-        numbers.iter().find(ends).copied()
-    }
-
     /// Tells a connection that is no queue yet to end.
     fn evict(&mut self, number: u64) {
         let Some(waiting) = self.stop_waiting(number) else {
@@ -374,9 +421,9 @@ impl State {
     /// A connection is a queue now, or gone.
     fn stop_waiting(&mut self, number: u64) -> Option<Waiting> {
         let waiting = self.waiting.remove(&number)?;
-        self.order.remove(number);
+        self.order.remove(number, &waiting.mailbox);
         if let Some(at) = waiting.address.and_then(|ip| self.addresses.get_mut(&ip)) {
-            at.order.remove(number);
+            at.order.remove(number, &waiting.mailbox);
         }
         Some(waiting)
     }
@@ -409,9 +456,9 @@ impl Guest {
     /// Its ICReq has come.
     pub(crate) fn greet(&self) {
         let mut state = lock(&self.door.state);
-        state.order.greet(self.number);
+        state.order.greet(self.number, &self.mailbox);
         if let Some(at) = self.address.and_then(|ip| state.addresses.get_mut(&ip)) {
-            at.order.greet(self.number);
+            at.order.greet(self.number, &self.mailbox);
         }
     }
 

@@ -1,5 +1,6 @@
 use super::*;
 use nvmf_proto::wire::Status;
+use std::collections::VecDeque;
 
 struct Rig {
     door: Arc<Door>,
@@ -64,7 +65,7 @@ impl Rig {
         assert_eq!(self.mailbox.connections.load(Ordering::Acquire), 0);
         let state = lock(&self.door.state);
         assert!(state.waiting.is_empty() && state.addresses.is_empty() && state.hosts.is_empty());
-        assert!(state.order.silent.is_empty() && state.order.greeted.is_empty());
+        assert!(state.order.silent.0.is_empty() && state.order.greeted.0.is_empty());
         assert_eq!((state.queue_bytes, state.discovery), (0, 0));
         assert_eq!(self.mailbox.ending.load(Ordering::Acquire), 0);
     }
@@ -144,6 +145,17 @@ fn a_full_target_takes_no_place_from_queues() {
     drop(fourth);
     drop(rig.waiting("192.0.2.9"));
     drop((queue, third));
+    rig.assert_empty();
+}
+
+/// The log names the limit that an operator can raise, also where one address has all connections.
+#[test]
+fn an_address_without_a_limit_is_not_what_is_full() {
+    let rig = Rig::new(|c| c.max_connections = 3);
+    let queues = [0, 1, 2].map(|_| rig.queue("192.0.2.1", "a"));
+    let full = rig.enter(Some("192.0.2.1")).unwrap_err();
+    assert_eq!(full.to_string(), "3 connections are the limit");
+    drop(queues);
     rig.assert_empty();
 }
 
@@ -247,6 +259,43 @@ fn a_reactor_that_stands_still_holds_up_nobody_else() {
     rig.assert_empty();
 }
 
+/// Whoever waits for the lock does not wait for a flood: connections whose reactor gets round to no
+/// more are passed over at once, and where there are no others, `give_way` is done. One by one these
+/// would be some billions to look at, and this test would take many minutes.
+#[test]
+fn connections_that_cannot_be_ended_are_not_looked_at_one_by_one() {
+    const MANY: usize = 1 << 16;
+    let rig = Rig::new(|c| {
+        (c.max_connections, c.max_unconnected) = (2 * MANY, 2 * MANY);
+        c.max_silent_per_address = 2 * MANY;
+    });
+    let other = Rig {
+        door: Arc::clone(&rig.door),
+        mailbox: Mailbox::new().unwrap(),
+    };
+    let peer = "192.0.2.1";
+    let greeted: Vec<_> = (0..MANY / 2).map(|_| rig.greeted(peer)).collect();
+    let silent: Vec<_> = (0..MANY / 2).map(|_| rig.waiting(peer)).collect();
+    rig.door.give_way();
+    assert!(rig.mailbox.is_crowded());
+    assert_eq!(rig.evicted().len(), ENDING_MAX);
+    rig.door.give_way();
+    assert_eq!(rig.evicted(), []);
+    // There is room for as many again, and for each one more one of these goes.
+    let others: Vec<_> = (0..MANY + ENDING_MAX)
+        .map(|_| other.waiting(peer))
+        .collect();
+    let mut others = VecDeque::from(others);
+    for _ in 0..MANY / 2 {
+        let oldest = others.pop_front().unwrap();
+        others.push_back(other.waiting(peer));
+        assert_eq!(other.evicted(), [oldest.number]);
+    }
+    assert_eq!(rig.evicted(), []);
+    drop((greeted, silent, others));
+    rig.assert_empty();
+}
+
 /// Hosts that have sent their ICReq, and whose Connects are still to come, are not ended for those
 /// that are silent, whichever came first; and what comes is not ended for those that only stay.
 #[test]
@@ -268,6 +317,43 @@ fn silent_connections_make_room_first() {
     let fourth = rig.waiting("192.0.2.1");
     assert_eq!(rig.evicted(), [flood[0].number]);
     drop((greeted, fresh, flood, third, fourth));
+    rig.assert_empty();
+}
+
+/// Where one of few has to go, an eighth of these few is spared, not of all that there may be: a host
+/// does not lose its own connections to silent ones from its address.
+#[test]
+fn silent_connections_of_an_address_make_room_first() {
+    let rig = Rig::new(|c| c.max_connections_per_address = Some(32));
+    let silent: Vec<_> = (0..20).map(|_| rig.waiting("192.0.2.1")).collect();
+    let host: Vec<_> = (0..17).map(|_| rig.greeted("192.0.2.1")).collect();
+    assert_eq!(rig.evicted(), [0, 1, 2, 3, 4]);
+    drop(silent);
+    // What is there is 17. One that comes is spared, however many come from elsewhere.
+    let more: Vec<_> = (0..14).map(|_| rig.greeted("192.0.2.1")).collect();
+    let fresh = rig.waiting("192.0.2.1");
+    let elsewhere: Vec<_> = (0..100)
+        .map(|i| rig.waiting(&format!("198.51.100.{i}")))
+        .collect();
+    assert_eq!(rig.evicted(), []);
+    let flood: Vec<_> = (0..4).map(|_| rig.waiting("192.0.2.1")).collect();
+    assert_eq!(rig.evicted(), [20, 21, 22, 23]);
+    let last = rig.waiting("192.0.2.1");
+    assert_eq!(rig.evicted(), [fresh.number]);
+    drop((host, more, fresh, elsewhere, flood, last));
+    rig.assert_empty();
+}
+
+/// The same where queues have left few connections to others.
+#[test]
+fn silent_connections_make_room_first_near_the_limit() {
+    let rig = Rig::new(|c| c.max_connections = 150);
+    let queues: Vec<_> = (0..100).map(|_| rig.queue("192.0.2.9", "a")).collect();
+    let silent: Vec<_> = (0..30).map(|_| rig.waiting("192.0.2.1")).collect();
+    let host: Vec<_> = (0..50).map(|_| rig.greeted("192.0.2.2")).collect();
+    let numbers: Vec<_> = silent.iter().map(|guest| guest.number).collect();
+    assert_eq!(rig.evicted(), numbers);
+    drop((queues, silent, host));
     rig.assert_empty();
 }
 
