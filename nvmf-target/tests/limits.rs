@@ -13,6 +13,7 @@ use nvmf_target::transport::{MemTransport, Stream, Transport, TransportAddress};
 use nvmf_target::{Role, TargetConfig};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -339,6 +340,18 @@ struct Short {
     failed: Arc<AtomicU64>,
 }
 
+impl Short {
+    fn new(error: Errno, inner: MemTransport) -> Self {
+        Self {
+            error,
+            inner,
+            event: eventfd(1, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap(),
+            short: Arc::new(AtomicBool::new(true)),
+            failed: Arc::default(),
+        }
+    }
+}
+
 impl Transport for Short {
     fn address(&self) -> TransportAddress {
         self.inner.address()
@@ -372,16 +385,8 @@ fn scenario_67_accepting_without_descriptors_neither_spins_nor_stops_for_good() 
     eventually("it is there", || target.stats().unconnected == 1);
 
     let (inner, connector) = MemTransport::new("short").unwrap();
-    let event = eventfd(1, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap();
-    let short = Arc::new(AtomicBool::new(true));
-    let failed = Arc::new(AtomicU64::new(0));
-    let transport = Short {
-        error: Errno::MFILE,
-        inner,
-        event,
-        short: Arc::clone(&short),
-        failed: Arc::clone(&failed),
-    };
+    let transport = Short::new(Errno::MFILE, inner);
+    let (short, failed) = (Arc::clone(&transport.short), Arc::clone(&transport.failed));
     let start = Instant::now();
     target.listen_on(Box::new(transport), Role::Io).unwrap();
     silent.expect_end();
@@ -415,14 +420,8 @@ fn scenario_67_a_transport_that_cannot_accept_is_alone_with_that() {
     let mut silent = Raw::tcp(address);
     eventually("it is there", || target.stats().unconnected == 1);
     let (inner, _connector) = MemTransport::new("broken").unwrap();
-    let failed = Arc::new(AtomicU64::new(0));
-    let transport = Short {
-        error: Errno::PROTO,
-        inner,
-        event: eventfd(1, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap(),
-        short: Arc::new(AtomicBool::new(true)),
-        failed: Arc::clone(&failed),
-    };
+    let transport = Short::new(Errno::PROTO, inner);
+    let failed = Arc::clone(&transport.failed);
     target.listen_on(Box::new(transport), Role::Io).unwrap();
     for _ in 0..3 {
         let before = failed.load(Ordering::SeqCst);
@@ -435,6 +434,71 @@ fn scenario_67_a_transport_that_cannot_accept_is_alone_with_that() {
     silent.send(&Digests::default().ic_req());
     silent.recv();
     drop(silent);
+    witness.is_alone();
+    drop(witness);
+    assert_idle(&target);
+}
+
+/// A listener of which [`Short`] is a part, and whose descriptor cannot be watched now and then.
+struct Unwatchable {
+    short: Short,
+    /// epoll refuses files.
+    file: File,
+    /// Whether it cannot, call by call, from the lowest bit on.
+    calls: Arc<AtomicU64>,
+}
+
+impl Transport for Unwatchable {
+    fn address(&self) -> TransportAddress {
+        self.short.address()
+    }
+
+    fn readiness(&self) -> BorrowedFd<'_> {
+        let calls = self.calls.load(Ordering::SeqCst);
+        self.calls.store(calls >> 1, Ordering::SeqCst);
+        if calls & 1 == 1 {
+            self.file.as_fd()
+        } else {
+            self.short.readiness()
+        }
+    }
+
+    fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>> {
+        let accepted = self.short.accept();
+        if accepted.is_err() {
+            // Once is enough. It is taken out of what is watched, and twice cannot be put back.
+            self.short.short.store(false, Ordering::SeqCst);
+            self.calls.store(0b110, Ordering::SeqCst);
+        }
+        accepted
+    }
+}
+
+/// Watching may fail for a lack of memory as accepting may, and is tried again as that is: at first,
+/// and after a pause.
+#[test]
+fn scenario_67_a_listener_that_cannot_be_watched_for_a_while_is_watched_again() {
+    let (target, address) = target(config());
+    let mut witness = Witness::new(&target, address);
+    let (inner, connector) = MemTransport::new("unwatchable").unwrap();
+    let transport = Unwatchable {
+        short: Short::new(Errno::PROTO, inner),
+        file: File::open(std::env::current_exe().unwrap()).unwrap(),
+        calls: Arc::new(AtomicU64::new(0b11)),
+    };
+    let (failed, calls) = (
+        Arc::clone(&transport.short.failed),
+        Arc::clone(&transport.calls),
+    );
+    target.listen_on(Box::new(transport), Role::Io).unwrap();
+    eventually("it is watched, and accepts", || {
+        failed.load(Ordering::SeqCst) == 1
+    });
+    eventually("it cannot be watched again", || {
+        calls.load(Ordering::SeqCst) == 0
+    });
+    witness.works();
+    drop(connect_in_memory(&connector, &options(address)));
     witness.is_alone();
     drop(witness);
     assert_idle(&target);

@@ -4,7 +4,7 @@ use super::{Mailbox, Message, Poller, now};
 use crate::Error;
 use crate::chatter::limited;
 use crate::conn::Wire;
-use crate::contain::{Guarded, contain};
+use crate::contain::{Guarded, Panic, contain};
 use crate::ctrl::{Core, Listener};
 use crate::transport::{Stream, Transport};
 use crate::wake::Waker;
@@ -117,15 +117,6 @@ struct Watched {
 }
 
 impl Watched {
-    fn watch(&self, poller: &Poller, token: u64) {
-        let name = &self.listener.name;
-        match contain(|| poller.add_level(self.transport.readiness(), token)) {
-            Ok(Ok(())) => {}
-            Ok(Err(err)) => warn!("listener {name}: it cannot be watched: {err}"),
-            Err(panic) => error!("listener {name}: its transport {panic}"),
-        }
-    }
-
     fn unwatch(&self, poller: &Poller) {
         if let Err(panic) = contain(|| poller.remove(self.transport.readiness())) {
             error!("listener {}: its transport {panic}", self.listener.name);
@@ -225,20 +216,47 @@ impl Acceptor {
 
     /// Watches those listeners again whose pause is over, and says how long the next one takes.
     fn resume(&mut self, now: Time) -> Option<Duration> {
-        let mut next: Option<u64> = None;
-        for (&token, watched) in &mut self.listeners {
-            let Some(until) = watched.paused else {
-                continue;
-            };
-            if until <= now {
-                watched.paused = None;
-                watched.watch(&self.poller, token);
-            } else {
-                let left = until.0 - now.0;
-                next = Some(next.map_or(left, |next| next.min(left)));
-            }
+        let is_over = |watched: &Watched| watched.paused.is_some_and(|until| until <= now);
+        let over = self.listeners.iter().filter(|(_, w)| is_over(w));
+        let over: Vec<u64> = over.map(|(&token, _)| token).collect();
+        for token in over {
+            self.watch(token);
         }
-        next.map(Duration::from_nanos)
+        let next = self.listeners.values().filter_map(|w| w.paused).min()?;
+        Some(Duration::from_nanos(next.0.saturating_sub(now.0)))
+    }
+
+    /// Watches a listener. If that cannot be, then for a lack of memory or the like, so it is tried
+    /// again after a pause: whoever asked for the listener takes it that it listens.
+    fn watch(&mut self, token: u64) {
+        let Some(watched) = self.listeners.get_mut(&token) else {
+            return;
+        };
+        watched.paused = None;
+        match contain(|| self.poller.add_level(watched.transport.readiness(), token)) {
+            Ok(Ok(())) => {}
+            Ok(Err(err)) => {
+                let now = now();
+                limited!(
+                    Warn,
+                    self.core.chatters.listen,
+                    now,
+                    "listener {}: it cannot be watched: {err}",
+                    watched.listener.name
+                );
+                watched.paused = Some(now.after(PAUSE_NANOS));
+            }
+            Err(panic) => self.give_up(token, &panic),
+        }
+    }
+
+    /// Closes a listener whose transport has panicked.
+    fn give_up(&mut self, token: u64, panic: &Panic) {
+        if let Some(watched) = self.listeners.get(&token) {
+            let name = &watched.listener.name;
+            error!("listener {name}: its transport {panic}; it accepts no more connections");
+        }
+        drop(self.unwatch(token));
     }
 
     /// One that accepts when it is told to, and the way to it.
@@ -288,8 +306,8 @@ impl Acceptor {
                         listener,
                         paused: None,
                     };
-                    watched.watch(&self.poller, token);
                     self.listeners.insert(token, watched);
+                    self.watch(token);
                 }
                 Order::Close(listener, done) => {
                     let gone = |(_, other): &(_, &Watched)| Arc::ptr_eq(&other.listener, &listener);
@@ -323,14 +341,7 @@ impl Acceptor {
             }
             let accepted = match contain(|| watched.transport.accept()) {
                 Ok(accepted) => accepted,
-                Err(panic) => {
-                    error!(
-                        "listener {}: its transport {panic}; it accepts no more connections",
-                        watched.listener.name
-                    );
-                    drop(self.unwatch(token));
-                    return;
-                }
+                Err(panic) => return self.give_up(token, &panic),
             };
             match accepted {
                 Ok(None) => return,
