@@ -14,7 +14,7 @@ use identity::Machine;
 use listen::{Listeners, reachable};
 use log::{LevelFilter, info, warn};
 use nvmf_target::ns::WorkerPool;
-use nvmf_target::{FileReservationStore, Role, SubsystemConfig, Target};
+use nvmf_target::{FileReservationStore, Role, SubsystemConfig, Target, TargetConfig};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -98,7 +98,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         .filter_level(level)
         .parse_default_env()
         .init();
-    raise_descriptor_limit(cli.target_config().max_connections);
+    raise_descriptor_limit(&cli.target_config());
     let machine = Machine::of(Path::new("/"));
     let nqn = cli.nqn.clone().unwrap_or_else(|| machine.nqn());
 
@@ -147,8 +147,9 @@ fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "nvmfd: {text}");
 }
 
-/// Lets the process have as many descriptors as it may: each connection is one.
-fn raise_descriptor_limit(connections: usize) {
+/// Lets the process have as many descriptors as it may: each connection is one, also those that are
+/// on their way out while others come.
+fn raise_descriptor_limit(config: &TargetConfig) {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -161,10 +162,11 @@ fn raise_descriptor_limit(connections: usize) {
             limit.current
         }
     };
-    let wants = connections as u64 + OTHER_DESCRIPTORS;
+    let wants = (config.connections_max() as u64).saturating_add(OTHER_DESCRIPTORS);
     if let Some(has) = has.filter(|&has| has < wants) {
         warn!(
-            "{connections} connections (--connections) want some {wants} descriptors, and the limit of open files is {has}"
+            "{} connections (--connections), and as many as may be on their way out, want some {wants} descriptors, and the limit of open files is {has}",
+            config.max_connections
         );
     }
 }
