@@ -165,7 +165,7 @@ fn raise_descriptor_limit(config: &TargetConfig) {
     let wants = (config.connections_max() as u64).saturating_add(OTHER_DESCRIPTORS);
     if let Some(has) = has.filter(|&has| has < wants) {
         warn!(
-            "{} connections (--connections), and as many as may be on their way out, want some {wants} descriptors, and the limit of open files is {has}",
+            "{} connections (--connections), and 64 per thread on their way out, want some {wants} descriptors, and the limit of open files is {has}",
             config.max_connections
         );
     }
