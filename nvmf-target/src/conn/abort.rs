@@ -99,6 +99,9 @@ impl Conn {
         let Some(slot) = self.tcp.find(cid) else {
             return false;
         };
+        if self.forgo_turn(cx, slot) {
+            return true;
+        }
         if self.command(slot).parts > 0 {
             return self.abort_request(cx, slot);
         }

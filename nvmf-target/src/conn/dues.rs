@@ -21,14 +21,15 @@ impl Dues {
     }
 
     /// Whether less than an eighth of the `owed` bytes, or than 16 KiB, has been moved within
-    /// `limit` nanoseconds, as long as the shortage has been looked at that `began` then.
-    fn are_late(&mut self, owed: usize, now: Time, limit: u64, began: Time) -> bool {
-        let enough = owed.min(SMALL).max(owed / 8) as u64;
+    /// `limit` nanoseconds, as long as the shortage has been looked at that `began` then; half of
+    /// that in half of the time, and so on, `hurry` times.
+    fn are_late(&mut self, owed: usize, now: Time, limit: u64, hurry: u32, began: Time) -> bool {
+        let enough = (owed.min(SMALL).max(owed / 8) >> hurry) as u64;
         let (since, before) = self.paid;
         if owed == 0 || since < began || self.moved - before >= enough {
             self.paid = (now, self.moved);
         }
-        self.paid.0.after(limit) <= now
+        self.paid.0.after(limit >> hurry) <= now
     }
 }
 
@@ -36,12 +37,12 @@ impl Conn {
     /// Whether its host has moved nothing for `limit` nanoseconds, or too little for the buffers
     /// that only it can free. What is in a backend, or waits for a backend or for others, is not its
     /// fault; commands that need no buffers are no use of those.
-    pub(crate) fn is_stuck(&mut self, cx: &Cx, limit: u64, began: Time) -> bool {
+    pub(crate) fn is_stuck(&mut self, cx: &Cx, limit: u64, hurry: u32, began: Time) -> bool {
         let now = cx.now;
         let (to_fill, to_empty) = if self.held > 0 { self.owed() } else { (0, 0) };
-        let late = self.filling.are_late(to_fill, now, limit, began)
-            | self.emptying.are_late(to_empty, now, limit, began);
-        let idle = self.moved.after(limit) < now && to_fill + to_empty > 0;
+        let late = self.filling.are_late(to_fill, now, limit, hurry, began)
+            | self.emptying.are_late(to_empty, now, limit, hurry, began);
+        let idle = self.moved.after(limit >> hurry) < now && to_fill + to_empty > 0;
         late || idle
     }
 

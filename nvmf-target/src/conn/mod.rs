@@ -21,7 +21,7 @@ mod tx;
 mod wire;
 
 pub(crate) use cost::queue_bytes;
-pub(crate) use io::{CopyLimits, DMRL, DMRSL, STRIDE};
+pub(crate) use io::{CopyLimits, DMRL, DMRSL, STRIDE, Turns};
 pub(crate) use wire::Wire;
 
 use crate::buf::IoBuf;
@@ -163,6 +163,8 @@ pub(crate) struct Conn {
     emptying: Dues,
     /// Its requests in backends.
     in_flight: usize,
+    /// Commands whose next steps wait for their turn.
+    later: VecDeque<Slot>,
     /// A Connect that waits for another queue to end.
     held_connect: Option<Held>,
     timer: Option<Time>,
@@ -228,6 +230,7 @@ impl Conn {
             filling: Dues::default(),
             emptying: Dues::default(),
             in_flight: 0,
+            later: VecDeque::new(),
             held_connect: None,
             timer: None,
             before: Before::Whole,

@@ -155,6 +155,15 @@ pub(super) struct Shortage {
 }
 
 impl Shortage {
+    /// How often time and dues of those that hold buffers are halved, for what one of too many gives
+    /// back the next one gets, who may be no better. `limit` is the stall timeout.
+    fn hurry(&self, now: Time, limit: u64) -> u32 {
+        let lasted = now.0.saturating_sub(self.began.0) / limit.max(1);
+        #[expect(clippy::cast_possible_truncation, reason = "at most 3")]
+        let halvings = lasted.saturating_sub(1).min(3) as u32;
+        halvings
+    }
+
     pub(super) const fn next_look(&self) -> Time {
         self.look
     }
@@ -274,11 +283,11 @@ impl Reactor {
         if now < shortage.look {
             return;
         }
-        shortage.look = now.after(limit / 4);
-        let began = shortage.began;
+        let (began, hurry) = (shortage.began, shortage.hurry(now, limit));
+        shortage.look = now.after(limit >> hurry >> 2);
         for id in self.conns.ids() {
             if let Some(conn) = self.conns.get(id)
-                && conn.is_stuck(&self.cx, limit, began)
+                && conn.is_stuck(&self.cx, limit, hurry, began)
             {
                 limited!(
                     Warn,

@@ -342,6 +342,12 @@ impl Lanes {
         loan.filter(|loan| loan.len() == len)
     }
 
+    /// Whether a lane carries out on this thread what it is given.
+    pub(crate) fn is_inline(&self, index: usize) -> bool {
+        let lane = self.lanes.get(index).and_then(Option::as_ref);
+        lane.is_some_and(|lane| lane.device.is_some())
+    }
+
     /// Whether [`Lanes::write`] is possible now.
     pub(crate) fn writes_inline(&self, index: usize) -> bool {
         let lane = self.lanes.get(index).and_then(Option::as_ref);

@@ -26,7 +26,7 @@ pub(crate) use poller::{Poller, Ready};
 
 use crate::Error;
 use crate::buf::{BufPool, IoBuf};
-use crate::conn::{Conn, Wire};
+use crate::conn::{Conn, Turns, Wire};
 use crate::ctrl::{Core, Guest, Listener};
 use crate::ns::{Completion, Port, REQUEST_BYTES, RequestPool, Route, SPARE_REQUESTS};
 pub(crate) use clock::now;
@@ -111,6 +111,8 @@ pub(crate) struct Cx {
     /// Connections with commands that wait for a buffer, in the order of their waiting.
     pub(crate) starved: VecDeque<u64>,
     pub(crate) line: Line,
+    /// Long requests that are carried out on this thread.
+    pub(crate) turns: Turns,
     /// Connections whose next bytes are in-capsule data that waits for a buffer.
     pub(crate) blocked: VecDeque<u64>,
     /// Connections that have used up their share of this turn and go on in the next.
@@ -299,6 +301,7 @@ impl Reactor {
                 dirty: Vec::with_capacity(EARLY),
                 starved: VecDeque::new(),
                 line: Line::default(),
+                turns: Turns::default(),
                 blocked: VecDeque::new(),
                 ready: Vec::with_capacity(EARLY),
                 carried: 0,
@@ -330,6 +333,7 @@ impl Reactor {
 
     /// Does what there is to do; true if there was anything.
     fn turn(&mut self) -> bool {
+        self.cx.turns.begin();
         let mut worked = self.messages();
         let mut ready = std::mem::take(&mut self.ready);
         ready.append(&mut self.cx.ready);
@@ -343,6 +347,7 @@ impl Reactor {
         self.ready = ready;
         // Behind the reading, so that no Keep Alive is overlooked that has come in time.
         self.timers();
+        worked |= self.long_steps();
         self.cx.lanes.commit_turn(&self.cx.poller);
         worked |= self.completions();
         worked |= self.cx.reclaim();
@@ -383,7 +388,10 @@ impl Reactor {
         // Buffers came back after commands that wait for some had been looked at.
         let owed = !(self.cx.starved.is_empty() && self.cx.blocked.is_empty())
             && (self.cx.free_bytes() != self.fed_at || self.cx.line.has_changed());
-        owed || self.cx.lanes.owes() || !self.cx.ready.is_empty() || self.backlog
+        owed || self.cx.turns.has_work()
+            || self.cx.lanes.owes()
+            || !self.cx.ready.is_empty()
+            || self.backlog
     }
 
     /// When there is something to do though nothing comes.
@@ -547,6 +555,23 @@ impl Reactor {
             }
         }
         self.bury(id);
+    }
+
+    /// Takes steps of long commands that wait for their turn.
+    fn long_steps(&mut self) -> bool {
+        let mut worked = false;
+        while let Some(id) = self.cx.turns.next() {
+            worked = true;
+            let more = self
+                .conns
+                .get(id)
+                .is_some_and(|conn| conn.take_turn(&mut self.cx));
+            if more {
+                self.cx.turns.again(id);
+            }
+            self.bury(id);
+        }
+        worked
     }
 
     /// Hands completions to their connections, and repeats if that makes new ones.

@@ -8,15 +8,18 @@ use crate::common::raw::{
 use crate::common::step::Step;
 use crate::common::{NQN, config};
 use nvmf_host::command;
+use nvmf_host::nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
 use nvmf_host::nvmf_proto::wire::fabrics::ConnectData;
 use nvmf_host::nvmf_proto::wire::pdu::{DataHeader, PduType, capsule_cqe};
 use nvmf_host::nvmf_proto::wire::property::Cc;
-use nvmf_host::nvmf_proto::wire::{Cqe, Sqe, Status};
-use nvmf_target::ns::{Inline, Namespace, NsInfo, RamDisk};
+use nvmf_host::nvmf_proto::wire::{Cqe, SglDescriptor, Sqe, Status};
+use nvmf_target::ns::{BlockDevice, Inline, Namespace, NsError, NsInfo, RamDisk, Support};
 use nvmf_target::sim::SimTarget;
 use nvmf_target::transport::{MemConnector, MemStream, MemTransport, Stream as _};
 use nvmf_target::{Role, SubsystemConfig, TargetConfig};
 use std::io::{IoSlice, IoSliceMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const MILLISECOND: u64 = 1_000_000;
 const SECOND: u64 = 1000 * MILLISECOND;
@@ -563,5 +566,119 @@ fn s65_half_a_pair_that_waits_for_a_buffer_stays() {
         }
         step.next().complete(Ok(()));
     }
+    assert_eq!(sim.target().stats(), Default::default());
+}
+
+/// A device on the reactor's thread that counts what it deallocates.
+struct Counting(Arc<AtomicU64>);
+
+impl BlockDevice for Counting {
+    fn info(&self) -> NsInfo {
+        let mut info = NsInfo::new(512, 1 << 31);
+        info.caps.deallocate = Support::Native;
+        info
+    }
+
+    fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<(), NsError> {
+        buf.fill(0);
+        Ok(())
+    }
+
+    fn write_at(&self, _: u64, _: &[u8], _: bool) -> Result<(), NsError> {
+        Ok(())
+    }
+
+    fn deallocate(&self, _: u64, len: u64) -> Result<(), NsError> {
+        self.0.fetch_add(len, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// However many commands keep a device of the reactor's thread busy for however long: in one turn it
+/// does so many bytes of them, and answers everything else.
+#[test]
+fn s65_long_commands_have_a_share_of_a_turn() {
+    const STRIDE: u64 = 32 << 20;
+    let mut config = config();
+    config.reactors = 1;
+    let done = Arc::new(AtomicU64::new(0));
+    let device = Inline::new(Counting(Arc::clone(&done)));
+    let (mut sim, connector) = stepped_with(config, device);
+    let (mut admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut other = Host::io(&mut sim, &connector, cntlid);
+    // 128 GiB each.
+    let range = DsmRange {
+        length: 1 << 23,
+        ..DsmRange::default()
+    };
+    let ranges = range.encode().repeat(32);
+    let mut hosts: Vec<_> = (0..4)
+        .map(|_| {
+            let (admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+            (admin, Host::io(&mut sim, &connector, cntlid))
+        })
+        .collect();
+    for (_, io) in &mut hosts {
+        for cid in 0..60 {
+            let mut sqe = command::dataset_management(1, 32, DsmAttributes::DEALLOCATE);
+            sqe.set_cid(cid);
+            sqe.set_sgl(SglDescriptor::in_capsule(512));
+            io.submit(&sqe, &ranges);
+        }
+    }
+    for cid in 0..200 {
+        let before = done.load(Ordering::Relaxed);
+        admin.submit(&command::keep_alive(), &[]);
+        other.submit(&read(cid, 0, 8), &[]);
+        sim.turn(0);
+        let bytes = done.load(Ordering::Relaxed) - before;
+        assert!(bytes <= 2 * STRIDE, "{bytes} in turn {cid}");
+        assert!(admin.next().is_some() && other.next().is_some());
+    }
+    assert!(done.load(Ordering::Relaxed) >= 199 * STRIDE);
+    // One that waits for its turn can be aborted at once; then all of them go.
+    let (first, io) = &mut hosts[0];
+    first.submit(&command::abort(1, 59), &[]);
+    (0..3).for_each(|_| _ = sim.turn(0));
+    let aborted = capsule_cqe(first.next().expect("an answer").first_chunk().unwrap());
+    assert_eq!((aborted.status, aborted.result & 1), (Status::SUCCESS, 0));
+    let ended = capsule_cqe(io.next().expect("its end").first_chunk().unwrap());
+    assert_eq!((ended.cid, ended.status), (59, Status::ABORT_REQUESTED));
+    drop((hosts, other, admin));
+    sim.settle();
+    assert_eq!(sim.target().stats(), Default::default());
+}
+
+/// What one host that does not send its data gives back the next one gets; each is given less time
+/// than those before it, so that a crowd of them does not hold up others by as many timeouts.
+#[test]
+fn s02_a_crowd_that_sends_nothing_gives_way_ever_faster() {
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 2 << 20);
+    let disk = RamDisk::new(1 << 20, 512).unwrap();
+    let (mut sim, connector) = stepped_with(config, Inline::new(disk));
+    let (admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut queue = Host::io(&mut sim, &connector, cntlid);
+    let crowd: Vec<_> = (0..600)
+        .map(|_| {
+            let (admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+            let mut io = Host::io(&mut sim, &connector, cntlid);
+            (0..5).for_each(|cid| io.submit(&write_by_r2t(cid, 0, 64), &[]));
+            sim.settle();
+            (admin, io)
+        })
+        .collect();
+    queue.submit(&read(1, 0, 128), &[]);
+    let begun = sim.time();
+    while queue.next().is_none() {
+        let next = sim.next_deadline().unwrap();
+        sim.set_time(next.max(sim.time() + MILLISECOND));
+        sim.settle();
+        assert!(sim.time() < begun + 60 * SECOND, "the Read gets no buffer");
+    }
+    let took = (sim.time() - begun) / SECOND;
+    assert!(took <= 30, "{took} s");
+    drop((crowd, queue, admin));
+    sim.settle();
     assert_eq!(sim.target().stats(), Default::default());
 }

@@ -4,12 +4,14 @@ mod compare;
 mod copy;
 mod plan;
 mod steps;
+mod turns;
 
 pub(crate) use copy::CopyLimits;
 pub(super) use copy::Copying;
 pub(super) use plan::IoPlan;
 pub(super) use steps::Step;
 pub(crate) use steps::{DMRL, DMRSL, STRIDE};
+pub(crate) use turns::Turns;
 
 use super::{Conn, Queue};
 use crate::buf::IoBuf;

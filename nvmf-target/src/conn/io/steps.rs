@@ -239,8 +239,12 @@ impl Conn {
             return Ok(());
         }
         inside(rest, now.blocks)?;
+        if !self.has_turn(cx, slot, ns, Step::Zeroes(zeroes))? {
+            return Ok(());
+        }
         let bytes = if native { STRIDE } else { Self::piece(cx) };
         let (range, rest) = split(rest, bytes, ns.lba_shift);
+        Self::spend(cx, range.blocks << ns.lba_shift);
         let next = Step::Zeroes(Zeroes { rest, ..zeroes });
         let (op, buf) = if native {
             let op = Op::WriteZeroes {
@@ -273,9 +277,13 @@ impl Conn {
             return Ok(());
         }
         inside(rest, now.blocks)?;
+        if !self.has_turn(cx, slot, ns, Step::Verify { ns, rest })? {
+            return Ok(());
+        }
         let native = now.caps.verify == Support::Native;
         let bytes = if native { STRIDE } else { Self::piece(cx) };
         let (range, rest) = split(rest, bytes, ns.lba_shift);
+        Self::spend(cx, range.blocks << ns.lba_shift);
         let (op, buf) = if native {
             (Op::Verify, IoBuf::empty())
         } else {
@@ -325,6 +333,9 @@ impl Conn {
         (ns, mut next, mut done): (NsRef, u16, u32),
         now: &Now,
     ) -> Result<(), Status> {
+        if !self.has_turn(cx, slot, ns, Step::Deallocate { ns, next, done })? {
+            return Ok(());
+        }
         let lane = self.lane(cx, ns)?;
         let route = self.route(slot, lane);
         let command = self.command(slot);
@@ -367,7 +378,11 @@ impl Conn {
             self.end(cx, slot, fault);
             return Ok(());
         }
-        command.next = Step::Deallocate { ns, next, done };
+        Self::spend(
+            cx,
+            (STRIDE >> ns.lba_shift).saturating_sub(budget) << ns.lba_shift,
+        );
+        self.command(slot).next = Step::Deallocate { ns, next, done };
         self.launch(cx, slot, lane, request);
         Ok(())
     }

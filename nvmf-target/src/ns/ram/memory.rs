@@ -114,6 +114,12 @@ impl Memory {
         unsafe { self.taken.get() }
     }
 
+    /// Whether a chunk has ever been written since it was last given back. A write that is under
+    /// way may be behind this.
+    pub(super) fn is_taken(&self, chunk: usize) -> bool {
+        self.taken()[chunk].load(Ordering::Acquire) != 0
+    }
+
     /// Bytes of memory taken, in whole chunks.
     pub(super) fn taken_bytes(&self) -> usize {
         let taken = |flag: &&AtomicU8| flag.load(Ordering::Relaxed) != 0;

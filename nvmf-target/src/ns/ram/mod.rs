@@ -104,7 +104,9 @@ impl BlockDevice for RamDisk {
         let (mut at, end) = (as_usize(offset), as_usize(offset + len));
         while at < end {
             let next = (at + 1).next_multiple_of(memory::CHUNK).min(end);
-            self.memory.exclude(at, next - at).clear();
+            if self.memory.is_taken(at / memory::CHUNK) {
+                self.memory.exclude(at, next - at).clear();
+            }
             at = next;
         }
         Ok(())
