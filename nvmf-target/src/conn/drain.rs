@@ -51,7 +51,7 @@ impl Conn {
             return;
         }
         // Time that a backend takes is none of the host's: it is looked at meanwhile.
-        let is_stuck = self.is_stuck(cx, PATIENCE, since);
+        let is_stuck = self.is_stuck(cx, PATIENCE, 0, since);
         if self.in_flight > 0 {
             return;
         }
