@@ -184,8 +184,19 @@ impl Conn {
         };
         self.blocked = None;
         self.hold(slot, buf, cx.now);
+        self.prefer_other_half(slot);
         self.enter(cx, slot);
         true
+    }
+
+    /// Half a pair has its buffer: if the other half waits for one it waits for nobody else of its
+    /// connection.
+    fn prefer_other_half(&mut self, slot: Slot) {
+        let other = self.commands[slot.index()].half.other();
+        let at = other.and_then(|other| self.waiting.iter().position(|&(of, _)| of == other));
+        if let Some(other) = at.and_then(|at| self.waiting.remove(at)) {
+            self.waiting.push_front(other);
+        }
     }
 
     /// Gives the command that has waited longest its buffer, if there is one.

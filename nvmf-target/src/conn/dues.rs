@@ -5,6 +5,7 @@ use super::Conn;
 use super::fused::Half;
 use crate::reactor::{Cx, SMALL};
 use nvmf_proto::tcp::Time;
+use nvmf_proto::wire::Status;
 
 /// One way of a connection's data.
 #[derive(Debug, Default)]
@@ -44,6 +45,27 @@ impl Conn {
             | self.emptying.are_late(to_empty, now, limit, hurry, began);
         let idle = self.moved.after(limit >> hurry) < now && to_fill + to_empty > 0;
         late || idle
+    }
+
+    /// Ends a pair of which one half has its buffer while the other has waited for one for `limit`
+    /// nanoseconds: where many do that nobody would ever get on. Their hosts may try again.
+    pub(crate) fn end_starved_pair(&mut self, cx: &mut Cx, limit: u64) {
+        let mut waiting = self.blocked.iter().chain(&self.waiting);
+        let starved = waiting.find(|&&(slot, _)| self.completes_pair(slot));
+        let Some(&(slot, _)) = starved else {
+            self.pair_waits = None;
+            return;
+        };
+        match self.pair_waits {
+            Some((of, since)) if of == slot => {
+                if since.after(limit) <= cx.now {
+                    self.pair_waits = None;
+                    self.stop_waiting(cx, slot);
+                    self.fail(cx, slot, Status::COMMAND_INTERRUPTED);
+                }
+            }
+            _ => self.pair_waits = Some((slot, cx.now)),
+        }
     }
 
     /// Bytes of buffers that wait for data of the host, and of those whose data it does not read.

@@ -161,6 +161,9 @@ pub(crate) struct Conn {
     /// What its host does about the buffers that it is to fill, and those that it is to empty.
     filling: Dues,
     emptying: Dues,
+    /// In a shortage of buffers: the half of a pair that waits for one though the other has its own,
+    /// and since when.
+    pair_waits: Option<(Slot, Time)>,
     /// Its requests in backends.
     in_flight: usize,
     /// Commands whose next steps wait for their turn.
@@ -229,6 +232,7 @@ impl Conn {
             moved: cx.now,
             filling: Dues::default(),
             emptying: Dues::default(),
+            pair_waits: None,
             in_flight: 0,
             later: VecDeque::new(),
             held_connect: None,

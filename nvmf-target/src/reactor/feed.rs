@@ -159,9 +159,7 @@ impl Shortage {
     /// back the next one gets, who may be no better. `limit` is the stall timeout.
     fn hurry(&self, now: Time, limit: u64) -> u32 {
         let lasted = now.0.saturating_sub(self.began.0) / limit.max(1);
-        #[expect(clippy::cast_possible_truncation, reason = "at most 3")]
-        let halvings = lasted.saturating_sub(1).min(3) as u32;
-        halvings
+        lasted.saturating_sub(1).min(3) as u32
     }
 
     pub(super) const fn next_look(&self) -> Time {
@@ -286,9 +284,11 @@ impl Reactor {
         let (began, hurry) = (shortage.began, shortage.hurry(now, limit));
         shortage.look = now.after(limit >> hurry >> 2);
         for id in self.conns.ids() {
-            if let Some(conn) = self.conns.get(id)
-                && conn.is_stuck(&self.cx, limit, hurry, began)
-            {
+            let Some(conn) = self.conns.get(id) else {
+                continue;
+            };
+            conn.end_starved_pair(&mut self.cx, limit >> hurry);
+            if conn.is_stuck(&self.cx, limit, hurry, began) {
                 limited!(
                     Warn,
                     self.cx.core.chatters.silence,

@@ -682,3 +682,66 @@ fn s02_a_crowd_that_sends_nothing_gives_way_ever_faster() {
     sim.settle();
     assert_eq!(sim.target().stats(), Default::default());
 }
+
+/// First halves have all buffers, and each waits for its second, which waits for a buffer. Some of
+/// them are interrupted, so that others get on; no host is ended for it.
+#[test]
+fn s65_pairs_that_wait_for_one_another_get_on() {
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 1 << 20);
+    let disk = RamDisk::new(1 << 20, 512).unwrap();
+    let (mut sim, connector) = stepped_with(config, Inline::new(disk));
+    let mut hosts: Vec<_> = (0..64)
+        .map(|_| {
+            let (admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+            (admin, Host::io(&mut sim, &connector, cntlid))
+        })
+        .collect();
+    let [mut compare, mut write] = command::compare_and_write(1, 0, 32);
+    for (cid, sqe) in [(1, &mut compare), (2, &mut write)] {
+        sqe.set_cid(cid);
+        sqe.set_sgl(write_by_r2t(cid, 0, 32).sgl());
+    }
+    let send_data = |io: &mut Host, pdu: Vec<u8>| {
+        let header = DataHeader::decode(pdu.first_chunk().unwrap());
+        io.send(&Digests::default().h2c_data(&header, 0, &[0; 16 << 10], true));
+    };
+    for (_, io) in &mut hosts {
+        io.submit(&compare, &[]);
+        sim.settle();
+        let pdu = io.next().expect("R2T");
+        send_data(io, pdu);
+        sim.settle();
+    }
+    assert_eq!(sim.target().stats().buffers_lent, 1 << 20);
+    for (_, io) in &mut hosts {
+        io.submit(&write, &[]);
+    }
+    let mut ended = vec![0; hosts.len()];
+    for _ in 0..60 {
+        sim.settle();
+        for (at, (_, io)) in hosts.iter_mut().enumerate() {
+            assert!(!io.is_ended(), "a host is ended");
+            while let Some(pdu) = io.next() {
+                if pdu[0] == PduType::R2T.0 {
+                    send_data(io, pdu);
+                } else {
+                    let cqe = capsule_cqe(pdu.first_chunk().unwrap());
+                    let expected = [
+                        Status::SUCCESS,
+                        Status::COMMAND_INTERRUPTED,
+                        Status::ABORTED_FAILED_FUSED,
+                    ];
+                    assert!(expected.contains(&cqe.status), "{}", cqe.status);
+                    ended[at] += 1;
+                }
+            }
+        }
+        let step = sim.time() + 250 * MILLISECOND;
+        sim.set_time(step);
+    }
+    assert_eq!(ended, [2; 64]);
+    drop(hosts);
+    sim.settle();
+    assert_eq!(sim.target().stats(), Default::default());
+}
