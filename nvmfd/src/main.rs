@@ -5,6 +5,7 @@ mod control;
 mod devices;
 mod identity;
 mod listen;
+mod logging;
 mod memory;
 
 use cli::{Cli, one_line, quoted};
@@ -77,11 +78,17 @@ impl From<nvmf_target::Error> for Failure {
 }
 
 fn main() -> ExitCode {
-    let failure = match Cli::read().map(|cli| run(&cli)) {
-        Ok(Ok(())) | Err(None) => return ExitCode::SUCCESS,
-        Ok(Err(failure)) | Err(Some(failure)) => failure,
+    let ended = Cli::read().map(|cli| run(&cli));
+    let status = match ended {
+        Ok(Ok(())) | Err(None) => ExitCode::SUCCESS,
+        Ok(Err(failure)) | Err(Some(failure)) => failed(&failure),
     };
-    complain(&one_line(&failure.to_string()));
+    logging::end();
+    status
+}
+
+fn failed(failure: &Failure) -> ExitCode {
+    logging::say(&one_line(&failure.to_string()));
     match failure {
         Failure::Environment(_) => ExitCode::FAILURE,
         Failure::Usage(_) => ExitCode::from(2),
@@ -94,10 +101,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     } else {
         LevelFilter::Info
     };
-    env_logger::Builder::new()
-        .filter_level(level)
-        .parse_default_env()
-        .init();
+    logging::start(level)
+        .map_err(|err| Failure::Environment(format!("no thread for the log: {err}")))?;
     raise_descriptor_limit(&cli.target_config());
     let machine = Machine::of(Path::new("/"));
     let nqn = cli.nqn.clone().unwrap_or_else(|| machine.nqn());
@@ -133,18 +138,14 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     wait(signals);
     stopping.store(true, Ordering::Relaxed);
     if !target.shutdown(SHUTDOWN_WITHIN) {
-        complain(&format!(
+        logging::say(&format!(
             "a device has not finished, or not flushed, what it was given, within {SHUTDOWN_WITHIN:?}"
         ));
         // Not by returning: that would wait for the pool's threads, which may hang in a device.
+        logging::end();
         std::process::exit(1);
     }
     Ok(())
-}
-
-/// Says why the daemon ends. Nobody may read it any more, which must not be in the way of the end.
-fn complain(text: &str) {
-    let _ = writeln!(io::stderr(), "nvmfd: {text}");
 }
 
 /// Lets the process have as many descriptors as it may: each connection is one, also those that are

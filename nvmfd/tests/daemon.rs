@@ -339,6 +339,28 @@ fn sighup_and_the_end_of_its_input_do_not_end_it() {
 }
 
 /// Whatever a host provokes, there are 256 lines of a kind and then one per second.
+/// Nobody reads the log, and a pipe takes no more than 64 KiB: hosts are served all the same, and the
+/// daemon ends when it is told to. What there was room for is read later.
+#[test]
+fn a_log_that_nobody_reads_is_in_nobodys_way() {
+    let all = [&ANY_PORT[..], &["--debug", "-n", NQN, "ramdisk:1m"]].concat();
+    let mut child = command(&all).env_remove("RUST_LOG").spawn().unwrap();
+    let mut log = child.stderr.take().unwrap();
+    let mut daemon = Daemon::of(child);
+    for _ in 0..1000 {
+        let mut controller = daemon.connect(|_| {});
+        let mut queue = io_queue(&mut controller);
+        let namespace = controller.namespace(1).unwrap();
+        write_and_read_back(&mut queue, &namespace, 0, 1);
+    }
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
+    let mut text = String::new();
+    log.read_to_string(&mut text).unwrap();
+    let bytes = text.len();
+    assert!((60 << 10..70 << 10).contains(&bytes), "{bytes} bytes");
+}
+
 #[test]
 fn a_host_cannot_fill_the_log() {
     const LIES: usize = 2000;
