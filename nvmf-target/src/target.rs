@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// How often a bounded shutdown looks whether the reactors have ended.
 const SHUTDOWN_STEP: Duration = Duration::from_millis(2);
+/// How long reactors that are told to leave everything as it is may take for that.
+const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// A running target. Cheap to clone; every method may be called from any thread.
 ///
@@ -120,8 +122,9 @@ impl Target {
     /// backends, and writes whose data is on its way), flushes the backends, and closes the
     /// connections when their hosts have seen the end. A host that does nothing, or too little for
     /// what it has asked for, is given up after two seconds; what is not done `within` the time is
-    /// cut off ([`Duration::MAX`]: it takes as long as it takes). No listener can be added from
-    /// here on.
+    /// cut off ([`Duration::MAX`]: it takes as long as it takes). A reactor that a backend or the
+    /// kernel does not let go three seconds later is left behind with what it has. No listener can
+    /// be added from here on.
     ///
     /// True if everything that backends were given was done, and flushed, the caches of namespaces
     /// that were removed earlier and of those whose lanes have panicked included. Hosts that were
@@ -177,10 +180,9 @@ impl Inner {
             mailbox.send(Message::Quit);
         }
         let mut complete = true;
+        let last = Instant::now() + LEAVE_WITHIN;
         for thread in threads {
-            // Dropped by one of its own reactors' backends, a target cannot wait for that one.
-            let is_other = thread.thread().id() != std::thread::current().id();
-            complete &= is_other && thread.join().unwrap_or(false);
+            complete &= join(thread, last);
         }
         if self.core.unflushed.load(Ordering::Acquire) {
             error!("shutdown: what hosts have written may not be on stable storage");
@@ -225,22 +227,43 @@ impl Inner {
         for mailbox in &self.reactors {
             mailbox.send(Message::Quit);
         }
-        self.wait()
+        // That thread waits for those that do not even leave.
+        let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        let (over, _) = self
+            .ended
+            .wait_timeout_while(over, LEAVE_WITHIN, |over| over.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        over.unwrap_or(false)
     }
 
-    /// Waits until the target is shut down; whether everything was done.
-    fn wait(&self) -> bool {
+    /// Waits until the target is shut down.
+    fn wait(&self) {
         let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(complete) = *over {
-                return complete;
-            }
+        while over.is_none() {
             over = self
                 .ended
                 .wait(over)
                 .unwrap_or_else(PoisonError::into_inner);
         }
     }
+}
+
+/// Waits for the end of a reactor; whether it has done everything. One that does not end is left
+/// behind with what it has: the kernel holds its thread for a device that hangs, or a backend does.
+fn join(thread: JoinHandle<bool>, last: Instant) -> bool {
+    // Dropped by one of its own reactors' backends, a target cannot wait for that one.
+    if thread.thread().id() == std::thread::current().id() {
+        return false;
+    }
+    while !thread.is_finished() && Instant::now() < last {
+        std::thread::sleep(SHUTDOWN_STEP);
+    }
+    if !thread.is_finished() {
+        let name = thread.thread().name().unwrap_or_default().to_owned();
+        error!("shutdown: {name} does not end, held up by a device or a backend; it is left");
+        return false;
+    }
+    thread.join().unwrap_or(false)
 }
 
 impl Drop for Inner {

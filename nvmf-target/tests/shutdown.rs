@@ -11,8 +11,9 @@ use nvmf_target::ns::{BlockDevice, Inline, Lane, LaneCx, Namespace, NsError, NsI
 use nvmf_target::{Error, Target, TargetConfig};
 use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -407,4 +408,46 @@ fn a_second_shutdown_says_what_the_first_one_has_achieved() {
     assert!(!first.join().unwrap(), "it cannot be flushed");
     assert!(!second.join().unwrap());
     assert!(!rig.target.shutdown(PATIENCE));
+}
+
+/// A device on the reactor's thread that says when it has a Read, and takes its time over it.
+struct Stuck {
+    entered: SyncSender<()>,
+    go: Mutex<Receiver<()>>,
+}
+
+impl BlockDevice for Stuck {
+    fn info(&self) -> NsInfo {
+        NsInfo::new(512, 4096)
+    }
+
+    fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<(), NsError> {
+        let _ = self.entered.send(());
+        // Until the test has ended.
+        let _ = self.go.lock().unwrap().recv();
+        buf.fill(0);
+        Ok(())
+    }
+
+    fn write_at(&self, _: u64, _: &[u8], _: bool) -> Result<(), NsError> {
+        Ok(())
+    }
+}
+
+/// A reactor that cannot be had back, as one whose ring a device in the kernel holds, is left behind.
+#[test]
+fn a_reactor_that_does_not_come_back_is_left() {
+    let mut rig = rig();
+    let (entered, is_stuck) = sync_channel(1);
+    let (_go, wait) = sync_channel(1);
+    let go = Mutex::new(wait);
+    rig.target
+        .add_namespace(NQN, 3, Inline::new(Stuck { entered, go }))
+        .unwrap();
+    let mut sqe = read(1, 0, 1);
+    sqe.set_nsid(3);
+    rig.io.submit(&sqe, &[]);
+    is_stuck.recv().unwrap();
+    assert!(!rig.target.shutdown(Duration::from_millis(1)));
+    assert!(!rig.target.shutdown(Duration::MAX), "the same for all");
 }
