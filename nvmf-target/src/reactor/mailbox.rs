@@ -96,6 +96,9 @@ impl fmt::Debug for Message {
     }
 }
 
+/// Messages for which there is room all the time, and not only in a burst of them.
+pub(super) const ROOM: usize = 128;
+
 /// The way to reach a reactor, and what it lets others read.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
@@ -168,7 +171,9 @@ impl Mailbox {
     /// Takes all messages, in the order of their sending. For the reactor only.
     pub(crate) fn take(&self, into: &mut Vec<Message>) {
         if self.any.load(Ordering::SeqCst) && self.any.swap(false, Ordering::SeqCst) {
-            into.append(&mut self.lock());
+            let mut messages = self.lock();
+            into.append(&mut messages);
+            messages.shrink_to(ROOM);
         }
     }
 }

@@ -509,6 +509,7 @@ impl Reactor {
                 Message::Quit => self.cut_off(),
             }
         }
+        messages.shrink_to(mailbox::ROOM);
         self.messages = messages;
         any
     }
