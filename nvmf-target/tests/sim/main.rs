@@ -25,6 +25,7 @@ mod network;
 mod plan;
 mod queries;
 mod queue;
+mod regressions;
 mod reservations;
 mod rng;
 mod stats;
@@ -50,10 +51,16 @@ const PROGRESS: u64 = 10_000;
 
 /// Runs one seed: the hash of its trace, or what went wrong.
 fn run(seed: u64, mode: Mode) -> Result<u64, String> {
+    run_with(seed, mode, |_| {})
+}
+
+/// The same with a plan that is drawn and then adjusted.
+fn run_with(seed: u64, mode: Mode, adjust: impl Fn(&mut Plan)) -> Result<u64, String> {
     trace::begin(mode, world::START);
     let played = catch_unwind(AssertUnwindSafe(|| {
         let mut rng = Rng::new(seed);
-        let plan = Plan::draw(&mut rng);
+        let mut plan = Plan::draw(&mut rng);
+        adjust(&mut plan);
         if trace::wants_lines() {
             trace::line(format_args!("{plan:#?}"));
         }
