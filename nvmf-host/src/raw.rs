@@ -475,6 +475,7 @@ impl RawConnection {
 
     /// What comes next, within the patience and what is left of a longer time, which becomes less by
     /// what this takes: for loops that a target must not keep going for ever.
+    #[cfg(feature = "torture")]
     pub(crate) fn receive_next(&mut self, left: &mut Duration) -> Received {
         let time = self.patience.min(*left);
         let mut unused = time;
