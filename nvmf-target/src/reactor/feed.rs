@@ -195,6 +195,7 @@ impl Reactor {
     /// First come first served; one command per connection and round, so that none takes all.
     fn feed_starved(&mut self) -> bool {
         if self.cx.starved.is_empty() {
+            debug_assert!(self.cx.line.is_empty(), "who is next does not wait");
             return false;
         }
         let mut fed = self.feed_next();
