@@ -6,7 +6,7 @@ use crate::ctrl::Core;
 use crate::reactor::{self, AcceptorHandle, Mailbox, Message, spawn_acceptor};
 use log::{debug, error, warn};
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -28,6 +28,8 @@ pub(crate) struct Inner {
     /// Held while changes are made: one after the other.
     pub(crate) changing: Mutex<()>,
     running: Mutex<Running>,
+    /// Somebody has no time to wait for a shutdown that another thread has begun.
+    hurried: AtomicBool,
     /// Once the target is shut down: whether everything was done, for those who wait for it and
     /// those who come later.
     over: Mutex<Option<bool>>,
@@ -152,6 +154,7 @@ impl Inner {
             reactors,
             changing: Mutex::default(),
             running: Mutex::default(),
+            hurried: AtomicBool::new(false),
             over: Mutex::new(None),
             ended: Condvar::new(),
         })
@@ -170,7 +173,8 @@ impl Inner {
         let left = || deadline.map(|at| at.saturating_duration_since(Instant::now()));
         let is_late = || left().is_some_and(|left| left.is_zero());
         let is_running = || threads.iter().any(|thread| !thread.is_finished());
-        while is_running() && !is_late() {
+        let is_hurried = || self.hurried.load(Ordering::Acquire);
+        while is_running() && !is_late() && !is_hurried() {
             std::thread::sleep(SHUTDOWN_STEP.min(left().unwrap_or(SHUTDOWN_STEP)));
         }
         if is_running() && !within.is_zero() {
@@ -224,27 +228,18 @@ impl Inner {
             return complete;
         }
         drop(over);
-        for mailbox in &self.reactors {
-            mailbox.send(Message::Quit);
-        }
-        // That thread waits for those that do not even leave.
-        let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        let (over, _) = self
-            .ended
-            .wait_timeout_while(over, LEAVE_WITHIN, |over| over.is_none())
-            .unwrap_or_else(PoisonError::into_inner);
-        over.unwrap_or(false)
+        self.hurried.store(true, Ordering::Release);
+        self.wait()
     }
 
-    /// Waits until the target is shut down.
-    fn wait(&self) {
-        let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        while over.is_none() {
-            over = self
-                .ended
-                .wait(over)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+    /// Waits until the target is shut down; whether everything was done.
+    fn wait(&self) -> bool {
+        let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = self
+            .ended
+            .wait_while(over, |over| over.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        *over == Some(true)
     }
 }
 

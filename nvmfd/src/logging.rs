@@ -9,13 +9,15 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, Write};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
 
 /// Lines that wait for their reader at the most; some hundred bytes each.
 const LINES: usize = 4096;
 /// How long the end of the process waits for a reader.
 const END_WITHIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether there is room for the end.
+const STEP: Duration = Duration::from_millis(5);
 
 static LOG: OnceLock<SyncSender<Message>> = OnceLock::new();
 /// Lines that there was no room for, and that have not been told of.
@@ -63,13 +65,19 @@ pub(crate) fn say(text: &str) {
 
 /// Waits until everything has been written, if somebody reads it.
 pub(crate) fn end() {
+    let Some(log) = LOG.get() else { return };
     let (done, written) = sync_channel(0);
-    if let Some(log) = LOG.get()
-        && log.try_send(Message::End(done)).is_ok()
-    {
-        // It is dropped, or it is too late.
-        let _ = written.recv_timeout(END_WITHIN);
+    let until = Instant::now() + END_WITHIN;
+    let mut end = Message::End(done);
+    while let Err(TrySendError::Full(message)) = log.try_send(end) {
+        if Instant::now() >= until {
+            return;
+        }
+        end = message;
+        std::thread::sleep(STEP);
     }
+    // It is dropped, or it is too late.
+    let _ = written.recv_timeout(until.saturating_duration_since(Instant::now()));
 }
 
 fn send(log: &SyncSender<Message>, line: Vec<u8>) {
@@ -79,28 +87,35 @@ fn send(log: &SyncSender<Message>, line: Vec<u8>) {
 }
 
 fn write(lines: &Receiver<Message>) {
-    // A reader that is gone is no reason to stop: the queue must not fill up with what waits.
-    let write = |line: &[u8]| _ = io::stderr().write_all(line);
     loop {
         let message = match lines.try_recv() {
             Err(TryRecvError::Empty) => {
-                let left_out = LEFT_OUT.swap(0, Ordering::Relaxed);
-                if left_out > 0 {
-                    write(
-                        format!("nvmfd: {left_out} lines were left out: nobody read the log\n")
-                            .as_bytes(),
-                    );
-                }
+                tell_left_out();
                 lines.recv()
             }
             Ok(message) => Ok(message),
             Err(TryRecvError::Disconnected) => return,
         };
         match message {
-            Ok(Message::Line(line)) => write(&line),
-            Ok(Message::End(done)) => drop(done),
+            Ok(Message::Line(line)) => put(&line),
+            Ok(Message::End(done)) => {
+                tell_left_out();
+                drop(done);
+            }
             Err(_) => return,
         }
+    }
+}
+
+/// Writes a line. A reader that is gone is no reason to stop: the queue must not fill up.
+fn put(line: &[u8]) {
+    let _ = io::stderr().write_all(line);
+}
+
+fn tell_left_out() {
+    let left_out = LEFT_OUT.swap(0, Ordering::Relaxed);
+    if left_out > 0 {
+        put(format!("nvmfd: {left_out} lines were left out: nobody read the log\n").as_bytes());
     }
 }
 

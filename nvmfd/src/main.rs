@@ -121,8 +121,6 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         .add_subsystem(subsystem(cli, &machine, &nqn)?)
         .map_err(Failure::asked_for)?;
     devices.add_to(&target)?;
-    memory::start(&target)
-        .map_err(|err| Failure::Environment(format!("no thread that gives memory back: {err}")))?;
     let mut control = Control {
         target: target.clone(),
         nqn,
@@ -135,6 +133,9 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     if cli.stdin_control {
         control_by_stdin(control, signals.handle())?;
     }
+    // It keeps the target: from here on nothing but a shutdown ends that.
+    memory::start(&target)
+        .map_err(|err| Failure::Environment(format!("no thread that gives memory back: {err}")))?;
     wait(signals);
     stopping.store(true, Ordering::Relaxed);
     if !target.shutdown(SHUTDOWN_WITHIN) {

@@ -83,8 +83,8 @@ pub struct TargetConfig {
     /// While commands wait for buffers: how long a connection may hold some that only its host can
     /// free, and move too little of their data, before it is ended. Enough is, beginning with the
     /// shortage, as much as it holds; if that is more than 16 KiB, then 16 KiB or an eighth of it,
-    /// whichever is more. When a shortage has lasted twice as long, half of the time is given for
-    /// half of that, and so on, down to an eighth.
+    /// whichever is more. When a shortage has lasted twice as long, those who have moved nothing at
+    /// all are given half of the time, and then a quarter.
     pub stall_timeout: Duration,
     /// Header digests are used if the host asks for them.
     pub header_digest: bool,

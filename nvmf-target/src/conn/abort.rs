@@ -141,7 +141,7 @@ impl Conn {
             self.waiting.remove(at);
             if self.waiting.is_empty() {
                 cx.starved.retain(|&conn| conn != id);
-                cx.line.leave(id);
+                cx.line.leave(id, cx.now);
             }
             return true;
         }

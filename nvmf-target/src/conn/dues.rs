@@ -22,28 +22,36 @@ impl Dues {
     }
 
     /// Whether less than an eighth of the `owed` bytes, or than 16 KiB, has been moved within
-    /// `limit` nanoseconds, as long as the shortage has been looked at that `began` then; half of
-    /// that in half of the time, and so on, `hurry` times.
-    fn are_late(&mut self, owed: usize, now: Time, limit: u64, hurry: u32, began: Time) -> bool {
-        let enough = (owed.min(SMALL).max(owed / 8) >> hurry) as u64;
+    /// `limit` nanoseconds, as long as the shortage has been looked at that `began` then.
+    fn are_late(&mut self, owed: usize, now: Time, limit: u64, began: Time) -> bool {
+        let enough = owed.min(SMALL).max(owed / 8) as u64;
         let (since, before) = self.paid;
         if owed == 0 || since < began || self.moved - before >= enough {
             self.paid = (now, self.moved);
         }
-        self.paid.0.after(limit >> hurry) <= now
+        self.paid.0.after(limit) <= now
     }
 }
 
 impl Conn {
     /// Whether its host has moved nothing for `limit` nanoseconds, or too little for the buffers
     /// that only it can free. What is in a backend, or waits for a backend or for others, is not its
-    /// fault; commands that need no buffers are no use of those.
+    /// fault; commands that need no buffers are no use of those. Where nothing at all has been moved
+    /// since anything was owed, the time is halved `hurry` times.
     pub(crate) fn is_stuck(&mut self, cx: &Cx, limit: u64, hurry: u32, began: Time) -> bool {
         let now = cx.now;
         let (to_fill, to_empty) = if self.held > 0 { self.owed() } else { (0, 0) };
-        let late = self.filling.are_late(to_fill, now, limit, hurry, began)
-            | self.emptying.are_late(to_empty, now, limit, hurry, began);
-        let idle = self.moved.after(limit >> hurry) < now && to_fill + to_empty > 0;
+        let moved = (self.filling.moved, self.emptying.moved);
+        let is_still = to_fill + to_empty > 0 && self.first_owed == Some(moved);
+        if to_fill + to_empty == 0 {
+            self.first_owed = None;
+        } else {
+            self.first_owed.get_or_insert(moved);
+        }
+        let limit = if is_still { limit >> hurry } else { limit };
+        let late = self.filling.are_late(to_fill, now, limit, began)
+            | self.emptying.are_late(to_empty, now, limit, began);
+        let idle = self.moved.after(limit) < now && to_fill + to_empty > 0;
         late || idle
     }
 
@@ -68,7 +76,8 @@ impl Conn {
         }
     }
 
-    /// Bytes of buffers that wait for data of the host, and of those whose data it does not read.
+    /// Bytes of buffers that wait for data of the host, and of those whose data it is to read first:
+    /// what it is asked for may stand behind that.
     fn owed(&self) -> (usize, usize) {
         let (mut to_fill, mut to_empty) = (0, 0);
         // The host's data may stand behind in-capsule data that waits for a buffer.
@@ -77,10 +86,13 @@ impl Conn {
             let footprint = command.buf.footprint();
             // A first half waits for the host's second.
             let waits = matches!(command.half, Half::First { .. });
-            if hears && (waits || self.tcp.awaits_data(command.slot)) {
+            let slot = command.slot;
+            if self.list.is_some() {
+                if waits || self.tcp.awaits_data(slot) || self.tcp.is_answered(slot) {
+                    to_empty += footprint;
+                }
+            } else if hears && (waits || self.tcp.is_receiving(slot)) {
                 to_fill += footprint;
-            } else if self.list.is_some() && self.tcp.is_answered(command.slot) {
-                to_empty += footprint;
             }
         }
         (to_fill, to_empty)

@@ -131,6 +131,7 @@ impl Conn {
         slot: Slot,
         status: Status,
     ) -> Option<(Slot, Status)> {
+        self.pair_waits = None;
         match std::mem::take(&mut self.command(slot).half) {
             Half::Whole => None,
             Half::First { .. } => {

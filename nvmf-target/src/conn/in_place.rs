@@ -336,6 +336,7 @@ impl Conn {
             Some(Event::Received {
                 digest_ok: true, ..
             }) => {
+                self.filling.note(n);
                 self.command(slot).lane = write.lane;
                 let result = cx.lanes.write(write.lane, write.op, write.at, data);
                 self.written_in_place(cx, slot, n as u64, result);

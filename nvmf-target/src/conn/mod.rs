@@ -161,6 +161,8 @@ pub(crate) struct Conn {
     /// What its host does about the buffers that it is to fill, and those that it is to empty.
     filling: Dues,
     emptying: Dues,
+    /// What both had moved when something was owed first.
+    first_owed: Option<(u64, u64)>,
     /// In a shortage of buffers: the half of a pair that waits for one though the other has its own,
     /// and since when.
     pair_waits: Option<(Slot, Time)>,
@@ -232,6 +234,7 @@ impl Conn {
             moved: cx.now,
             filling: Dues::default(),
             emptying: Dues::default(),
+            first_owed: None,
             pair_waits: None,
             in_flight: 0,
             later: VecDeque::new(),
@@ -244,6 +247,11 @@ impl Conn {
             owed: Vec::new(),
             leaving: false,
         }
+    }
+
+    /// Whether commands of it wait for buffers.
+    pub(crate) fn waits(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     pub(crate) const fn id(&self) -> u64 {
@@ -617,7 +625,7 @@ impl Conn {
     fn abandon(&mut self, cx: &mut Cx) {
         self.waiting.clear();
         self.blocked = None;
-        cx.line.leave(self.id);
+        cx.line.leave(self.id, cx.now);
         self.carry = Vec::new();
         self.count_carry(cx);
         self.forget_expected(&mut cx.pool);

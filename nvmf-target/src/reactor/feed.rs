@@ -6,6 +6,7 @@ use crate::buf::BufPool;
 use crate::chatter::limited;
 use crate::conn::Fed;
 use nvmf_proto::tcp::Time;
+use std::time::Duration;
 
 /// Who among the connections that wait for buffers has been passed over for longest, and what that
 /// means for others.
@@ -15,9 +16,12 @@ use nvmf_proto::tcp::Time;
 /// before the one that is next. After as much as all buffers are, or after a time, it has a claim:
 /// others take no more but for small commands of connections that hold nothing, and then nothing.
 /// A claim lapses soon, and for a while nobody has another: what is held by a device that hangs no
-/// claim brings back, and meanwhile others must get on with what is left.
-#[derive(Debug, Default)]
+/// claim brings back, and meanwhile others must get on with what is left. Nor is there another for a
+/// while when one has been given up, and when one has had its effect for as long as that took.
+#[derive(Debug)]
 pub(crate) struct Line {
+    /// A quarter of the stall timeout, in nanoseconds.
+    quarter: u64,
     /// Who is next. Nobody, as a rule.
     next: Option<u64>,
     /// Bytes that others have taken since then.
@@ -25,6 +29,8 @@ pub(crate) struct Line {
     claim: Claim,
     /// Since when it has been that.
     since: Time,
+    /// Since when there has been a claim.
+    claimed: Time,
     /// Nobody is next before then.
     rests: Time,
     /// What others were not given they may have now, or the next.
@@ -55,6 +61,20 @@ impl Claim {
 const REST: u64 = 16;
 
 impl Line {
+    pub(super) fn new(stall_timeout: Duration) -> Self {
+        let nanos = u64::try_from(stall_timeout.as_nanos()).unwrap_or(u64::MAX);
+        Self {
+            quarter: nanos / 4,
+            next: None,
+            overtaken: 0,
+            claim: Claim::Nothing,
+            since: Time(0),
+            claimed: Time(0),
+            rests: Time(0),
+            changed: false,
+        }
+    }
+
     pub(crate) const fn is_empty(&self) -> bool {
         self.next.is_none()
     }
@@ -93,45 +113,52 @@ impl Line {
         has_share && (self.claim == Claim::Nothing || (self.claim == Claim::Much && small))
     }
 
-    /// A connection waits no more.
-    pub(crate) fn leave(&mut self, conn: u64) {
+    /// A connection waits no more, though it has got nothing.
+    pub(crate) fn leave(&mut self, conn: u64, now: Time) {
         if self.next == Some(conn) {
-            self.end(self.rests);
+            self.end(now, REST.saturating_mul(self.quarter));
         }
     }
 
-    /// Nobody is next, and that until then.
-    fn end(&mut self, rests: Time) {
-        *self = Self {
-            rests,
-            changed: true,
-            ..Self::default()
-        };
+    /// The one that is next has got its buffer.
+    fn serve(&mut self, now: Time) {
+        self.end(now, now.0.saturating_sub(self.claimed.0));
+    }
+
+    /// Nobody is next, and if there was a claim that stays so for `rest` nanoseconds.
+    fn end(&mut self, now: Time, rest: u64) {
+        if self.claim != Claim::Nothing {
+            self.rests = now.after(rest);
+        }
+        (self.next, self.claim) = (None, Claim::Nothing);
+        (self.overtaken, self.changed) = (0, true);
     }
 
     fn turn_to(&mut self, claim: Claim, now: Time) {
+        if self.claim == Claim::Nothing {
+            self.claimed = now;
+        }
         (self.claim, self.since, self.changed) = (claim, now, true);
     }
 
-    /// When the claim of the one that is next becomes another, or lapses; in time, `quarter` is
-    /// that of the stall timeout.
-    pub(super) fn next_stage(&self, quarter: u64) -> Option<Time> {
-        let lasts = quarter.saturating_mul(self.claim.lasts());
+    /// When the claim of the one that is next becomes another, or lapses.
+    pub(super) fn next_stage(&self) -> Option<Time> {
+        let lasts = self.quarter.saturating_mul(self.claim.lasts());
         self.next.map(|_| self.since.after(lasts))
     }
 
     /// The time is `now`. Returns whose claim has lapsed.
-    fn age(&mut self, now: Time, quarter: u64) -> Option<u64> {
-        if self.next_stage(quarter).is_none_or(|at| now < at) {
+    fn age(&mut self, now: Time) -> Option<u64> {
+        if self.next_stage().is_none_or(|at| now < at) {
             return None;
         }
         match self.claim {
             Claim::Nothing => self.turn_to(Claim::Much, now),
             Claim::Much => self.turn_to(Claim::Anything, now),
             Claim::Anything => {
-                let lapsed = self.next;
-                self.end(now.after(quarter.saturating_mul(REST)));
-                return lapsed;
+                let lapsed = self.next?;
+                self.leave(lapsed, now);
+                return Some(lapsed);
             }
         }
         None
@@ -155,11 +182,11 @@ pub(super) struct Shortage {
 }
 
 impl Shortage {
-    /// How often time and dues of those that hold buffers are halved, for what one of too many gives
-    /// back the next one gets, who may be no better. `limit` is the stall timeout.
+    /// How often the time is halved of those that hold buffers and have moved nothing at all: what one
+    /// of too many gives back the next one gets, who may be no better. `limit` is the stall timeout.
     fn hurry(&self, now: Time, limit: u64) -> u32 {
         let lasted = now.0.saturating_sub(self.began.0) / limit.max(1);
-        lasted.saturating_sub(1).min(3) as u32
+        lasted.saturating_sub(1).min(2) as u32
     }
 
     pub(super) const fn next_look(&self) -> Time {
@@ -236,8 +263,7 @@ impl Reactor {
 
     /// Gives its buffer to who is next, if it can be.
     fn feed_next(&mut self) -> bool {
-        let quarter = self.stall_timeout() / 4;
-        if let Some(id) = self.cx.line.age(self.cx.now, quarter) {
+        if let Some(id) = self.cx.line.age(self.cx.now) {
             // Others have their turns first.
             self.cx.starved.retain(|&conn| conn != id);
             self.cx.starved.push_back(id);
@@ -245,9 +271,12 @@ impl Reactor {
         let Some(id) = self.cx.line.next else {
             return false;
         };
+        let waited = self.conns.get(id).is_some_and(|conn| conn.waits());
         let fed = self.feed_conn(id);
-        if fed != Fed::Waits {
-            self.cx.line.leave(id);
+        match fed {
+            Fed::Waits => {}
+            Fed::Satisfied | Fed::More if waited => self.cx.line.serve(self.cx.now),
+            Fed::Satisfied | Fed::More | Fed::Full => self.cx.line.leave(id, self.cx.now),
         }
         matches!(fed, Fed::Satisfied | Fed::More)
     }
@@ -288,7 +317,7 @@ impl Reactor {
             let Some(conn) = self.conns.get(id) else {
                 continue;
             };
-            conn.end_starved_pair(&mut self.cx, limit >> hurry);
+            conn.end_starved_pair(&mut self.cx, limit);
             if conn.is_stuck(&self.cx, limit, hurry, began) {
                 limited!(
                     Warn,

@@ -286,6 +286,7 @@ impl Reactor {
             pool,
             reserve,
         } = parts;
+        let line = Line::new(core.config.stall_timeout);
         let busy_poll = u64::try_from(core.config.busy_poll.as_nanos()).unwrap_or(u64::MAX);
         Self {
             cx: Cx {
@@ -300,7 +301,7 @@ impl Reactor {
                 now: now(),
                 dirty: Vec::with_capacity(EARLY),
                 starved: VecDeque::new(),
-                line: Line::default(),
+                line,
                 turns: Turns::default(),
                 blocked: VecDeque::new(),
                 ready: Vec::with_capacity(EARLY),
@@ -399,7 +400,7 @@ impl Reactor {
         let timer = self.cx.timers.peek().map(|Reverse((at, _))| *at);
         let drain = (self.phase == Phase::Draining).then(|| self.cx.now.after(DRAIN_STEP));
         let shortage = self.shortage.as_ref().map(Shortage::next_look);
-        let line = self.cx.line.next_stage(self.stall_timeout() / 4);
+        let line = self.cx.line.next_stage();
         [timer, drain, shortage, line].into_iter().flatten().min()
     }
 

@@ -462,6 +462,7 @@ fn s65_a_large_command_that_cannot_be_served_stops_nobody_for_long() {
         sim.settle();
         for waited in 0.. {
             if other.next().is_some() {
+                other.inbox.clear();
                 break;
             }
             assert!(waited < 2, "after {cid} s nothing is read any more");
@@ -744,4 +745,175 @@ fn s65_pairs_that_wait_for_one_another_get_on() {
     drop(hosts);
     sim.settle();
     assert_eq!(sim.target().stats(), Default::default());
+}
+
+/// A shortage that nobody is to blame for: a device that hangs has 2.8 of 4 MiB, and a Read of 1 MiB
+/// of namespace 2, a RAM disk, waits. What is returned keeps it going.
+fn shortage() -> (SimTarget, MemConnector, impl Sized, (Host, Host)) {
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 4 << 20);
+    let step = Step::new(NsInfo::new(512, 1 << 20));
+    let (mut sim, connector) = stepped_with(config, step.clone());
+    let disk = Inline::new(RamDisk::new(4 << 20, 512).unwrap());
+    sim.target().add_namespace(NQN, 2, disk).unwrap();
+    let keepers = keep_buffers(&mut sim, &connector, |cid| read(cid, 0, 64));
+    let (admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut large = Host::io(&mut sim, &connector, cntlid);
+    large.submit(&of_disk(read(1, 0, 2048)), &[]);
+    sim.settle();
+    (sim, connector, (step, keepers), (admin, large))
+}
+
+fn of_disk(mut sqe: Sqe) -> Sqe {
+    sqe.set_nsid(2);
+    sqe
+}
+
+/// Writes that a device takes from where they were received are data as well.
+#[test]
+fn s02_a_host_whose_writes_are_done_in_place_stays() {
+    let (mut sim, connector, _keep, _large) = shortage();
+    let (_admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut io = Host::io(&mut sim, &connector, cntlid);
+    (0..4).for_each(|cid| io.submit(&of_disk(write_by_r2t(cid, 0, 32)), &[]));
+    sim.settle();
+    for tenth in 0..600 {
+        sim.set_time(sim.time() + 100 * MILLISECOND);
+        let pdus: Vec<_> = std::iter::from_fn(|| io.next()).collect();
+        for pdu in pdus {
+            if pdu[0] == PduType::CAPSULE_RESP.0 {
+                let cqe = capsule_cqe(pdu.first_chunk().unwrap());
+                assert_eq!(cqe.status, Status::SUCCESS);
+                io.submit(&of_disk(write_by_r2t(cqe.cid, 0, 32)), &[]);
+            } else {
+                let header = DataHeader::decode(pdu.first_chunk().unwrap());
+                io.send(&Digests::default().h2c_data(&header, 0, &[0; 16 << 10], true));
+            }
+        }
+        sim.settle();
+        assert!(!io.is_ended(), "ended after {tenth} tenths of a second");
+    }
+}
+
+/// A host that moves data all the time may pause, however long the shortage has lasted.
+#[test]
+fn s02_a_host_that_pauses_in_a_long_shortage_stays() {
+    let (mut sim, connector, _keep, _large) = shortage();
+    let (_admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut io = Host::io(&mut sim, &connector, cntlid);
+    io.submit(&of_disk(write_by_r2t(1, 0, 128)), &[]);
+    sim.settle();
+    let mut data = Vec::new();
+    let mut paused = 0;
+    for tenth in 0..500 {
+        sim.set_time(sim.time() + 100 * MILLISECOND);
+        // In the middle of its data, for three seconds.
+        if tenth > 300 && !data.is_empty() && paused < 30 {
+            paused += 1;
+            sim.settle();
+            assert!(!io.is_ended(), "ended after {paused} tenths of a second");
+            continue;
+        }
+        while let Some(pdu) = io.next() {
+            if pdu[0] == PduType::CAPSULE_RESP.0 {
+                io.submit(&of_disk(write_by_r2t(1, 0, 128)), &[]);
+            } else {
+                let header = DataHeader::decode(pdu.first_chunk().unwrap());
+                data = Digests::default().h2c_data(&header, 0, &[0; 64 << 10], true);
+            }
+        }
+        let piece: Vec<u8> = data.drain(..data.len().min(10_000)).collect();
+        io.send(&piece);
+        sim.settle();
+        assert!(!io.is_ended());
+    }
+    assert_eq!(paused, 30);
+}
+
+/// Who gives a claim on buffers up shortly before it lapses, for another of his connections to have
+/// the next one, keeps others from theirs no more than by one claim.
+#[test]
+fn s65_claims_that_are_given_up_rest_like_others() {
+    let (mut sim, connector, _keep, first) = shortage();
+    let (admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let second = (admin, Host::io(&mut sim, &connector, cntlid));
+    let mut large = [first, second];
+    let (_a, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut taker = Host::io(&mut sim, &connector, cntlid);
+    let (_b, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut victim = Host::io(&mut sim, &connector, cntlid);
+    let (mut pending, mut late) = (false, 0);
+    for tenth in 0..3000_usize {
+        sim.set_time(sim.time() + 100 * MILLISECOND);
+        if tenth % 24 == 0 {
+            // The other one waits, the one that waits goes, others have overtaken enough.
+            let turn = tenth / 24;
+            let (old, new) = (turn % 2, (turn + 1) % 2);
+            large[new].1.submit(&of_disk(read(1, 0, 2048)), &[]);
+            sim.settle();
+            large[old].0.submit(&command::abort(1, 1), &[]);
+            sim.settle();
+            for _ in 0..40 {
+                (0..8).for_each(|cid| taker.submit(&of_disk(read(cid, 0, 64)), &[]));
+                for _ in 0..2 {
+                    sim.settle();
+                    taker.is_ended();
+                    taker.inbox.clear();
+                }
+            }
+        }
+        for (admin, io) in &mut large {
+            assert!(!admin.is_ended() && !io.is_ended());
+            (admin.inbox, io.inbox) = (Vec::new(), Vec::new());
+        }
+        if !pending {
+            victim.submit(&of_disk(read(1, 0, 8)), &[]);
+        }
+        sim.settle();
+        pending = victim.next().is_none();
+        victim.inbox.clear();
+        late += u32::from(pending);
+    }
+    assert!(
+        late < 300,
+        "{late} of 3000 tenths of a second without an answer"
+    );
+}
+
+/// Commands of a device that works elsewhere take no turns from those of one that does here.
+#[test]
+fn s65_long_commands_elsewhere_take_no_turns() {
+    let mut config = config();
+    config.reactors = 1;
+    let done = Arc::new(AtomicU64::new(0));
+    let device = Inline::new(Counting(Arc::clone(&done)));
+    let (mut sim, connector) = stepped_with(config, device);
+    let mut info = NsInfo::new(512, 1 << 20);
+    info.caps.write_zeroes = Support::Native;
+    let step = Step::new(info);
+    sim.target().add_namespace(NQN, 2, step.clone()).unwrap();
+    let (_admin, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut io = Host::io(&mut sim, &connector, cntlid);
+    let (_other, cntlid) = Host::admin(&mut sim, &connector, 0);
+    let mut elsewhere = Host::io(&mut sim, &connector, cntlid);
+    let range = DsmRange {
+        length: 1 << 23,
+        ..DsmRange::default()
+    };
+    for cid in 0..2 {
+        let mut sqe = command::dataset_management(1, 32, DsmAttributes::DEALLOCATE);
+        sqe.set_cid(cid);
+        sqe.set_sgl(SglDescriptor::in_capsule(512));
+        io.submit(&sqe, &range.encode().repeat(32));
+    }
+    (0..3).for_each(|_| _ = sim.turn(0));
+    let before = done.load(Ordering::Relaxed);
+    for cid in 0..50 {
+        let mut sqe = command::write_zeroes(2, 0, 65536, false);
+        sqe.set_cid(cid);
+        elsewhere.submit(&sqe, &[]);
+        sim.turn(0);
+    }
+    let bytes = done.load(Ordering::Relaxed) - before;
+    assert!(bytes >= 50 * (32 << 20), "{bytes} in 50 turns");
 }

@@ -365,6 +365,14 @@ impl TcpTarget {
         )
     }
 
+    /// Whether the host has been asked for data of a command, or sends it in the capsule, and has
+    /// not sent all of it.
+    #[must_use]
+    pub fn is_receiving(&self, slot: Slot) -> bool {
+        let state = self.slots.get(slot).map(|entry| entry.state);
+        matches!(state, Some(State::InCapsule | State::H2cData))
+    }
+
     /// Whether a command has been completed, and its response is still here.
     #[must_use]
     pub fn is_answered(&self, slot: Slot) -> bool {

@@ -239,12 +239,12 @@ impl Conn {
             return Ok(());
         }
         inside(rest, now.blocks)?;
-        if !self.has_turn(cx, slot, ns, Step::Zeroes(zeroes))? {
+        let Some(lane) = self.has_turn(cx, slot, ns, Step::Zeroes(zeroes))? else {
             return Ok(());
-        }
+        };
         let bytes = if native { STRIDE } else { Self::piece(cx) };
         let (range, rest) = split(rest, bytes, ns.lba_shift);
-        Self::spend(cx, range.blocks << ns.lba_shift);
+        Self::spend(cx, lane, range.blocks << ns.lba_shift);
         let next = Step::Zeroes(Zeroes { rest, ..zeroes });
         let (op, buf) = if native {
             let op = Op::WriteZeroes {
@@ -277,13 +277,13 @@ impl Conn {
             return Ok(());
         }
         inside(rest, now.blocks)?;
-        if !self.has_turn(cx, slot, ns, Step::Verify { ns, rest })? {
+        let Some(lane) = self.has_turn(cx, slot, ns, Step::Verify { ns, rest })? else {
             return Ok(());
-        }
+        };
         let native = now.caps.verify == Support::Native;
         let bytes = if native { STRIDE } else { Self::piece(cx) };
         let (range, rest) = split(rest, bytes, ns.lba_shift);
-        Self::spend(cx, range.blocks << ns.lba_shift);
+        Self::spend(cx, lane, range.blocks << ns.lba_shift);
         let (op, buf) = if native {
             (Op::Verify, IoBuf::empty())
         } else {
@@ -333,10 +333,9 @@ impl Conn {
         (ns, mut next, mut done): (NsRef, u16, u32),
         now: &Now,
     ) -> Result<(), Status> {
-        if !self.has_turn(cx, slot, ns, Step::Deallocate { ns, next, done })? {
+        let Some(lane) = self.has_turn(cx, slot, ns, Step::Deallocate { ns, next, done })? else {
             return Ok(());
-        }
-        let lane = self.lane(cx, ns)?;
+        };
         let route = self.route(slot, lane);
         let command = self.command(slot);
         // NVM Command Set 1.1, Dataset Management Processing Limits: what is beyond the limits is
@@ -378,10 +377,8 @@ impl Conn {
             self.end(cx, slot, fault);
             return Ok(());
         }
-        Self::spend(
-            cx,
-            (STRIDE >> ns.lba_shift).saturating_sub(budget) << ns.lba_shift,
-        );
+        let blocks = (STRIDE >> ns.lba_shift).saturating_sub(budget);
+        Self::spend(cx, lane, blocks << ns.lba_shift);
         self.command(slot).next = Step::Deallocate { ns, next, done };
         self.launch(cx, slot, lane, request);
         Ok(())

@@ -20,6 +20,8 @@ pub(crate) struct Turns {
     spent: u64,
     /// A step that has waited is taken: it may.
     serving: bool,
+    /// One has been taken in this turn.
+    served: bool,
 }
 
 impl Turns {
@@ -30,17 +32,15 @@ impl Turns {
     /// A turn of the reactor begins.
     pub(crate) const fn begin(&mut self) {
         self.spent = 0;
+        self.served = false;
     }
 
     /// The connection whose step is next in this turn, if there is to be one.
     pub(crate) fn next(&mut self) -> Option<u64> {
-        self.serving = self.spent < STRIDE;
-        let next = if self.serving {
-            self.waiting.pop_front()
-        } else {
-            None
-        };
-        self.serving &= next.is_some();
+        let may = self.spent < STRIDE || !self.served;
+        let next = may.then(|| self.waiting.pop_front()).flatten();
+        self.serving = next.is_some();
+        self.served |= self.serving;
         next
     }
 
@@ -55,18 +55,18 @@ impl Turns {
 }
 
 impl Conn {
-    /// Whether a step of a command may be taken in this turn. If not, it will be taken later, and
-    /// until then the command counts as being in a backend.
+    /// The lane for a step of a command that may be taken in this turn. `None`: it will be taken
+    /// later, and until then the command counts as being in a backend.
     pub(super) fn has_turn(
         &mut self,
         cx: &mut Cx,
         slot: Slot,
         ns: NsRef,
         step: Step,
-    ) -> Result<bool, Status> {
+    ) -> Result<Option<usize>, Status> {
         let lane = self.lane(cx, ns)?;
         if !cx.lanes.is_inline(lane) || cx.turns.admit() {
-            return Ok(true);
+            return Ok(Some(lane));
         }
         if self.later.is_empty() {
             cx.turns.again(self.id);
@@ -78,12 +78,14 @@ impl Conn {
         command.next = step;
         command.parts += 1;
         command.lane = lane;
-        Ok(false)
+        Ok(None)
     }
 
     /// A step for so many bytes is taken.
-    pub(super) fn spend(cx: &mut Cx, bytes: u64) {
-        cx.turns.spent += bytes;
+    pub(super) fn spend(cx: &mut Cx, lane: usize, bytes: u64) {
+        if cx.lanes.is_inline(lane) {
+            cx.turns.spent += bytes;
+        }
     }
 
     /// Takes a step that waits for its turn; true if there are others.

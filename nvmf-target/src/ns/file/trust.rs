@@ -90,7 +90,9 @@ impl FileBackend {
         let end = self.raw.size().map_or(at, |size| size.min(at));
         // Not of what has become shorter because the operator wanted it so meanwhile.
         let bytes = self.blocks.load(Ordering::Acquire) * u64::from(self.info.block_size());
-        if end < bytes && self.trust.end.fetch_min(end, Ordering::AcqRel) == u64::MAX {
+        // No write makes a device longer: it says itself what it has.
+        let is_file = matches!(self.id, FileId::File { .. });
+        if is_file && end < bytes && self.trust.end.fetch_min(end, Ordering::AcqRel) == u64::MAX {
             error!(
                 "{}: it was truncated: {end} bytes are left of {bytes}; what lay behind them is lost, and reads and writes there fail until the size is looked at again (`resize`)",
                 self.name()
