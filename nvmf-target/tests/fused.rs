@@ -9,9 +9,10 @@ use nvmf_host::command;
 use nvmf_host::nvmf_proto::wire::abort::AbortCommand;
 use nvmf_host::nvmf_proto::wire::sqe::Fuse;
 use nvmf_host::nvmf_proto::wire::{AdminOpcode, Cqe, SglDescriptor, Sqe, Status};
-use nvmf_target::Target;
-use nvmf_target::ns::{Inline, NsInfo, Op, RamDisk, Support};
+use nvmf_target::ns::{Inline, Namespace, NsInfo, Op, RamDisk, Support};
+use nvmf_target::{Change, NamespaceConfig, Target};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread;
 
 const SUCCESS: Status = Status::SUCCESS;
@@ -325,6 +326,46 @@ fn a_connection_may_end_between_the_halves() {
         drop((admin, queue));
         assert_idle(&target);
     }
+}
+
+/// A pair keeps others out as long as its requests are with the backend, also where that has been
+/// removed and attached anew meanwhile.
+#[test]
+fn it_is_atomic_across_a_removal() {
+    let (target, address) = common::target(config());
+    let step = Step::new(NsInfo::new(512, 1 << 20));
+    let backend: Arc<dyn Namespace> = Arc::new(step.clone());
+    let add = || Change::AddNamespace {
+        nqn: NQN.to_owned(),
+        config: NamespaceConfig::new(2),
+        namespace: Arc::clone(&backend),
+    };
+    target.apply(vec![add()]).unwrap();
+    let (admin, cntlid) = Raw::admin(address);
+    let mut queues: Vec<_> = (1..=2).map(|qid| Raw::io(address, cntlid, qid)).collect();
+    let [first, second] = command::compare_and_write(2, 0, 1);
+    submit(&mut queues[0], first, 1, &[0; 512], Way::Capsule);
+    submit(&mut queues[0], second, 2, &[9; 512], Way::Capsule);
+    let mut compare = step.next();
+    compare.data_mut().fill(0);
+    compare.complete(Ok(()));
+    let write = step.next();
+    let remove = Change::RemoveNamespace {
+        nqn: NQN.to_owned(),
+        nsid: 2,
+    };
+    target.apply(vec![remove, add()]).unwrap();
+    let other = made(command::write(2, 0, 1), 3, 512, Way::Capsule);
+    queues[1].submit(&other, &[1; 512]);
+    queues[1].ok(&made(command::flush(1), 7, 0, Way::R2t), &[]);
+    assert_eq!(step.pending(), 0, "a write came between the halves");
+    write.complete(Ok(()));
+    let write = step.next();
+    assert_eq!(write.data(), [1; 512]);
+    write.complete(Ok(()));
+    assert_eq!(completions(&mut queues[1], 1), [(3, SUCCESS)]);
+    drop((queues, admin));
+    assert_idle(&target);
 }
 
 /// A namespace that is run by hand: what reaches the backend, and what waits for the gate.

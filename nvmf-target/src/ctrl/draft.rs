@@ -7,14 +7,11 @@
 use super::reservation::Reservations;
 use super::subsystem::{Attached, Snapshot};
 use super::topology::{Member, Port};
-use super::{
-    AnaState, Controller, Core, Kind, Listener, NsEntry, NsTable, Subsystem, Topology, Visibility,
-};
+use super::{AnaState, Controller, Core, Kind, Listener, NsEntry, Subsystem, Topology, Visibility};
 use crate::change::Change;
 use crate::config::{self, hosts};
 use crate::contain::contain;
 use crate::ns::{Namespace, NsSink};
-use crate::reactor::Gate;
 use crate::transport::Transport;
 use crate::{
     Error, ListenerConfig, ListenerInfo, NamespaceConfig, Referral, Role, SubsystemConfig,
@@ -302,7 +299,7 @@ impl Draft<'_> {
             uid,
             visibility,
             namespace: Arc::clone(namespace),
-            gate: self.gate_of(namespace),
+            gate: self.core.gate_of(namespace),
         };
         let (entry, sink) = subsystem.entry(config, attached)?;
         let edited = self.edit(nqn)?;
@@ -320,26 +317,6 @@ impl Draft<'_> {
         self.effects.reservations.push(reservations);
         self.effects.attached.push((Arc::clone(namespace), sink));
         Ok(())
-    }
-
-    /// The write gate of a backend: the one that it has already, if it is attached elsewhere.
-    fn gate_of(&self, namespace: &Arc<dyn Namespace>) -> Arc<Gate> {
-        let same = |entry: &&Arc<NsEntry>| {
-            std::ptr::addr_eq(
-                Arc::as_ptr(&*entry.shared.namespace),
-                Arc::as_ptr(namespace),
-            )
-        };
-        let gate_in = |table: &NsTable| {
-            let entry = table.iter().find(same);
-            entry.map(|entry| Arc::clone(&entry.shared.gate))
-        };
-        let mut members = self.topology.subsystems.iter();
-        let found = members.find_map(|(name, member)| match self.edited.get(name) {
-            Some(edited) => gate_in(&edited.snapshot.table),
-            None => gate_in(&member.subsystem.table()),
-        });
-        found.unwrap_or_default()
     }
 
     fn remove_namespace(&mut self, nqn: &str, nsid: u32) -> Result<(), Error> {

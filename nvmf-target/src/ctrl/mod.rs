@@ -35,14 +35,15 @@ pub(crate) use view::{Seen, Usage, View};
 
 use crate::chatter::Chatters;
 use crate::config::{Role, SubsystemConfig, TargetConfig};
-use crate::reactor::{Mailbox, Message};
+use crate::ns::Namespace;
+use crate::reactor::{Gate, Mailbox, Message};
 use crate::transport::TransportAddress;
 use nvmf_proto::tcp::Slot;
 use reservation::Keeper;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 /// A listener as controllers and the discovery log see it.
 #[derive(Debug)]
@@ -100,6 +101,9 @@ impl Limits {
     }
 }
 
+/// A backend and its write gate.
+type KnownGate = (Weak<dyn Namespace>, Weak<Gate>);
+
 /// What all parts of one target share.
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -115,6 +119,8 @@ pub(crate) struct Core {
     pub(crate) chatters: Chatters,
     /// Makes changes of reservations that may block.
     pub(crate) keeper: Keeper,
+    /// The write gates of backends that are attached, or still have requests from when they were.
+    gates: Mutex<Vec<KnownGate>>,
     /// A cache could not be flushed when the target was shut down, or its namespace detached.
     pub(crate) unflushed: AtomicBool,
 }
@@ -126,6 +132,7 @@ impl Core {
             door: Door::new(&config),
             config,
             topology: RwLock::default(),
+            gates: Mutex::default(),
             next_port: AtomicU16::new(1),
             next_uid: AtomicU64::new(1),
             chatters: Chatters::default(),
@@ -146,6 +153,22 @@ impl Core {
         members
             .map(|member| Arc::clone(&member.subsystem))
             .collect()
+    }
+
+    /// The write gate of a backend: the one that it has already, if it is attached elsewhere, or was
+    /// and has requests from then: what is atomic must be so against those as well.
+    fn gate_of(&self, namespace: &Arc<dyn Namespace>) -> Arc<Gate> {
+        let mut gates = lock(&self.gates);
+        gates.retain(|(_, gate)| gate.strong_count() > 0);
+        let same =
+            |of: &Weak<dyn Namespace>| std::ptr::addr_eq(of.as_ptr(), Arc::as_ptr(namespace));
+        let known = gates.iter().find(|(of, _)| same(of));
+        if let Some(gate) = known.and_then(|(_, gate)| gate.upgrade()) {
+            return gate;
+        }
+        let gate = Arc::default();
+        gates.push((Arc::downgrade(namespace), Arc::downgrade(&gate)));
+        gate
     }
 
     fn new_uid(&self) -> u64 {

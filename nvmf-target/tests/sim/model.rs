@@ -58,6 +58,8 @@ pub struct Place {
     pub spoiled: bool,
     /// Its controller is being reset or shut down, or its connections have a reason to end.
     pub stopping: bool,
+    /// It may have been silent for too long.
+    pub expired: bool,
 }
 
 impl Model {
@@ -412,7 +414,7 @@ impl Model {
         } else if is(Status::COMMAND_SEQUENCE_ERROR) {
             (place.stopping, Refused)
         } else if is(Status::ABORTED_SQ_DELETION) {
-            (place.stopping, InTheMiddle)
+            (place.stopping || place.expired, InTheMiddle)
         } else {
             (false, InTheMiddle)
         };

@@ -322,7 +322,7 @@ impl World {
         let allowed = wanted.is_some_and(is)
             || (missing && (is(Status::INVALID_FIELD) || is(Status::INVALID_NAMESPACE)))
             || (place.stopping && is(Status::COMMAND_SEQUENCE_ERROR))
-            || (place.stopping && is(Status::ABORTED_SQ_DELETION))
+            || ((place.stopping || place.expired) && is(Status::ABORTED_SQ_DELETION))
             || (place.spoiled && is(Status::TRANSIENT_TRANSPORT_ERROR))
             || (command.unwanted && is(Status::ABORT_REQUESTED))
             || (self.model.tight && is(Status::COMMAND_INTERRUPTED));

@@ -413,6 +413,7 @@ impl World {
             listener: it.plan.listener,
             spoiled: lock(link).up.flipped > 0,
             stopping: it.stage == Stage::Leaving || it.excuse.is_some(),
+            expired: it.kato() > 0 && trace::now() >= it.proof + it.kato(),
         }
     }
 
