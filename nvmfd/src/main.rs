@@ -130,12 +130,12 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     print(&banner(&control))?;
     print("nvmfd: serving\n")?;
 
-    if cli.stdin_control {
-        control_by_stdin(control, signals.handle())?;
-    }
     // It keeps the target: from here on nothing but a shutdown ends that.
     memory::start(&target)
         .map_err(|err| Failure::Environment(format!("no thread that gives memory back: {err}")))?;
+    if cli.stdin_control {
+        control_by_stdin(control, signals.handle())?;
+    }
     wait(signals);
     stopping.store(true, Ordering::Relaxed);
     if !target.shutdown(SHUTDOWN_WITHIN) {
