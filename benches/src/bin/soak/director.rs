@@ -20,8 +20,9 @@ const SLACK: u64 = 24 << 20;
 /// How much resident memory may grow in the last third of a daemon's life.
 const GROWTH: i64 = 4 << 20;
 /// Threads that a daemon may have beyond those that it began with and `--io-threads`: the one that
-/// takes commands begins after it serves, and one keeps reservations when there are any.
-const MORE_THREADS: usize = 2;
+/// takes commands and the one that gives memory back begin after it serves, and one keeps
+/// reservations when there are any.
+const MORE_THREADS: usize = 3;
 
 /// How much there is to do.
 #[derive(Clone, Copy, Debug)]
