@@ -14,6 +14,8 @@
 
 mod association;
 mod command;
+mod completions;
+mod connections;
 mod content;
 mod disk;
 mod end;
@@ -29,6 +31,7 @@ mod regressions;
 mod reservations;
 mod rng;
 mod stats;
+mod steps;
 mod trace;
 mod versions;
 mod work;

@@ -1,0 +1,162 @@
+//! What hosts make of the completions that they get.
+
+use crate::association::{Association, Progress, Stage};
+use crate::command::{Command, What};
+use crate::model::Place;
+use crate::network::{SharedLink, lock};
+use crate::queue::Completion;
+use crate::world::{Outcome, World};
+use crate::{stats, trace};
+use nvmf_target::Status;
+
+impl World {
+    fn place(&self, association: usize, link: &SharedLink) -> Place {
+        let it = &self.associations[association];
+        Place {
+            host: it.host,
+            subsystem: it.plan.subsystem,
+            listener: it.plan.listener,
+            spoiled: lock(link).up.flipped > 0,
+            stopping: it.stage == Stage::Leaving || it.excuse.is_some(),
+            expired: it.kato() > 0 && trace::now() >= it.proof + it.kato(),
+        }
+    }
+
+    pub fn completed(
+        &mut self,
+        association: usize,
+        qid: u16,
+        link: &SharedLink,
+        done: Completion,
+    ) -> Outcome {
+        let place = self.place(association, link);
+        let admitted = self.was_admitted(association, &done.command);
+        let it = &mut self.associations[association];
+        let Completion {
+            command,
+            cqe,
+            data,
+            digest_ok,
+        } = done;
+        let status = cqe.status.without_more();
+        // A Connect that is refused is none of the controller's business.
+        let answers = !matches!(command.what, What::Connect) || status.is_success();
+        // One reactor may answer while another has found that the time is over.
+        let in_time = it.closed_at().is_none_or(|at| lock(link).wrote_at < at);
+        if answers && in_time {
+            it.proof = it.proof.max(command.at);
+        }
+        if !digest_ok && lock(link).down.flipped == 0 {
+            return Err("a data digest of the target is wrong".to_owned());
+        }
+        it.note_end(&command, status)?;
+        match &command.what {
+            What::Io(io) => {
+                stats::count(io.op.name(), status);
+                if !digest_ok {
+                    self.forget(place.subsystem, &command);
+                    return Ok(());
+                }
+                return self.model.completed(place, &command, io, status, &data);
+            }
+            What::Query(query) => {
+                if digest_ok {
+                    return self.answered(association, place, (&command, query), &cqe, &data);
+                }
+            }
+            What::KeepAlive | What::Abort { .. } if !status.is_success() => {
+                let limit = status.same_code(Status::ABORT_LIMIT_EXCEEDED);
+                let crowded = matches!(command.what, What::Abort { crowded: true, .. });
+                let excused = place.spoiled || place.stopping || (limit && crowded);
+                if !excused {
+                    return Err(format!("{} ended with {status}", command.what.name()));
+                }
+            }
+            // NVMe Base 2.1, Abort command: bit 0 of dword 0 is clear if the command was aborted.
+            What::Abort { victim, .. } if cqe.result & 1 == 0 => it.aborted(*victim)?,
+            What::KeepAlive | What::Abort { .. } => {}
+            What::Event => {
+                if status.is_success() {
+                    if it.stage != Stage::Leaving {
+                        it.await_event();
+                    }
+                } else if !command.unwanted && !place.stopping {
+                    return Err(format!("a request for events ended with {status}"));
+                }
+            }
+            What::Disable | What::Shutdown | What::Disconnect => {
+                if !status.is_success() {
+                    return Err(format!("{} ended with {status}", command.what.name()));
+                }
+                self.give_up(association, false);
+            }
+            What::Connect if status.is_success() && !admitted => {
+                return Err("a host was admitted that is barred".to_owned());
+            }
+            what => match it.rise(qid, what, &cqe) {
+                Progress::Fine => {
+                    self.check_cntlid(association)?;
+                    self.check_limits()?;
+                }
+                Progress::OpenQueue(qid) => self.open(association, qid),
+                Progress::Refused => {
+                    let excused = place.spoiled
+                        || self.may_end(association)
+                        || (status.same_code(Status::CONNECT_CONTROLLER_BUSY)
+                            && self.has_many_queues(association))
+                        || self.was_refused(association, &command);
+                    if !excused {
+                        return Err(format!("{} ended with {status}", what.name()));
+                    }
+                    self.give_up(association, false);
+                }
+            },
+        }
+        Ok(())
+    }
+
+    /// Whether a command of an association may have met a namespace of another format. A Read gets
+    /// less data then than its host has made room for.
+    pub fn is_other_format(&self, association: usize) -> bool {
+        let it = &self.associations[association];
+        let subsystem = &self.model.subsystems[it.plan.subsystem];
+        let commands = it.queues.iter().flat_map(|queue| queue.commands());
+        commands.into_iter().any(|command| match &command.what {
+            What::Io(io) => subsystem
+                .namespaces_since(io.nsid, command.start)
+                .iter()
+                .flatten()
+                .any(|ns| ns.block_size != io.block_size),
+            _ => false,
+        })
+    }
+
+    /// No other controller of the subsystem that is there has the same CNTLID.
+    fn check_cntlid(&self, association: usize) -> Outcome {
+        let is_open = |it: &&Association| {
+            let admin = it.queues.first();
+            admin.is_some_and(|admin| lock(&admin.link).closed_at.is_none())
+        };
+        let it = &self.associations[association];
+        let same = |other: &&Association| {
+            other.cntlid == it.cntlid && other.plan.subsystem == it.plan.subsystem
+        };
+        let mut count = self.associations.iter().filter(is_open).filter(same);
+        if it.cntlid.is_some() && count.nth(1).is_some() {
+            return Err(format!("CNTLID {:?} is given out twice", it.cntlid));
+        }
+        Ok(())
+    }
+
+    /// Whether a host may have been admitted since it sent a command.
+    fn was_admitted(&self, association: usize, command: &Command) -> bool {
+        let it = &self.associations[association];
+        self.model.subsystems[it.plan.subsystem].was_barred(it.host, command.start, false)
+    }
+
+    /// Whether it may have been refused.
+    fn was_refused(&self, association: usize, command: &Command) -> bool {
+        let it = &self.associations[association];
+        self.model.subsystems[it.plan.subsystem].was_barred(it.host, command.start, true)
+    }
+}

@@ -1,0 +1,186 @@
+//! How associations come up and end, and what becomes of the commands that they had.
+
+use crate::association::{Stage, hostnqn};
+use crate::command::{Command, What};
+use crate::limits::Crowd;
+use crate::network::{Link, SharedLink, lock};
+use crate::world::{Outcome, START, Wire, World};
+use crate::{note, trace};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+const SECOND: u64 = 1_000_000_000;
+/// Time that a host lets pass before it comes back, the first time.
+const RETRY: u64 = SECOND / 10;
+/// What the target may take to notice that a time is over.
+const SLACK: u64 = SECOND;
+/// The default of [`TargetConfig::connect_timeout`].
+const CONNECT_TIMEOUT: u64 = 10 * SECOND;
+/// The default of [`TargetConfig::stall_timeout`].
+const STALL_TIMEOUT: u64 = 5 * SECOND;
+
+/// A command whose host will not get an answer.
+pub struct Lost {
+    link: SharedLink,
+    subsystem: usize,
+    command: Command,
+}
+
+impl World {
+    /// A host connects.
+    pub fn rise(&mut self, index: usize) {
+        let now = trace::now();
+        let it = &mut self.associations[index];
+        it.stage = Stage::Rising;
+        it.proof = now;
+        it.last_arrival = now;
+        it.silent = it.plan.silent;
+        it.crowd = Crowd::default();
+        self.open(index, 0);
+    }
+
+    /// Opens a connection for a queue.
+    pub fn open(&mut self, association: usize, qid: u16) {
+        let it = &mut self.associations[association];
+        let plan = it.plan;
+        let link = Link::new(self.links, address(it.host), plan.window, plan.harsh);
+        note!("link {} for queue {} of {}", self.links, qid, association);
+        self.links += 1;
+        {
+            let mut link = lock(&link);
+            if !self.calm {
+                link.up.flips = plan.flips;
+                link.down.flips = plan.flips;
+            }
+        }
+        let nqn = &self.model.subsystems[plan.subsystem].nqn;
+        let host = hostnqn(it.host);
+        if !self.doors[plan.listener].is_open() {
+            it.excuse = Some("nobody listens");
+        }
+        it.open(Arc::clone(&link), qid, self.plan.in_capsule, nqn, &host);
+        self.doors[plan.listener].connect(&link, self.rng.fork(), plan.cut);
+        self.wires.push(Wire {
+            link,
+            association: Some(association),
+        });
+        self.count_connections();
+    }
+
+    /// Whether there is a reason for the target to end an association.
+    pub fn may_end(&self, association: usize) -> bool {
+        let it = &self.associations[association];
+        if it.excuse.is_some() {
+            return true;
+        }
+        // A target that has said why it ends a connection waits for the host to close it.
+        let closed_at = it.closed_at().unwrap_or_else(trace::now);
+        let silent = it.kato() > 0 && closed_at >= it.proof + it.kato();
+        let spoiled = it.queues.iter().any(|q| lock(&q.link).is_spoiled());
+        let slow = it
+            .queues
+            .iter()
+            .any(|q| !q.joined && closed_at >= lock(&q.link).opened_at + CONNECT_TIMEOUT);
+        // Its host may not have moved a byte for so long, and others wanted the buffers.
+        let stuck = self.plan.is_tight() && closed_at >= START + STALL_TIMEOUT;
+        silent || spoiled || slow || stuck || self.may_have_made_room(association)
+    }
+
+    /// The target has ended a connection.
+    pub fn ended(&mut self, association: usize, qid: u16) -> Outcome {
+        note!("association {} lost queue {}", association, qid);
+        if !self.may_end(association) {
+            let it = &self.associations[association];
+            return Err(format!(
+                "the target ended queue {qid} of association {association} without a reason; last sign of life at {}, closed at {:?}",
+                it.proof,
+                it.closed_at()
+            ));
+        }
+        self.give_up(association, false);
+        Ok(())
+    }
+
+    /// The host lets go of an association, for now.
+    pub fn give_up(&mut self, association: usize, reset: bool) {
+        let it = &mut self.associations[association];
+        it.tries = if it.stage == Stage::Rising {
+            it.tries.min(4) + 1
+        } else {
+            0
+        };
+        let delay = (RETRY + self.rng.below(RETRY)) << it.tries;
+        let at = if self.calm {
+            u64::MAX
+        } else {
+            trace::now() + delay
+        };
+        let subsystem = self.associations[association].plan.subsystem;
+        let lost = self.associations[association].tear_down(reset, at);
+        for (link, command) in lost {
+            if matches!(&command.what, What::Io(io) if io.changes_something()) {
+                self.lost.push(Lost {
+                    link,
+                    subsystem,
+                    command,
+                });
+            } else {
+                self.model.under_way.remove(&command.start);
+            }
+        }
+    }
+
+    /// A command whose outcome its host cannot know.
+    pub fn forget(&mut self, subsystem: usize, command: &Command) {
+        self.model.under_way.remove(&command.start);
+        if let What::Io(io) = &command.what {
+            self.model.settle(subsystem, io);
+        }
+    }
+
+    /// With every reactor idle and no request anywhere, commands of connections that are gone have
+    /// done what they could do.
+    pub fn settle(&mut self) {
+        if self.sim.target().stats().in_flight > 0 {
+            return;
+        }
+        self.wires.retain(|wire| {
+            let link = lock(&wire.link);
+            link.closed_at.is_none() || !link.host_closed
+        });
+        let (gone, left) = std::mem::take(&mut self.lost)
+            .into_iter()
+            .partition(|lost: &Lost| lock(&lost.link).closed_at.is_some());
+        self.lost = left;
+        let gone: Vec<Lost> = gone;
+        for lost in gone {
+            self.forget(lost.subsystem, &lost.command);
+        }
+    }
+
+    /// A controller whose host has been silent for the Keep Alive Timeout is gone.
+    pub fn check_silence(&self) -> Outcome {
+        for (index, it) in self.associations.iter().enumerate() {
+            let Some(admin) = it.queues.first() else {
+                continue;
+            };
+            // Where commands wait for buffers, they count as a sign of life.
+            if it.kato() == 0 || self.plan.is_tight() || it.stage != Stage::Up {
+                continue;
+            }
+            let open = lock(&admin.link).closed_at.is_none();
+            if open && trace::now() > it.last_arrival + it.kato() + SLACK {
+                return Err(format!(
+                    "association {index} was silent since {}, with a Keep Alive Timeout of {} s, and is still there",
+                    it.last_arrival, it.plan.kato
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a host connects from.
+fn address(host: usize) -> IpAddr {
+    Ipv4Addr::new(192, 0, 2, host as u8).into()
+}
