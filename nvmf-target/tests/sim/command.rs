@@ -55,7 +55,7 @@ pub struct Io {
     pub slba: u64,
     pub blocks: u64,
     pub fua: bool,
-    /// What the blocks were written as, for commands that write.
+    /// What the blocks were written or marked as, for commands that write.
     pub write: Option<u32>,
     /// The block size that the host believes in.
     pub block_size: u64,
@@ -77,6 +77,7 @@ pub enum IoOp {
     /// The first write of what it compares with, by sector.
     Compare(Vec<u64>),
     Verify,
+    Uncorrectable,
     Flush,
     /// Ranges: first block and number of blocks.
     Deallocate(Vec<(u64, u64)>),
@@ -97,6 +98,7 @@ impl IoOp {
             Self::WriteZeroes => "Write Zeroes",
             Self::Compare(_) => "Compare",
             Self::Verify => "Verify",
+            Self::Uncorrectable => "Write Uncorrectable",
             Self::Flush => "Flush",
             Self::Deallocate(_) => "Deallocate",
             Self::Copy(_) => "Copy",
@@ -123,6 +125,7 @@ impl IoOp {
             self,
             Self::WriteZeroes
                 | Self::Verify
+                | Self::Uncorrectable
                 | Self::Flush
                 | Self::Deallocate(_)
                 | Self::Copy(_)

@@ -6,6 +6,9 @@ pub const SECTOR: usize = 512;
 /// The content of a sector: 0 stands for zeroes, all others for a write and a place.
 pub type Tag = u64;
 
+/// Not a content, but the mark that Write Uncorrectable leaves: no read returns it.
+pub const BAD: Tag = Tag::MAX;
+
 /// What write number `write` puts at `sector`.
 pub const fn tag(write: u32, sector: u64) -> Tag {
     (write as u64) << 32 | (sector + 1)
@@ -50,6 +53,7 @@ pub fn show(tag: Option<Tag>) -> String {
     match tag {
         None => "a mixture".to_owned(),
         Some(0) => "zeroes".to_owned(),
+        Some(BAD) => "a mark".to_owned(),
         Some(tag) => format!("write {} for sector {}", tag >> 32, (tag & 0xffff_ffff) - 1),
     }
 }

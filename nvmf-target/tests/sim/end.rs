@@ -3,6 +3,7 @@
 
 use crate::association::{Association, Stage};
 use crate::command::{Io, IoOp};
+use crate::content::SECTOR;
 use crate::network::lock;
 use crate::world::{Outcome, World};
 use crate::{note, plan, trace};
@@ -129,8 +130,39 @@ impl World {
             return Err("a fresh host cannot connect".to_owned());
         }
         for storage in 0..self.model.storage.len() {
+            self.heal_marks(witness, storage)?;
             self.read_all(witness, storage)?;
             self.write_and_read(witness, storage)?;
+        }
+        Ok(())
+    }
+
+    /// What may be marked is read, which says if it is, and written: then it is not any more.
+    fn heal_marks(&mut self, witness: usize, storage: usize) -> Outcome {
+        let of = &self.model.storage[storage];
+        let (blocks, block_size) = (of.blocks, of.block_size);
+        let per_block = block_size / SECTOR as u64;
+        for slba in 0..blocks {
+            let now = trace::stamp();
+            let versions = &self.model.storage[storage].versions;
+            let mut sectors = slba * per_block..(slba + 1) * per_block;
+            if !sectors.any(|sector| versions.may_be_marked(sector, now)) {
+                continue;
+            }
+            for op in [IoOp::Read, IoOp::Write] {
+                let write = matches!(op, IoOp::Write).then(|| self.model.next_write());
+                let io = Io {
+                    op,
+                    nsid: storage as u32 + 1,
+                    slba,
+                    blocks: 1,
+                    fua: false,
+                    write,
+                    block_size,
+                };
+                self.send_io(witness, 1, io);
+                self.finish(witness)?;
+            }
         }
         Ok(())
     }
@@ -213,7 +245,7 @@ impl World {
             let Some(disk) = storage.disk.clone() else {
                 continue;
             };
-            disk.with_data(|data| storage.versions.check(0, data, now, now))
+            disk.with_data(|data| storage.check_unmarked(data, now))
                 .map_err(|why| format!("storage {index} after a shutdown: {why}"))?;
             let owed = disk.owes(0..disk.sectors(), now);
             if let Some(sector) = owed.filter(|_| self.plan.faults.remove == 0) {

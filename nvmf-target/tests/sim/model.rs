@@ -2,7 +2,7 @@
 //! like while the command was under way.
 
 use crate::command::{Command, Io, IoOp, Right};
-use crate::content::{SECTOR, Tag};
+use crate::content::{BAD, SECTOR, Tag};
 use crate::disk::Disk;
 use crate::facts::{History, Namespace, Subsystem};
 use crate::reservations::{Reservations, State};
@@ -116,6 +116,7 @@ impl Model {
         }
         let content = match pending.io.op {
             IoOp::WriteZeroes | IoOp::Deallocate(_) => Content::Zeroes,
+            IoOp::Uncorrectable => Content::Mark,
             IoOp::Copy(_) => Content::CopyOf(pending.io.copied(storage.block_size)),
             _ => Content::Data,
         };
@@ -130,6 +131,9 @@ impl Model {
     pub fn set_namespace(&mut self, subsystem: usize, nsid: u32, namespace: Option<Namespace>) {
         let stamp = trace::stamp();
         let before = self.subsystems[subsystem].namespace(nsid);
+        if let Some(namespace) = namespace {
+            self.may_be_forgotten(stamp, namespace.storage);
+        }
         self.subsystems[subsystem].set(stamp, nsid, namespace);
         let Some(namespace) = namespace else {
             return;
@@ -145,6 +149,16 @@ impl Model {
             .collect();
         for pending in affected {
             self.may_reach(namespace.storage, &pending);
+        }
+    }
+
+    /// A storage is shown. If it was not until now, the marks on it may be forgotten: the target
+    /// knows them as long as it serves the device.
+    fn may_be_forgotten(&mut self, stamp: u64, storage: usize) {
+        let namespaces = self.subsystems.iter().flat_map(|s| s.namespaces.values());
+        let mut shown = namespaces.filter_map(|history| *history.now());
+        if !shown.any(|namespace| namespace.storage == storage) {
+            self.storage[storage].versions.forget_marks(stamp);
         }
     }
 
@@ -267,6 +281,11 @@ impl Model {
                     .check(sectors.start, data, command.start, now)
             }
             IoOp::Write if io.fua => storage.is_forced(io),
+            IoOp::Verify => storage.is_readable(io.sectors(), command.start),
+            IoOp::Copy(_) => {
+                let sectors = io.copied(storage.block_size);
+                storage.is_readable(sectors, command.start)
+            }
             IoOp::ReservationReport => {
                 let reservations = self.reservations.get(&(place.subsystem, io.nsid));
                 reservations.map_or(Ok(()), |r| r.check_report(command.start, data))
@@ -401,6 +420,8 @@ impl Model {
             (place.spoiled, Refused)
         } else if is(Status::COMPARE_FAILURE) {
             (self.may_differ(command, io, seen), InTheMiddle)
+        } else if is(Status::UNRECOVERED_READ_ERROR) {
+            (self.may_meet_mark(command, io, seen), InTheMiddle)
         } else if is(Status::ABORTED_FAILED_FUSED) {
             (io.op.is_fused(), Refused)
         } else if is(Status::COMMAND_INTERRUPTED) {
@@ -441,8 +462,22 @@ impl Model {
             let versions = &self.storage[ns.storage].versions;
             io.sectors().zip(tags).any(|(sector, &tag)| {
                 let mut may = versions.possible(sector, command.start).into_iter();
-                may.any(|other| other != tag)
+                may.any(|other| other != tag && other != BAD)
             })
+        })
+    }
+
+    /// Whether a command may have had to read blocks that Write Uncorrectable has marked.
+    fn may_meet_mark(&self, command: &Command, io: &Io, seen: &[Option<Namespace>]) -> bool {
+        seen.iter().flatten().any(|ns| {
+            let versions = &self.storage[ns.storage].versions;
+            let mut read = match &io.op {
+                IoOp::Copy(_) => io.copied(ns.block_size),
+                op if op.right() == Right::Read => io.sectors().collect(),
+                _ => Vec::new(),
+            }
+            .into_iter();
+            read.any(|sector| versions.may_be_marked(sector, command.start))
         })
     }
 }
@@ -468,7 +503,11 @@ impl IoOp {
 impl Io {
     /// Whether it is carried out as one request, which is refused or not.
     const fn is_one_request(&self) -> bool {
-        matches!(self.op, IoOp::Write | IoOp::FusedWrite(_)) && !self.fua
+        let one = matches!(
+            self.op,
+            IoOp::Write | IoOp::FusedWrite(_) | IoOp::Uncorrectable
+        );
+        one && !self.fua
     }
 }
 
@@ -479,6 +518,29 @@ impl Storage {
             disk,
             block_size,
             blocks,
+        }
+    }
+
+    /// What the device holds, but where a mark may hide it.
+    pub fn check_unmarked(&mut self, data: &[u8], now: u64) -> Result<(), String> {
+        for (sector, bytes) in (0..).zip(data.chunks_exact(SECTOR)) {
+            if !self.versions.may_be_marked(sector, now) {
+                self.versions.check(sector, bytes, now, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a command that had to read these sectors can have succeeded.
+    fn is_readable(
+        &self,
+        sectors: impl IntoIterator<Item = u64>,
+        start: u64,
+    ) -> Result<(), String> {
+        let spoilt = |sector: &u64| !self.versions.may_be_unmarked(*sector, start);
+        match sectors.into_iter().find(spoilt) {
+            Some(sector) => Err(format!("sector {sector} was marked")),
+            None => Ok(()),
         }
     }
 

@@ -115,8 +115,8 @@ pub struct Faults {
 #[derive(Clone, Copy, Debug)]
 pub struct Mix {
     /// Read, Write, Write Zeroes, Compare, Verify, Flush, Deallocate, Copy, Compare and Write,
-    /// reservations.
-    pub weights: [u64; 10],
+    /// reservations, Write Uncorrectable.
+    pub weights: [u64; 11],
     /// Blocks of one command, at most.
     pub span: u64,
     /// Blocks that commands crowd into.
@@ -187,7 +187,7 @@ impl Plan {
             association.entries = association.entries.max(8);
             association.depth = association.depth.max(4);
         }
-        let mut weights = [0; 10];
+        let mut weights = [0; 11];
         (weights[0], weights[1], weights[8]) = (6, 4, 6);
         self.mix = Mix {
             weights,
@@ -352,10 +352,12 @@ impl Faults {
 
 impl Mix {
     fn draw(rng: &mut Rng) -> Self {
-        let mut weights = [0; 10];
+        let mut weights = [0; 11];
         for weight in &mut weights {
             *weight = rng.pick(&[0, 1, 4]);
         }
+        // What is marked tells nothing else.
+        weights[10] = rng.pick(&[0, 0, 0, 2]);
         weights[0] += 4;
         weights[1] += 4;
         Self {

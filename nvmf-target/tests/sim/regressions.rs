@@ -26,7 +26,7 @@ fn pairs_do_not_wait_for_one_anothers_buffers_for_ever() {
         plan.faults = Faults::default();
         plan.limits = Limits::default();
         plan.cut_short = false;
-        plan.mix.weights = [2, 0, 0, 0, 0, 0, 0, 0, 4, 0];
+        plan.mix.weights = [2, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0];
         plan.mix.span = 16;
         for association in plan.hosts.iter_mut().flat_map(|h| &mut h.associations) {
             (association.entries, association.depth) = (32, 32);

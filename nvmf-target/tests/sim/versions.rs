@@ -5,11 +5,13 @@
 //! all that NVMe promises of commands that overlap in time, and for commands that do not it leaves
 //! exactly the last acknowledged write.
 
-use crate::content::{self, SECTOR, Tag};
+use crate::content::{self, BAD, SECTOR, Tag};
 
 const NEVER: u64 = u64::MAX;
 /// Versions of a sector at which it is tidied.
 const MANY: usize = 6;
+/// Stands for the write of what is there again because a mark was forgotten.
+const FORGETTING: u32 = u32::MAX;
 
 /// One write's content of one sector.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +34,8 @@ struct Sector {
     /// When the zeroes of the beginning were overwritten.
     blank_until: u64,
     versions: Vec<Version>,
+    /// What was there when it was marked, and is still there behind the mark.
+    beneath: Vec<Tag>,
 }
 
 /// What a write puts where it goes.
@@ -40,6 +44,8 @@ pub enum Content {
     /// Its own tag.
     Data,
     Zeroes,
+    /// The mark of Write Uncorrectable.
+    Mark,
     /// For each sector the one that it is copied from.
     CopyOf(Vec<u64>),
 }
@@ -60,6 +66,8 @@ pub struct Versions {
     open: Vec<Open>,
     /// No command that is under way began before.
     pub oldest: u64,
+    /// When marks may have been forgotten last.
+    forgotten: u64,
 }
 
 impl Versions {
@@ -68,11 +76,13 @@ impl Versions {
         let blank = Sector {
             blank_until: NEVER,
             versions: Vec::new(),
+            beneath: Vec::new(),
         };
         Self {
             sectors: vec![blank; sectors as usize],
             open: Vec::new(),
             oldest: 0,
+            forgotten: 0,
         }
     }
 
@@ -82,8 +92,10 @@ impl Versions {
             match &content {
                 Content::Data => self.add(sector, content::tag(write, sector), write, start),
                 Content::Zeroes => self.add(sector, 0, write, start),
+                Content::Mark => self.add(sector, BAD, write, start),
                 Content::CopyOf(from) => {
-                    for tag in self.possible(from[index], start) {
+                    let may = self.possible(from[index], start);
+                    for tag in may.into_iter().filter(|tag| *tag != BAD) {
                         self.add(sector, tag, write, start);
                     }
                 }
@@ -120,6 +132,9 @@ impl Versions {
             dead: NEVER,
             sure: false,
         });
+        if tag == BAD {
+            return;
+        }
         // What is being copied from here may be this.
         let copies: Vec<_> = self
             .open
@@ -147,6 +162,7 @@ impl Versions {
         let Some(open) = self.close(write) else {
             return;
         };
+        let hint = hint || (matches!(open.content, Content::Mark) && open.start < self.forgotten);
         for sector in open.sectors {
             let Some(entry) = self.sectors.get_mut(sector as usize) else {
                 continue;
@@ -184,7 +200,39 @@ impl Versions {
         }
     }
 
-    /// What a read that began at `start` may return.
+    /// Nobody serves the device, or nobody has for a while: its marks may be forgotten.
+    pub fn forget_marks(&mut self, now: u64) {
+        self.forgotten = now;
+        for entry in &mut self.sectors {
+            if !entry.is_marked() {
+                continue;
+            }
+            entry.versions.retain(|v| v.write != FORGETTING);
+            for &tag in &entry.beneath {
+                entry.versions.push(Version {
+                    tag,
+                    write: FORGETTING,
+                    start: now,
+                    end: now,
+                    before: now,
+                    dead: NEVER,
+                    sure: false,
+                });
+            }
+        }
+    }
+
+    /// Whether a read that began at `start` may have found a sector marked.
+    pub fn may_be_marked(&self, sector: u64, start: u64) -> bool {
+        self.may_hold(sector, BAD, start)
+    }
+
+    /// Whether it may have found it without a mark.
+    pub fn may_be_unmarked(&self, sector: u64, start: u64) -> bool {
+        self.possible(sector, start).iter().any(|tag| *tag != BAD)
+    }
+
+    /// What a read that began at `start` may return, or the mark that it may meet.
     pub fn possible(&self, sector: u64, start: u64) -> Vec<Tag> {
         let Some(entry) = self.sectors.get(sector as usize) else {
             return Vec::new();
@@ -232,7 +280,8 @@ impl Versions {
     /// here, and what came before it is gone.
     fn observe(&mut self, sector: u64, tag: Tag, start: u64, now: u64) {
         let entry = &mut self.sectors[sector as usize];
-        let mut by = entry.versions.iter().filter(|v| v.tag == tag);
+        let live = |v: &&Version| v.tag == tag && v.dead > start;
+        let mut by = entry.versions.iter().filter(live);
         let blank = tag == 0 && entry.blank_until > start;
         if let (Some(&version), None, false) = (by.next(), by.next(), blank) {
             // A copy has put one thing here, not the others that it might have.
@@ -284,11 +333,28 @@ impl Sector {
 
     /// Everything that came before `start`, when `write` began, is overwritten by now.
     fn bury(&mut self, write: u32, start: u64, now: u64) {
+        let marks = |v: &Version| v.write == write && v.tag == BAD;
+        let marks = self.versions.iter().any(marks);
+        if marks && self.blank_until == NEVER {
+            self.beneath.push(0);
+        }
         self.blank_until = self.blank_until.min(now);
         for version in &mut self.versions {
             if version.before < start && version.write != write {
+                if marks && version.dead == NEVER && version.tag != BAD {
+                    self.beneath.push(version.tag);
+                }
                 version.dead = version.dead.min(now);
             }
         }
+        if !self.is_marked() {
+            self.beneath.clear();
+        }
+    }
+
+    /// Whether it may be marked.
+    fn is_marked(&self) -> bool {
+        let mark = |v: &Version| v.tag == BAD && v.dead == NEVER;
+        self.versions.iter().any(mark)
     }
 }

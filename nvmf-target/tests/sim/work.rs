@@ -2,7 +2,7 @@
 
 use crate::association::Stage;
 use crate::command::{Command, Io, IoOp, What};
-use crate::content::{self, SECTOR};
+use crate::content::{self, BAD, SECTOR};
 use crate::facts::Namespace;
 use crate::queue::Data;
 use crate::reservations::{ACTIONS, Action, Reserve};
@@ -14,6 +14,9 @@ use nvmf_proto::wire::copy::{CopyCommand, CopyFormat, CopyRange};
 use nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
 use nvmf_proto::wire::reservation::ReservationType;
 use nvmf_proto::wire::sqe::Fuse;
+
+/// Blocks that a Write Uncorrectable marks at most: reads of others are to go on.
+const MARKED: u64 = 4;
 
 impl World {
     /// A host submits an I/O command; false if there is nobody who could.
@@ -132,6 +135,7 @@ impl World {
                 None => IoOp::Verify,
             },
             9 => self.reservation(subsystem, host, nsid),
+            10 => IoOp::Uncorrectable,
             _ if pairs => IoOp::FusedCompare(self.guess(namespace.storage, &io)),
             _ => IoOp::Read,
         };
@@ -141,11 +145,19 @@ impl World {
             }
             // Both halves are about the same blocks, and only one can have it.
             IoOp::FusedCompare(_) => io.fua = false,
+            IoOp::Uncorrectable => {
+                io.fua = false;
+                io.blocks = io.blocks.min(MARKED);
+            }
             _ => {}
         }
         if matches!(
             io.op,
-            IoOp::Write | IoOp::WriteZeroes | IoOp::Deallocate(_) | IoOp::Copy(_)
+            IoOp::Write
+                | IoOp::WriteZeroes
+                | IoOp::Deallocate(_)
+                | IoOp::Copy(_)
+                | IoOp::Uncorrectable
         ) {
             io.write = Some(self.model.next_write());
         }
@@ -212,7 +224,8 @@ impl World {
         let versions = &self.model.storage[storage].versions;
         io.sectors()
             .map(|sector| {
-                let may = versions.possible(sector, now);
+                let mut may = versions.possible(sector, now);
+                may.retain(|tag| *tag != BAD);
                 match may.len() {
                     0 => 0,
                     count => may[self.rng.index(count)],
@@ -254,6 +267,7 @@ impl World {
                 )
             }
             IoOp::Verify => (command::verify(nsid, slba, blocks), Data::None),
+            IoOp::Uncorrectable => (command::write_uncorrectable(nsid, slba, blocks), Data::None),
             IoOp::Flush => (command::flush(nsid), Data::None),
             IoOp::Deallocate(ranges) => {
                 let range = |&(slba, blocks): &(u64, u64)| DsmRange {
