@@ -1,7 +1,7 @@
 //! Connect commands of which a field is wrong, and commands before and after their time.
 
 use super::icreq::end;
-use super::{At, Case, Play, Want, case, connect_with, ends, script};
+use super::{ANY, At, Case, Play, Want, case, connect_with, ends, script};
 use crate::command;
 use crate::torture::answer::Answer;
 use crate::torture::scene::{
@@ -14,7 +14,6 @@ use nvmf_proto::wire::{SglDescriptor, Sqe, Status};
 
 const CONNECT: &str = "NVMe Base 2.1, Connect command";
 const ORDER: &str = "NVMe Base 2.1, controller initialization";
-const ANY: &[Want] = &[Want::Error, Want::End];
 const ACCEPTED: &[Want] = &[Want::Success];
 const FORMAT: &[Want] = &[Want::Status(Status::CONNECT_INCOMPATIBLE_FORMAT)];
 const SEQUENCE: &[Want] = &[Want::Status(Status::COMMAND_SEQUENCE_ERROR)];

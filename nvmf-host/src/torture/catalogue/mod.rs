@@ -7,7 +7,9 @@ mod data;
 mod header;
 mod icreq;
 mod life;
+mod property;
 mod queue;
+mod sgl;
 
 use super::answer::{Answer, Want};
 use super::scene::{At, CID, Facts, Scene, Setback, connect_sqe, failed};
@@ -308,8 +310,19 @@ const fn field(offset: u32) -> Want {
     Want::Term(Fes::INVALID_HEADER_FIELD, Some(offset))
 }
 
+/// The same command with a byte of the SQE changed.
+fn byte(mut sqe: Sqe, at: usize, value: u8) -> Command {
+    sqe.0[at] = value;
+    (sqe, Vec::new())
+}
+
+const SQE: &str = "NVMe Base 2.1, Submission Queue Entry";
+const SGL: &str = "NVMe Base 2.1, SGL; NVMe/TCP 1.1, data transfer";
 const SEQUENCE: Want = Want::Term(Fes::PDU_SEQUENCE, None);
 const INVALID_FIELD: Want = Want::Status(Status::INVALID_FIELD);
+const OPCODE: &[Want] = &[Want::Status(Status::INVALID_OPCODE)];
+/// A lie that may be seen through by any status, or end the connection.
+const ANY: &[Want] = &[Want::Error, Want::End];
 
 /// The whole catalogue, in the order of its numbers.
 pub(super) fn all() -> impl Iterator<Item = &'static Case> {
@@ -317,9 +330,11 @@ pub(super) fn all() -> impl Iterator<Item = &'static Case> {
         icreq::CASES,
         header::CASES,
         data::CASES,
+        sgl::CASES,
         command::CASES,
         queue::CASES,
         connect::CASES,
+        property::CASES,
         admin::CASES,
         life::CASES,
     ]
