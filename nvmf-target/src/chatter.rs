@@ -1,5 +1,6 @@
 //! Log lines that hosts can provoke, so many at a time: no host fills a disk with them, and what
-//! one kind of line is about does not keep those of other kinds out.
+//! one kind of line is about does not keep those of other kinds out. And the ways to write a line, for
+//! all of the crate.
 
 use nvmf_proto::tcp::Time;
 use std::sync::{Mutex, PoisonError};
@@ -72,24 +73,53 @@ pub(crate) struct Chatters {
 /// A line of the log that a host can provoke: `limited!(Level, chatter, now, format...)`.
 macro_rules! limited {
     ($level:ident, $chatter:expr, $now:expr, $($line:tt)+) => {
-        if log::log_enabled!(log::Level::$level)
+        if log::Level::$level <= log::max_level()
             && let Some(leave) = $chatter.leave($now)
         {
             if leave.left_out > 0 {
-                log::log!(
-                    log::Level::$level,
+                crate::chatter::line!(
+                    $level,
                     "{} lines like the following one were left out",
                     leave.left_out
                 );
             }
-            log::log!(log::Level::$level, $($line)+);
+            crate::chatter::line!($level, $($line)+);
             if leave.last {
-                log::log!(log::Level::$level, "lines like this one are left out for a while");
+                crate::chatter::line!($level, "lines like this one are left out for a while");
             }
         }
     };
 }
-pub(crate) use limited;
+
+/// A line of the log. The logger is the embedder's and may panic, as those do that write to a
+/// standard error which is gone: what the line is about goes on.
+macro_rules! line {
+    ($level:ident, $($line:tt)+) => {
+        if log::Level::$level <= log::max_level() {
+            let _ = crate::contain::contain(|| log::log!(log::Level::$level, $($line)+));
+        }
+    };
+}
+
+macro_rules! error {
+    ($($line:tt)+) => { crate::chatter::line!(Error, $($line)+) };
+}
+
+macro_rules! warning {
+    ($($line:tt)+) => { crate::chatter::line!(Warn, $($line)+) };
+}
+
+macro_rules! info {
+    ($($line:tt)+) => { crate::chatter::line!(Info, $($line)+) };
+}
+
+macro_rules! debug {
+    ($($line:tt)+) => { crate::chatter::line!(Debug, $($line)+) };
+}
+
+// A macro of the name `warn` would be taken for the attribute.
+pub(crate) use warning as warn;
+pub(crate) use {debug, error, info, limited, line};
 
 #[cfg(test)]
 mod tests {

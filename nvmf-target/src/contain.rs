@@ -8,7 +8,7 @@
 //!
 //! Nothing here helps a program that is built with `panic = "abort"`.
 
-use log::error;
+use crate::chatter::error;
 use std::any::Any;
 use std::fmt;
 use std::ops::{Deref, DerefMut};

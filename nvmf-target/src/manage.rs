@@ -1,6 +1,7 @@
 //! How a target is changed while it runs.
 
 use crate::change::Change;
+use crate::chatter::error;
 use crate::contain::{contain, let_go};
 use crate::ctrl::{AnaState, Effects};
 use crate::ns::Namespace;
@@ -9,7 +10,6 @@ use crate::transport::Transport;
 use crate::{
     Error, ListenerConfig, ListenerInfo, NamespaceConfig, Referral, Role, SubsystemConfig, Target,
 };
-use log::error;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 

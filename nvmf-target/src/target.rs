@@ -1,10 +1,10 @@
 //! The target: what an embedder starts and shuts down. How it is changed meanwhile is in `manage`.
 
 use crate::Error;
+use crate::chatter::{debug, error, warn};
 use crate::config::TargetConfig;
 use crate::ctrl::Core;
 use crate::reactor::{self, AcceptorHandle, Mailbox, Message, spawn_acceptor};
-use log::{debug, error, warn};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

@@ -4,12 +4,12 @@ use super::abort::Asked;
 use super::settle::Settling;
 use super::{Conn, IoQueue, Queue};
 use crate::TargetConfig;
+use crate::chatter::debug;
 use crate::chatter::limited;
 use crate::ctrl::admin::{self, AdminCx, Answer, Transfer};
 use crate::ctrl::connect::{self, Association, CONNECT_DATA_LEN, Caller, Outcome, Refusal};
 use crate::ctrl::{Controller, Fault, Inquired, NsShared, QueueStats};
 use crate::reactor::Cx;
-use log::debug;
 use nvmf_proto::tcp::target::{Done, QueueConfig};
 use nvmf_proto::tcp::{Slot, Time};
 use nvmf_proto::wire::fabrics::{

@@ -4,10 +4,10 @@
 //! in a backend still. Refusing them would make them wait for their next attempt, in seconds.
 
 use super::Conn;
+use crate::chatter::debug;
 use crate::ctrl::connect::Refusal;
 use crate::ctrl::{ConnRef, Controller};
 use crate::reactor::Cx;
-use log::debug;
 use nvmf_proto::tcp::{Slot, Time};
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::fabrics::ConnectCommand;

@@ -26,6 +26,7 @@ pub(crate) use wire::Wire;
 
 use crate::buf::IoBuf;
 use crate::chatter::limited;
+use crate::chatter::{debug, error};
 use crate::contain::{Panic, contain};
 use crate::ctrl::reservation::Waiter;
 use crate::ctrl::{Controller, Expiry, Guest, Inquired, Listener, QueueStats, View};
@@ -37,7 +38,6 @@ use fused::{Before, Half};
 use held::Held;
 use in_place::{Expected, Lent};
 use io::{Copying, Step};
-use log::{debug, error};
 use nvmf_proto::tcp::target::{CloseReason, Config, Event, TcpTarget};
 use nvmf_proto::tcp::{Need, Slot, Time, TxList};
 use nvmf_proto::wire::{Sqe, Status};

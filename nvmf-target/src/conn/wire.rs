@@ -1,9 +1,9 @@
 //! A connection's stream: code of the embedder's.
 
+use crate::chatter::error;
 use crate::contain::{Guarded, contain};
 use crate::reactor::Poller;
 use crate::transport::Stream;
-use log::error;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::IpAddr;

@@ -9,6 +9,7 @@ use super::subsystem::{Attached, Snapshot};
 use super::topology::{Member, Port};
 use super::{AnaState, Controller, Core, Kind, Listener, NsEntry, Subsystem, Topology, Visibility};
 use crate::change::Change;
+use crate::chatter::info;
 use crate::config::{self, hosts};
 use crate::contain::contain;
 use crate::ns::{Namespace, NsSink};
@@ -16,7 +17,6 @@ use crate::transport::Transport;
 use crate::{
     Error, ListenerConfig, ListenerInfo, NamespaceConfig, Referral, Role, SubsystemConfig,
 };
-use log::info;
 use nvmf_proto::wire::log::AsyncEvent;
 use nvmf_proto::wire::nqn::Nqn;
 use std::collections::{BTreeMap, BTreeSet};

@@ -7,7 +7,7 @@ use super::reservation::{Known, ReservationScope, ReservationStore};
 use super::{
     Controller, Limits, NsEntry, NsShared, NsStats, NsTable, Opening, View, Visibility, lock,
 };
-use crate::chatter::Chatter;
+use crate::chatter::{Chatter, error};
 use crate::contain::{Guarded, contain};
 use crate::ns::{Namespace, NsInfo, NsSink};
 use crate::reactor::Gate;
@@ -361,7 +361,7 @@ impl Subsystem {
         let info = match self.checked_info(nsid, &**shared.namespace) {
             Ok(info) => info,
             Err(err) => {
-                log::error!("{}: it keeps its old geometry: {err}", shared.name);
+                error!("{}: it keeps its old geometry: {err}", shared.name);
                 return;
             }
         };

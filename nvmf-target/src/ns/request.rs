@@ -1,11 +1,11 @@
 //! Owned requests, and the way their completions take back to the reactor.
 
 use crate::buf::IoBuf;
+use crate::chatter::error;
 use crate::contain::contain;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, thread_local};
 use crate::wake::Waker;
-use log::error;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
 use std::cell::RefCell;

@@ -3,12 +3,12 @@
 use super::{Mailbox, Message, Poller, now};
 use crate::Error;
 use crate::chatter::limited;
+use crate::chatter::{debug, error, warn};
 use crate::conn::Wire;
 use crate::contain::{Guarded, Panic, contain};
 use crate::ctrl::{Core, Listener};
 use crate::transport::{Stream, Transport};
 use crate::wake::Waker;
-use log::{debug, error, warn};
 use nvmf_proto::tcp::Time;
 use rustix::io::Errno;
 use std::collections::BTreeMap;

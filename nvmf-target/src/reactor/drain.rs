@@ -3,10 +3,10 @@
 
 use super::Reactor;
 use crate::buf::IoBuf;
+use crate::chatter::{debug, error};
 use crate::conn::Conn;
 use crate::ctrl::NsEntry;
 use crate::ns::{LbaRange, Op, Route};
-use log::{debug, error};
 use nvmf_proto::tcp::Slot;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

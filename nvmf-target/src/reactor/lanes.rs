@@ -8,6 +8,7 @@
 
 use super::gate::Member;
 use super::{Mailbox, Poller, now};
+use crate::chatter::error;
 use crate::chatter::limited;
 use crate::contain::{Panic, contain, let_go};
 use crate::ctrl::{NsEntry, NsShared, QueueStats};
@@ -15,7 +16,6 @@ use crate::ns::{
     BlockDevice, Completion, Lane, LaneCx, LbaRange, Loan, Op, ReactorRing, Request, RequestId,
     contained,
 };
-use log::error;
 use nvmf_proto::wire::Status;
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};

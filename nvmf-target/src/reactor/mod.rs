@@ -26,6 +26,7 @@ pub(crate) use poller::{Poller, Ready};
 
 use crate::Error;
 use crate::buf::{BufPool, IoBuf};
+use crate::chatter::error;
 use crate::conn::{Conn, Turns, Wire};
 use crate::ctrl::{Core, Guest, Listener};
 use crate::ns::{Completion, Port, REQUEST_BYTES, RequestPool, Route, SPARE_REQUESTS};
@@ -34,7 +35,6 @@ use conns::Conns;
 use drain::{DRAIN_STEP, NO_CONN, Phase};
 use feed::Shortage;
 use lanes::LANE_TOKEN;
-use log::error;
 use nvmf_proto::tcp::{Time, TxList};
 use nvmf_proto::wire::pdu::ADMIN_IN_CAPSULE_MAX;
 use std::cmp::Reverse;

@@ -2,10 +2,10 @@
 //! controllers, to the hosts that are to know, and back to the command that asked.
 
 use super::{Command, HostId};
+use crate::chatter::error;
 use crate::contain::contain;
 use crate::ctrl::{Controller, NsEntry, NsShared, Subsystem, lock};
 use crate::reactor::{Mailbox, Message};
-use log::error;
 use nvmf_proto::tcp::Slot;
 use nvmf_proto::wire::Status;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -17,8 +17,8 @@ pub use store::{FileReservationStore, ReservationScope, ReservationStore};
 
 use super::lock;
 use crate::Error;
+use crate::chatter::{error, info, warn};
 use crate::contain::{Guarded, contain};
-use log::{error, info, warn};
 use nvmf_proto::wire::Status;
 use nvmf_proto::wire::reservation::{CNTLID_NONE, ChangePtpl};
 use state::{Effects, State};

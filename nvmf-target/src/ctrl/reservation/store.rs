@@ -1,6 +1,6 @@
 //! Where reservations outlive the target: the embedder's store, and one that keeps files.
 
-use log::warn;
+use crate::chatter::warn;
 use rustix::fs::{Access, AtFlags, CWD, OFlags, accessat};
 use rustix::io::Errno;
 use std::fmt::{self, Debug};

@@ -15,7 +15,7 @@ use self::io::RawFile;
 use self::sys::Limits;
 use super::{BlockDevice, NsError, NsInfo, NsSink, Op, Support};
 use crate::Error;
-use log::info;
+use crate::chatter::info;
 pub use namespace::{FileEngine, FileNamespace};
 use rustix::fs::{
     FallocateFlags, FlockOperation, FsWord, OFlags, PROC_SUPER_MAGIC, fallocate, flock, fstatfs,

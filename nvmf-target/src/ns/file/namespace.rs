@@ -3,8 +3,8 @@
 use super::FileBackend;
 use super::uring::{UringLane, is_lasting, probe};
 use crate::Error;
+use crate::chatter::info;
 use crate::ns::{Lane, LaneCx, Namespace, NsInfo, NsSink, Threaded, WorkerPool};
-use log::info;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -4,7 +4,7 @@
 use super::io::truncated;
 use super::{FileBackend, FileId, Op};
 use crate::Error;
-use log::error;
+use crate::chatter::error;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

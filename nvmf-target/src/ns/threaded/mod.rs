@@ -8,8 +8,8 @@
 use super::block::run;
 use super::{BlockDevice, Lane, LaneCx, Namespace, NsInfo, NsSink, Op, Request, RequestId};
 use crate::Error;
+use crate::chatter::error;
 use crate::contain::let_go;
-use log::error;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;

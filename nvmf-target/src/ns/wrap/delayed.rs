@@ -2,8 +2,8 @@
 
 use super::{Around, Enter, OpKind, Ops, Random};
 use crate::Error;
+use crate::chatter::error;
 use crate::ns::{Interceptor, Lane, LaneCx, Namespace, NsInfo, NsSink, Request, RequestId};
-use log::error;
 use nvmf_proto::wire::Status;
 use std::collections::BTreeMap;
 use std::fmt;

@@ -2,9 +2,10 @@
 
 use super::{Around, Enter};
 use crate::Error;
+use crate::chatter::debug;
 use crate::ns::{Interceptor, Lane, LaneCx, LbaRange, Namespace, NsInfo, NsSink, Op, Request};
 use crate::reactor::now;
-use log::{Level, debug, log_enabled};
+use log::{Level, log_enabled};
 use nvmf_proto::wire::Status;
 use std::fmt;
 use std::sync::Arc;
