@@ -5,7 +5,7 @@ use crate::chatter::error;
 use crate::contain::{contain, let_go};
 use crate::ctrl::{AnaState, Effects};
 use crate::ns::Namespace;
-use crate::reactor::{Closed, Message};
+use crate::reactor::{Closing, Message};
 use crate::transport::Transport;
 use crate::{
     Error, ListenerConfig, ListenerInfo, NamespaceConfig, Referral, Role, SubsystemConfig, Target,
@@ -43,7 +43,7 @@ impl Target {
         }
         drop((effects.dropped, effects.replaced));
         // The addresses of listeners that are closed become free here.
-        let done = done.map(drop);
+        let done = done.map(|closing| closing.into_iter().for_each(Closing::wait));
         if done.is_ok() {
             for reservations in &effects.reservations {
                 reservations.set_aside();
@@ -63,12 +63,12 @@ impl Target {
     }
 
     /// The part of [`Target::apply`] for which others that change something have to wait. Returns
-    /// the transports of listeners that are closed.
+    /// the listeners that are being closed.
     fn apply_locked(
         &self,
         changes: &mut [Change],
         effects: &mut Effects,
-    ) -> Result<Vec<Closed>, Error> {
+    ) -> Result<Vec<Closing>, Error> {
         let inner = &self.0;
         let _changing = inner
             .changing
@@ -84,9 +84,9 @@ impl Target {
             return Err(Error::ShutDown);
         }
         inner.core.carry_out(changes, effects)?;
-        let mut closed = Vec::new();
+        let mut closing = Vec::new();
         if let Some(acceptor) = acceptor {
-            closed.extend(effects.closed.drain(..).map(|l| acceptor.close(l)));
+            closing.extend(effects.closed.drain(..).map(|l| acceptor.close(l)));
             for (transport, listener) in effects.opened.drain(..) {
                 acceptor.listen(transport, listener);
             }
@@ -96,7 +96,7 @@ impl Target {
                 mailbox.send(Message::Detached { uid, volatile });
             }
         }
-        Ok(closed)
+        Ok(closing)
     }
 
     fn change(&self, change: Change) -> Result<(), Error> {

@@ -4,17 +4,15 @@ use crate::Error;
 use crate::chatter::{debug, error, warn};
 use crate::config::TargetConfig;
 use crate::ctrl::Core;
-use crate::reactor::{self, AcceptorHandle, Mailbox, Message, spawn_acceptor};
+use crate::reactor::{
+    self, AcceptorHandle, JOIN_STEP, LEAVE_WITHIN, Mailbox, Message, is_current, join,
+    spawn_acceptor,
+};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-/// How often a bounded shutdown looks whether the reactors have ended.
-const SHUTDOWN_STEP: Duration = Duration::from_millis(2);
-/// How long reactors that are told to leave everything as it is may take for that.
-const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// A running target. Cheap to clone; every method may be called from any thread.
 ///
@@ -124,9 +122,13 @@ impl Target {
     /// backends, and writes whose data is on its way), flushes the backends, and closes the
     /// connections when their hosts have seen the end. A host that does nothing, or too little for
     /// what it has asked for, is given up after two seconds; what is not done `within` the time is
-    /// cut off ([`Duration::MAX`]: it takes as long as it takes). A reactor that a backend or the
-    /// kernel does not let go three seconds later is left behind with what it has. No listener can
-    /// be added from here on.
+    /// cut off ([`Duration::MAX`]: it takes as long as it takes). A thread that a transport, a
+    /// backend or the kernel does not let go within another three seconds is left behind with what
+    /// it has. No listener can be added from here on.
+    ///
+    /// Code that the target calls on a thread of its own had better leave this, and
+    /// [`Target::wait`], to another thread: a reactor on which this is called cannot wait for what it
+    /// has in hand itself. It waits for three seconds at most, and then that is cut off.
     ///
     /// True if everything that backends were given was done, and flushed, the caches of namespaces
     /// that were removed earlier and of those whose lanes have panicked included. Hosts that were
@@ -168,6 +170,11 @@ impl Inner {
         let Some(threads) = self.begin_shutdown() else {
             return self.hurry(within);
         };
+        // A reactor that a backend calls this on cannot wait for itself, and others wait for it.
+        let within = match threads.iter().any(is_current) {
+            true => within.min(LEAVE_WITHIN),
+            false => within,
+        };
         // None: as long as it takes.
         let deadline = Instant::now().checked_add(within);
         let left = || deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -175,9 +182,11 @@ impl Inner {
         let is_running = || threads.iter().any(|thread| !thread.is_finished());
         let is_hurried = || self.hurried.load(Ordering::Acquire);
         while is_running() && !is_late() && !is_hurried() {
-            std::thread::sleep(SHUTDOWN_STEP.min(left().unwrap_or(SHUTDOWN_STEP)));
+            std::thread::sleep(JOIN_STEP.min(left().unwrap_or(JOIN_STEP)));
         }
-        if is_running() && !within.is_zero() {
+        if is_running() && is_hurried() {
+            warn!("shutdown: another caller's time has passed, the rest is cut off");
+        } else if is_running() && !within.is_zero() {
             warn!("shutdown: {within:?} have passed, the rest is cut off");
         }
         for mailbox in &self.reactors {
@@ -186,7 +195,7 @@ impl Inner {
         let mut complete = true;
         let last = Instant::now() + LEAVE_WITHIN;
         for thread in threads {
-            complete &= join(thread, last);
+            complete &= !is_current(&thread) && join(thread, last) == Some(true);
         }
         if self.core.unflushed.load(Ordering::Acquire) {
             error!("shutdown: what hosts have written may not be on stable storage");
@@ -241,24 +250,6 @@ impl Inner {
             .unwrap_or_else(PoisonError::into_inner);
         *over == Some(true)
     }
-}
-
-/// Waits for the end of a reactor; whether it has done everything. One that does not end is left
-/// behind with what it has: the kernel holds its thread for a device that hangs, or a backend does.
-fn join(thread: JoinHandle<bool>, last: Instant) -> bool {
-    // Dropped by one of its own reactors' backends, a target cannot wait for that one.
-    if thread.thread().id() == std::thread::current().id() {
-        return false;
-    }
-    while !thread.is_finished() && Instant::now() < last {
-        std::thread::sleep(SHUTDOWN_STEP);
-    }
-    if !thread.is_finished() {
-        let name = thread.thread().name().unwrap_or_default().to_owned();
-        error!("shutdown: {name} does not end, held up by a device or a backend; it is left");
-        return false;
-    }
-    thread.join().unwrap_or(false)
 }
 
 impl Drop for Inner {

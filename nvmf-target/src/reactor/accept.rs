@@ -14,10 +14,10 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const WAKER_TOKEN: u64 = u64::MAX;
 /// Pause after an error that does not go away by itself, such as a lack of descriptors.
@@ -33,9 +33,22 @@ enum Order {
     Close(Arc<Listener>, SyncSender<Closed>),
 }
 
-/// What was a listener's transport. Dropping it is what frees the address, and code of the
-/// embedder's that may want the locks of whoever closes the listener.
-pub(crate) type Closed = Option<Listening>;
+/// A listener that is being closed. `None`: a transport closes it, on the accepting thread, which
+/// does so when that has returned.
+pub(crate) struct Closing(Option<Receiver<Closed>>);
+
+impl Closing {
+    /// Waits until the listener is closed. No lock may be held: the accepting thread may be in a
+    /// transport that calls the target, and the drop of a transport may want the locks, too.
+    pub(crate) fn wait(self) {
+        // An error means that the thread has ended, and all listeners with it.
+        let closed = self.0.and_then(|closed| closed.recv().ok());
+        drop(closed);
+    }
+}
+
+/// What was a listener's transport. Dropping it is what frees the address.
+type Closed = Option<Listening>;
 type Listening = Guarded<Box<dyn Transport>>;
 
 /// `None` once the thread has ended: nobody carries out any more.
@@ -57,13 +70,12 @@ impl AcceptorHandle {
         self.order(Order::Open(transport, listener));
     }
 
-    /// Closes a listener and, by way of the reactors, its connections. The listener is closed when
-    /// what this returns is dropped.
-    pub(crate) fn close(&self, listener: Arc<Listener>) -> Closed {
+    /// Closes a listener and, by way of the reactors, its connections.
+    pub(crate) fn close(&self, listener: Arc<Listener>) -> Closing {
         let (done, closed) = sync_channel(1);
         self.order(Order::Close(listener, done));
-        // An error means that the thread has ended, and all listeners with it.
-        closed.recv().ok().flatten()
+        let is_own = self.thread.as_ref().is_some_and(is_current);
+        Closing((!is_own).then_some(closed))
     }
 
     fn order(&self, order: Order) {
@@ -80,12 +92,15 @@ impl AcceptorHandle {
         }
     }
 
-    /// Closes all listeners.
+    /// Closes all listeners. If a transport calls this, that is done when it has returned; a
+    /// transport that does not return is left behind, with all listeners.
     pub(crate) fn stop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         self.waker.wake();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if let Some(thread) = self.thread.take()
+            && !is_current(&thread)
+        {
+            let _ = join(thread, Instant::now() + LEAVE_WITHIN);
         }
         #[cfg(feature = "sim")]
         if let Some(acceptor) = self.stepped.take() {
@@ -93,6 +108,33 @@ impl AcceptorHandle {
             acceptor.listeners.clear();
         }
     }
+}
+
+/// How long threads that are told to leave everything as it is may take for that.
+pub(crate) const LEAVE_WITHIN: Duration = Duration::from_secs(3);
+/// How often it is looked whether a thread has ended.
+pub(crate) const JOIN_STEP: Duration = Duration::from_millis(2);
+
+/// Whether the calling thread is this one, and so cannot wait for its end.
+pub(crate) fn is_current<T>(thread: &JoinHandle<T>) -> bool {
+    thread.thread().id() == std::thread::current().id()
+}
+
+/// Waits for the end of a thread until `last`. One that does not end then is left behind with what
+/// it has, and there is no result: the kernel holds it for a device that hangs, or the embedder's
+/// code does.
+pub(crate) fn join<T>(thread: JoinHandle<T>, last: Instant) -> Option<T> {
+    while !thread.is_finished() && Instant::now() < last {
+        std::thread::sleep(JOIN_STEP);
+    }
+    if !thread.is_finished() {
+        let name = thread.thread().name().unwrap_or_default();
+        error!(
+            "shutdown: {name} does not end, held up by a device, a backend or a transport; it is left"
+        );
+        return None;
+    }
+    thread.join().ok()
 }
 
 pub(crate) struct Acceptor {

@@ -15,7 +15,9 @@ mod poller;
 
 #[cfg(feature = "sim")]
 pub(crate) use accept::Acceptor;
-pub(crate) use accept::{AcceptorHandle, Closed, spawn_acceptor};
+pub(crate) use accept::{
+    AcceptorHandle, Closing, JOIN_STEP, LEAVE_WITHIN, is_current, join, spawn_acceptor,
+};
 #[cfg(feature = "sim")]
 pub(crate) use clock::set_time;
 pub(crate) use feed::Line;

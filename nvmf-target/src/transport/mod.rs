@@ -7,11 +7,12 @@
 mod mem;
 mod tcp;
 
+pub use nvmf_proto::wire::discovery::{AddressFamily, TransportType};
+
 pub use mem::{MemConnector, MemStream, MemTransport};
 pub use tcp::TcpTransport;
 
 use crate::Error;
-use nvmf_proto::wire::discovery::{AddressFamily, TransportType};
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
@@ -83,15 +84,18 @@ impl fmt::Display for TransportAddress {
     }
 }
 
-/// A listener. Called on the target's accepting thread only.
+/// A listener. Called on the target's accepting thread, but for [`Transport::address`].
 pub trait Transport: Send + 'static {
-    /// What the discovery log says about this listener.
+    /// What the discovery log says about this listener. Asked by whoever adds it, under locks of the
+    /// target: it must not call a method of the target, which would wait for itself.
     fn address(&self) -> TransportAddress;
 
     /// A descriptor that is readable when [`Transport::accept`] has something.
     fn readiness(&self) -> BorrowedFd<'_>;
 
-    /// The next connection; `None` when there is none at the moment. Must not block.
+    /// The next connection; `None` when there is none at the moment. Must not block: no other
+    /// listener accepts meanwhile. May call the target; a listener that it removes here is closed
+    /// when this has returned.
     ///
     /// # Errors
     /// An error is logged, and the target tries again after a pause of 100 ms. If the system has too
