@@ -32,6 +32,11 @@ impl Plan {
             Self::Admin(plan) => plan.transfer(),
         }
     }
+
+    /// Whether what goes to the host, if anything does, is blocks and no structure.
+    const fn is_of_blocks(&self) -> bool {
+        matches!(self, Self::Io(plan) if !matches!(plan, IoPlan::Reservation(_)))
+    }
 }
 
 impl Conn {
@@ -64,7 +69,7 @@ impl Conn {
             Err(fault) => return self.fail(cx, slot, fault),
         };
         let transfer = plan.transfer();
-        if let Err(fault) = check_pointer(sqe, transfer, in_capsule) {
+        if let Err(fault) = check_pointer(sqe, transfer, in_capsule, plan.is_of_blocks()) {
             return self.fail(cx, slot, fault);
         }
         if let Plan::Io(plan) = &plan
@@ -351,8 +356,13 @@ fn footprint(len: u32) -> usize {
 }
 
 /// Checks the data pointer against what the command moves and what came in the capsule
-/// (NVMe/TCP 1.1 §3.3.2: one SGL descriptor, in the capsule or transport).
-fn check_pointer(sqe: &Sqe, transfer: Transfer, in_capsule: u32) -> Result<(), Fault> {
+/// (NVMe/TCP 1.1 §3.3.2: one SGL descriptor, in the capsule or transport). `blocks`: it reads blocks.
+fn check_pointer(
+    sqe: &Sqe,
+    transfer: Transfer,
+    in_capsule: u32,
+    blocks: bool,
+) -> Result<(), Fault> {
     /// The descriptor's type and subtype.
     const KIND: Fault = Fault::field(39);
     let sgl = sqe.sgl();
@@ -360,9 +370,10 @@ fn check_pointer(sqe: &Sqe, transfer: Transfer, in_capsule: u32) -> Result<(), F
         (Transfer::None, _) if in_capsule == 0 => Ok(()),
         (Transfer::None | Transfer::ToHost(_), SglDescriptor::IN_CAPSULE) => Err(KIND),
         // Hosts are promised no more than exact lengths (SGLS bit 18 is clear), but a reader that
-        // offers more room than there is data does no harm.
+        // offers more room for a structure than there is data does no harm. One that offers more for
+        // blocks takes them for larger than they have become, and would take all of it for data.
         (Transfer::ToHost(len), SglDescriptor::TRANSPORT) if in_capsule == 0 => {
-            if sgl.length >= len {
+            if sgl.length == len || sgl.length > len && !blocks {
                 Ok(())
             } else {
                 Err(Status::DATA_SGL_LENGTH_INVALID.dnr().into())
@@ -450,12 +461,23 @@ mod tests {
         for &(transfer, sgl, in_capsule, want) in cases {
             let mut sqe = Sqe::default();
             sqe.set_sgl(sgl);
-            let got = check_pointer(&sqe, transfer, in_capsule).map_err(|fault| fault.status);
+            let got = check_pointer(&sqe, transfer, in_capsule, false);
+            let got = got.map_err(|fault| fault.status);
             assert_eq!(
                 got,
                 want.map_err(Status::dnr),
                 "{transfer:?} {sgl:?} {in_capsule}"
             );
+        }
+    }
+
+    #[test]
+    fn a_host_that_wants_larger_blocks_than_there_are_gets_none() {
+        let mut sqe = Sqe::default();
+        for (length, fits) in [(4095, false), (4096, true), (4097, false), (32768, false)] {
+            sqe.set_sgl(SglDescriptor::transport(length));
+            let got = check_pointer(&sqe, Transfer::ToHost(4096), 0, true);
+            assert_eq!(got.is_ok(), fits, "{length}");
         }
     }
 }
