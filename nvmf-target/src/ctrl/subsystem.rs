@@ -108,6 +108,19 @@ struct Controllers {
     next: u16,
 }
 
+/// New information of a namespace, if it is about the same one: hosts know it by its identifiers,
+/// and so do its reservations and whoever looks that no other has them.
+fn same_identity(old: &NsInfo, info: NsInfo) -> Result<NsInfo, Error> {
+    let ids = |info: &NsInfo| (info.uuid, info.nguid, info.eui64);
+    if ids(old) == ids(&info) {
+        Ok(info)
+    } else {
+        Err(Error::config(
+            "UUID, NGUID or EUI64 is another: those of before are wanted".to_owned(),
+        ))
+    }
+}
+
 impl Subsystem {
     /// A subsystem of a configuration that is valid for the target.
     pub(crate) fn nvm(nqn: Nqn, config: &SubsystemConfig, target: &TargetConfig) -> Arc<Self> {
@@ -358,10 +371,14 @@ impl Subsystem {
         let shared = &entry.shared;
         // The backend takes its time, and may have locks of its own: no other lock is held.
         let _alone = lock(&shared.asking);
-        let info = match self.checked_info(nsid, &**shared.namespace) {
+        let info = self.checked_info(nsid, &**shared.namespace);
+        let info = match info.and_then(|info| same_identity(&entry.info, info)) {
             Ok(info) => info,
             Err(err) => {
-                error!("{}: it keeps its old geometry: {err}", shared.name);
+                error!(
+                    "{}: it keeps what it said of itself before: {err}",
+                    shared.name
+                );
                 return;
             }
         };

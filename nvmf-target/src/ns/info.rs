@@ -33,8 +33,8 @@ pub struct Caps {
     /// `None`: Invalid Command Opcode.
     pub compare: Support,
     /// The fused operation Compare and Write. `Native`: [`crate::ns::Op::CompareAndWrite`].
-    /// `Emulate`: the target reads, compares and writes, and holds back everything else that
-    /// writes to this namespace of this subsystem meanwhile. `None`: Invalid Field in Command.
+    /// `Emulate`: the target reads, compares and writes, and holds back everything else that it
+    /// writes to this backend meanwhile, wherever that is attached. `None`: Invalid Field in Command.
     pub compare_and_write: Support,
     /// Verify. `Native`: [`crate::ns::Op::Verify`]. `Emulate`: the target reads. `None`: Invalid
     /// Command Opcode.
@@ -42,7 +42,7 @@ pub struct Caps {
     /// Copy. `Native`, `Emulate`: the target reads and writes. `None`: Invalid Command Opcode.
     pub copy: Support,
     /// Write Uncorrectable. `Native`, `Emulate`: the target remembers the blocks, as long as the
-    /// namespace is attached, and fails what reads them. `None`: Invalid Command Opcode.
+    /// backend is attached anywhere, and fails what reads them. `None`: Invalid Command Opcode.
     pub write_uncorrectable: Support,
 }
 

@@ -104,8 +104,9 @@ pub trait Lane {
         0
     }
 
-    /// A descriptor that is readable when `poll` has something to do. `None` (the default) for a
-    /// lane that completes in `submit` or from another thread.
+    /// A descriptor that is readable when `poll` has something to do: always the same, and this
+    /// lane's alone (give a `dup` of one that several lanes share). `None` (the default) for a lane
+    /// that completes in `submit` or from another thread.
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
