@@ -181,83 +181,124 @@ pub(crate) fn connect(
         .host_nqn()
         .map_err(|_| Refusal::data(ConnectData::HOSTNQN))?;
     let subsystem = core.admit(&subnqn, &hostnqn, listener)?;
-    let entries = u32::from(command.sqsize) + 1;
-    let flow_control = !(core.config.sq_flow_control_disable
-        && command.cattr.contains(Cattr::DISABLE_SQ_FLOW_CONTROL));
-    let seat = || {
-        let bytes = queue_bytes(command.qid, entries);
-        match subsystem.kind {
-            Kind::Discovery => core.door.seat_discovery(bytes),
-            Kind::Nvm => core.door.seat(&hostnqn, bytes),
-        }
+    let request = Request {
+        core,
+        listener,
+        command,
+        data,
+        subnqn,
+        hostnqn,
+        subsystem,
     };
-    let (controller, stats, seat) = if command.qid == 0 {
+    if command.qid == 0 {
+        request.open(caller)
+    } else {
+        request.join(caller)
+    }
+}
+
+/// A Connect of a host that the subsystem admits.
+struct Request<'a> {
+    core: &'a Core,
+    listener: &'a Arc<Listener>,
+    command: &'a ConnectCommand,
+    data: &'a ConnectData,
+    subnqn: Nqn,
+    hostnqn: Nqn,
+    subsystem: Arc<Subsystem>,
+}
+
+impl Request<'_> {
+    /// Opens a controller: the admin queue.
+    fn open(&self, caller: Caller) -> Result<Outcome, Refusal> {
         // The dynamic controller model: the target chooses the controller.
-        if data.cntlid != CNTLID_DYNAMIC {
+        if self.data.cntlid != CNTLID_DYNAMIC {
             return Err(Refusal::data(ConnectData::CNTLID));
         }
-        let seat = seat()?;
+        let seat = self.seat()?;
         let opening = Opening {
-            hostnqn,
-            hostid: data.hostid,
-            kato_ms: command.kato,
-            listener: Arc::clone(listener),
+            hostnqn: self.hostnqn.clone(),
+            hostid: self.data.hostid,
+            kato_ms: self.command.kato,
+            listener: Arc::clone(self.listener),
             local_ip: caller.local_ip,
-            limits: subsystem.limits.by(listener),
-            most: core.config.max_controllers_per_host,
+            limits: self.subsystem.limits.by(self.listener),
+            most: self.core.config.max_controllers_per_host,
             admin: caller.conn,
             now: caller.now,
         };
-        let controller = subsystem.open_controller(opening, |host| {
-            core.admit(&subnqn, host, listener).map(|_| ())
+        let controller = self.subsystem.open_controller(opening, |host| {
+            let admitted = self.core.admit(&self.subnqn, host, self.listener);
+            admitted.map(|_| ())
         })?;
         let stats = controller.admin_stats();
         stats.active(caller.now);
         limited!(
             Info,
-            core.chatters.open,
+            self.core.chatters.open,
             caller.now,
             "controller {} of {:?} opened by {:?}",
             controller.cntlid,
-            subsystem.nqn,
+            self.subsystem.nqn,
             controller.hostnqn
         );
-        (controller, stats, seat)
-    } else {
-        if subsystem.kind == Kind::Discovery {
+        Ok(self.joined(controller, stats, seat))
+    }
+
+    /// Adds a queue to a controller.
+    fn join(&self, caller: Caller) -> Result<Outcome, Refusal> {
+        if self.subsystem.kind == Kind::Discovery {
             return Err(InvalidParameter::Command(ConnectCommand::QID).into());
         }
-        let controller = subsystem
-            .controller(data.cntlid)
+        let controller = self
+            .subsystem
+            .controller(self.data.cntlid)
             .ok_or(Refusal::data(ConnectData::CNTLID))?;
         // All queues of a controller are at one subsystem port.
-        if !Arc::ptr_eq(&controller.listener, listener) {
+        if !Arc::ptr_eq(&controller.listener, self.listener) {
             return Err(Refusal::data(ConnectData::CNTLID));
         }
         // A queue belongs to the host that opened the controller, in name and in identifier.
-        if controller.hostid != data.hostid {
+        if controller.hostid != self.data.hostid {
             return Err(Refusal::data(ConnectData::HOSTID));
         }
-        if controller.hostnqn != hostnqn {
+        if controller.hostnqn != self.hostnqn {
             return Err(Refusal::data(ConnectData::HOSTNQN));
         }
-        if entries > controller.limits.io_queue_entries {
+        if self.entries() > controller.limits.io_queue_entries {
             return Err(InvalidParameter::Command(ConnectCommand::SQSIZE).into());
         }
-        let seat = seat()?;
-        match controller.add_queue(command.qid, caller)? {
-            Join::Now(stats) => (controller, stats, seat),
-            Join::Later => return Ok(Outcome::Held(controller)),
+        let seat = self.seat()?;
+        Ok(match controller.add_queue(self.command.qid, caller)? {
+            Join::Now(stats) => self.joined(controller, stats, seat),
+            Join::Later => Outcome::Held(controller),
+        })
+    }
+
+    fn entries(&self) -> u32 {
+        u32::from(self.command.sqsize) + 1
+    }
+
+    fn seat(&self) -> Result<Seat, Refusal> {
+        let bytes = queue_bytes(self.command.qid, self.entries());
+        match self.subsystem.kind {
+            Kind::Discovery => self.core.door.seat_discovery(bytes),
+            Kind::Nvm => self.core.door.seat(&self.hostnqn, bytes),
         }
-    };
-    Ok(Outcome::Joined(Association {
-        controller,
-        qid: command.qid,
-        entries,
-        flow_control,
-        stats,
-        seat,
-    }))
+    }
+
+    fn joined(&self, controller: Arc<Controller>, stats: Arc<QueueStats>, seat: Seat) -> Outcome {
+        let cattr = self.command.cattr;
+        Outcome::Joined(Association {
+            controller,
+            qid: self.command.qid,
+            entries: self.entries(),
+            flow_control: !(self.core.config.sq_flow_control_disable
+                && cattr.contains(Cattr::DISABLE_SQ_FLOW_CONTROL)),
+            stats,
+            seat,
+        })
+    }
 }
 
 impl From<Status> for Refusal {
