@@ -129,15 +129,27 @@ impl Default for TargetConfig {
     }
 }
 
+fn check(ok: bool, name: &str, value: String, wanted: &str) -> Result<(), Error> {
+    if ok {
+        Ok(())
+    } else {
+        Err(Error::config(format!("{name} {value}: {wanted} is wanted")))
+    }
+}
+
 impl TargetConfig {
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        let check = |ok: bool, name: &str, value: String, wanted: &str| {
-            if ok {
-                Ok(())
-            } else {
-                Err(Error::config(format!("{name} {value}: {wanted} is wanted")))
-            }
-        };
+        self.validate_transfers()?;
+        self.validate_queues()?;
+        self.validate_counts()?;
+        self.validate_times()?;
+        if let Some(name) = &self.discovery_nqn {
+            nqn("discovery NQN", name)?;
+        }
+        Ok(())
+    }
+
+    fn validate_transfers(&self) -> Result<(), Error> {
         let Self {
             reactors,
             buffer_bytes,
@@ -182,7 +194,10 @@ impl TargetConfig {
             "maxh2cdata",
             maxh2cdata.to_string(),
             "a multiple of 4, at least 4096,",
-        )?;
+        )
+    }
+
+    fn validate_queues(&self) -> Result<(), Error> {
         check(
             (32..=4096).contains(&self.admin_queue_entries),
             "admin_queue_entries",
@@ -207,7 +222,10 @@ impl TargetConfig {
             "queue_bytes",
             self.queue_bytes.to_string(),
             &format!("at least {least}, for one admin queue,"),
-        )?;
+        )
+    }
+
+    fn validate_counts(&self) -> Result<(), Error> {
         let counts = [
             ("max_connections", self.max_connections),
             (
@@ -223,6 +241,10 @@ impl TargetConfig {
         for (name, value) in counts {
             check(value > 0, name, value.to_string(), "at least 1")?;
         }
+        Ok(())
+    }
+
+    fn validate_times(&self) -> Result<(), Error> {
         let times = [
             ("icreq_timeout", self.icreq_timeout),
             ("connect_timeout", self.connect_timeout),
@@ -231,9 +253,6 @@ impl TargetConfig {
         ];
         for (name, time) in times {
             check(!time.is_zero(), name, format!("{time:?}"), "more than 0")?;
-        }
-        if let Some(name) = &self.discovery_nqn {
-            nqn("discovery NQN", name)?;
         }
         Ok(())
     }
