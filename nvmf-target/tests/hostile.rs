@@ -199,76 +199,79 @@ fn a_term_req_of_the_host_ends_the_connection_without_a_word() {
     witness.is_alone();
 }
 
+type WrongData = fn(&DataHeader) -> Vec<u8>;
+
+/// What is sent for an R2T of 1024 bytes, and FES and FEI of the answer.
+const WRONG_DATA: [(&str, WrongData, (Fes, u32)); 12] = [
+    (
+        "a TTAG that nobody has",
+        |r| {
+            data(
+                &DataHeader {
+                    ttag: !r.ttag,
+                    ..*r
+                },
+                0,
+                1024,
+                true,
+            )
+        },
+        (FIELD, 10),
+    ),
+    (
+        "another command's CCCID",
+        |r| data(&DataHeader { cccid: 9, ..*r }, 0, 1024, true),
+        (FIELD, 8),
+    ),
+    (
+        "the second part first",
+        |r| data(r, 512, 512, true),
+        SEQUENCE,
+    ),
+    (
+        "beyond the end",
+        |r| data(r, 0, 1536, true),
+        (Fes::DATA_OUT_OF_RANGE, 0),
+    ),
+    (
+        "all of it beyond the end",
+        |r| data(r, 1024, 512, true),
+        (Fes::DATA_OUT_OF_RANGE, 0),
+    ),
+    (
+        "an offset that wraps",
+        |r| data(r, u32::MAX - 511, 512, true),
+        (Fes::DATA_OUT_OF_RANGE, 0),
+    ),
+    ("LAST too early", |r| data(r, 0, 512, true), (FIELD, 1)),
+    ("LAST missing", |r| data(r, 0, 1024, false), (FIELD, 1)),
+    (
+        "a part twice",
+        |r| [data(r, 0, 512, false), data(r, 0, 512, false)].concat(),
+        SEQUENCE,
+    ),
+    (
+        "DATAL 0",
+        |r| with_byte(&data(r, 0, 1024, true), 17, 0),
+        (FIELD, 16),
+    ),
+    (
+        "DATAL less than there is",
+        |r| with_byte(&data(r, 0, 1024, true), 17, 2),
+        (FIELD, 16),
+    ),
+    (
+        "again after the end",
+        |r| [data(r, 0, 1024, true), data(r, 0, 1024, true)].concat(),
+        (FIELD, 10),
+    ),
+];
+
 #[test]
 fn data_comes_as_it_was_asked_for() {
-    type Wrong = fn(&DataHeader) -> Vec<u8>;
     let (target, address, mut witness) = scene();
     let (admin, cntlid) = Raw::admin(address);
-    let cases: [(&str, Wrong, (Fes, u32)); 12] = [
-        (
-            "a TTAG that nobody has",
-            |r| {
-                data(
-                    &DataHeader {
-                        ttag: !r.ttag,
-                        ..*r
-                    },
-                    0,
-                    1024,
-                    true,
-                )
-            },
-            (FIELD, 10),
-        ),
-        (
-            "another command's CCCID",
-            |r| data(&DataHeader { cccid: 9, ..*r }, 0, 1024, true),
-            (FIELD, 8),
-        ),
-        (
-            "the second part first",
-            |r| data(r, 512, 512, true),
-            SEQUENCE,
-        ),
-        (
-            "beyond the end",
-            |r| data(r, 0, 1536, true),
-            (Fes::DATA_OUT_OF_RANGE, 0),
-        ),
-        (
-            "all of it beyond the end",
-            |r| data(r, 1024, 512, true),
-            (Fes::DATA_OUT_OF_RANGE, 0),
-        ),
-        (
-            "an offset that wraps",
-            |r| data(r, u32::MAX - 511, 512, true),
-            (Fes::DATA_OUT_OF_RANGE, 0),
-        ),
-        ("LAST too early", |r| data(r, 0, 512, true), (FIELD, 1)),
-        ("LAST missing", |r| data(r, 0, 1024, false), (FIELD, 1)),
-        (
-            "a part twice",
-            |r| [data(r, 0, 512, false), data(r, 0, 512, false)].concat(),
-            SEQUENCE,
-        ),
-        (
-            "DATAL 0",
-            |r| with_byte(&data(r, 0, 1024, true), 17, 0),
-            (FIELD, 16),
-        ),
-        (
-            "DATAL less than there is",
-            |r| with_byte(&data(r, 0, 1024, true), 17, 2),
-            (FIELD, 16),
-        ),
-        (
-            "again after the end",
-            |r| [data(r, 0, 1024, true), data(r, 0, 1024, true)].concat(),
-            (FIELD, 10),
-        ),
-    ];
-    for (what, wrong, expected) in cases {
+    for (what, wrong, expected) in WRONG_DATA {
         let mut raw = Raw::io(address, cntlid, 1);
         raw.submit(&write_by_r2t(5, 0, 2), &[]);
         let r2t = raw.recv().r2t();

@@ -58,70 +58,61 @@ fn picture(core: &Core) -> String {
     format!("{:?} {:?}", topology, tables.collect::<Vec<_>>())
 }
 
-/// Every kind of change that can be refused, behind changes of every kind that are not.
-#[test]
-fn one_refused_change_refuses_them_all() {
-    let rig = Rig::nvm();
-    let core = &rig.core;
-    apply(
-        core,
-        Change::AddReferral(Referral::tcp(([192, 0, 2, 7], 8009).into())),
-    );
-    let before = picture(core);
-    let disks = rig.nqn();
-    let listed = || {
-        let mut config = ListenerConfig::tcp(([127, 0, 0, 1], 0).into());
-        config.subsystems = Some(vec![name("new")]);
-        config.name = Some("listed".to_owned());
-        config
-    };
-    let good = || {
-        vec![
-            Change::AddSubsystem(SubsystemConfig::new(name("new"))),
-            add(&name("new"), 1),
-            add(&name("disks"), 2),
-            Change::RemoveNamespace {
-                nqn: name("disks"),
-                nsid: 1,
-            },
-            Change::SetAnaGroup {
-                nqn: name("disks"),
-                nsid: 3,
-                anagrpid: 128,
-            },
-            Change::SetNamespaceHosts {
-                nqn: name("disks"),
-                nsid: 3,
-                hosts: Some(vec![name("host")]),
-            },
-            Change::AllowAnyHost {
-                nqn: name("disks"),
-                allow: false,
-            },
-            Change::AddHost {
-                nqn: name("disks"),
-                host: name("host"),
-            },
-            Change::AddListener(listed()),
-            Change::SetAnaState {
-                nqn: name("new"),
-                listener: "listed".to_owned(),
-                anagrpid: 1,
-                state: AnaState::NonOptimized,
-            },
-            Change::RemoveReferral(Referral::tcp(([192, 0, 2, 7], 8009).into())),
-        ]
-    };
+/// Changes of every kind that can be refused; none of these is.
+fn good_changes() -> Vec<Change> {
+    let mut listed = listed();
+    listed.subsystems = Some(vec![name("new")]);
+    vec![
+        Change::AddSubsystem(SubsystemConfig::new(name("new"))),
+        add(&name("new"), 1),
+        add(&name("disks"), 2),
+        Change::RemoveNamespace {
+            nqn: name("disks"),
+            nsid: 1,
+        },
+        Change::SetAnaGroup {
+            nqn: name("disks"),
+            nsid: 3,
+            anagrpid: 128,
+        },
+        Change::SetNamespaceHosts {
+            nqn: name("disks"),
+            nsid: 3,
+            hosts: Some(vec![name("host")]),
+        },
+        Change::AllowAnyHost {
+            nqn: name("disks"),
+            allow: false,
+        },
+        Change::AddHost {
+            nqn: name("disks"),
+            host: name("host"),
+        },
+        Change::AddListener(listed),
+        Change::SetAnaState {
+            nqn: name("new"),
+            listener: "listed".to_owned(),
+            anagrpid: 1,
+            state: AnaState::NonOptimized,
+        },
+        Change::RemoveReferral(Referral::tcp(([192, 0, 2, 7], 8009).into())),
+    ]
+}
+
+fn anywhere() -> ListenerConfig {
+    ListenerConfig::tcp(([127, 0, 0, 1], 0).into())
+}
+
+/// With the listener of [`good_changes`] there is one of that name.
+fn listed() -> ListenerConfig {
+    let mut config = anywhere();
+    config.name = Some("listed".to_owned());
+    config
+}
+
+fn bad_for_namespaces() -> Vec<(Change, &'static str)> {
     let (nowhere, ours) = (name("nowhere"), name("disks"));
-    let listener = || "192.0.2.1".to_owned();
-    let mut taken = ListenerConfig::tcp(([127, 0, 0, 1], 0).into());
-    taken.name = Some("listed".to_owned());
-    let mut port = ListenerConfig::tcp(([127, 0, 0, 1], 0).into());
-    port.port_id = Some(rig.controller.listener.port_id);
-    let mut unknown = ListenerConfig::tcp(([127, 0, 0, 1], 0).into());
-    unknown.subsystems = Some(vec![nowhere.clone()]);
-    let foreign = ListenerConfig::tcp(([192, 0, 2, 1], 1).into());
-    let bad: Vec<(Change, &str)> = vec![
+    vec![
         (
             Change::AddSubsystem(SubsystemConfig::new(name("new"))),
             "already",
@@ -163,24 +154,12 @@ fn one_refused_change_refuses_them_all() {
             },
             "ANA group 129",
         ),
-        (
-            Change::SetAnaState {
-                nqn: ours.clone(),
-                listener: "nowhere".to_owned(),
-                anagrpid: 1,
-                state: AnaState::Change,
-            },
-            "no listener",
-        ),
-        (
-            Change::SetAnaState {
-                nqn: ours.clone(),
-                listener: listener(),
-                anagrpid: 0,
-                state: AnaState::Change,
-            },
-            "ANA group 0",
-        ),
+    ]
+}
+
+fn bad_for_hosts() -> Vec<(Change, &'static str)> {
+    let (nowhere, ours) = (name("nowhere"), name("disks"));
+    vec![
         (
             Change::AllowAnyHost {
                 nqn: nowhere.clone(),
@@ -202,7 +181,43 @@ fn one_refused_change_refuses_them_all() {
             },
             "no host",
         ),
-        (Change::AddListener(taken), "already"),
+    ]
+}
+
+fn bad_for_ana() -> Vec<(Change, &'static str)> {
+    let ours = name("disks");
+    vec![
+        (
+            Change::SetAnaState {
+                nqn: ours.clone(),
+                listener: "nowhere".to_owned(),
+                anagrpid: 1,
+                state: AnaState::Change,
+            },
+            "no listener",
+        ),
+        (
+            Change::SetAnaState {
+                nqn: ours.clone(),
+                listener: "192.0.2.1".to_owned(),
+                anagrpid: 0,
+                state: AnaState::Change,
+            },
+            "ANA group 0",
+        ),
+    ]
+}
+
+/// `taken` is a PORTID that is in use.
+fn bad_for_ports(taken: u16) -> Vec<(Change, &'static str)> {
+    let ours = name("disks");
+    let mut port = anywhere();
+    port.port_id = Some(taken);
+    let mut unknown = anywhere();
+    unknown.subsystems = Some(vec![name("nowhere")]);
+    let foreign = ListenerConfig::tcp(([192, 0, 2, 1], 1).into());
+    vec![
+        (Change::AddListener(listed()), "already"),
         (Change::AddListener(port), "PORTID 1"),
         (Change::AddListener(unknown), "no subsystem"),
         (Change::AddListener(foreign), "cannot listen on 192.0.2.1:1"),
@@ -214,7 +229,7 @@ fn one_refused_change_refuses_them_all() {
         ),
         (
             Change::Serve {
-                listener: listener(),
+                listener: "192.0.2.1".to_owned(),
                 nqn: ours.clone(),
             },
             "serves all",
@@ -234,10 +249,27 @@ fn one_refused_change_refuses_them_all() {
             Change::RemoveReferral(Referral::tcp(([192, 0, 2, 8], 8009).into())),
             "no referral",
         ),
-    ];
+    ]
+}
+
+/// Every kind of change that can be refused, behind changes of every kind that are not.
+#[test]
+fn one_refused_change_refuses_them_all() {
+    let rig = Rig::nvm();
+    let core = &rig.core;
+    apply(
+        core,
+        Change::AddReferral(Referral::tcp(([192, 0, 2, 7], 8009).into())),
+    );
+    let before = picture(core);
+    let disks = rig.nqn();
+    let mut bad = bad_for_namespaces();
+    bad.extend(bad_for_ana());
+    bad.extend(bad_for_hosts());
+    bad.extend(bad_for_ports(rig.controller.listener.port_id));
     for (change, expected) in bad {
         let what = change.to_string();
-        let mut changes = good();
+        let mut changes = good_changes();
         let last = changes.len();
         changes.push(change);
         let Err(err) = core.apply(changes) else {
@@ -252,7 +284,7 @@ fn one_refused_change_refuses_them_all() {
         assert_eq!(picture(core), before, "{text}");
     }
     // They are good indeed.
-    let effects = core.apply(good()).unwrap();
+    let effects = core.apply(good_changes()).unwrap();
     assert_eq!((effects.opened.len(), effects.detached.len()), (1, 1));
     assert_ne!(picture(core), before);
     let snapshot = rig.subsystem.snapshot();
