@@ -108,20 +108,7 @@ pub(super) fn begin(options: &Options) -> Result<(Facts, Upkeep), Error> {
             .ok_or(Error::InvalidInput("the subsystem has no namespace"))?,
     };
     let namespace = controller.namespace(nsid)?;
-    let slba = match &options.scratch {
-        None => None,
-        Some(range) if range.end > namespace.blocks || range.start >= range.end => {
-            return Err(Error::InvalidInput(
-                "scratch: a range of blocks that the namespace has is wanted, the first one less than the end",
-            ));
-        }
-        Some(range) if range.end - range.start < SCRATCH_MIN => {
-            return Err(Error::InvalidInput(
-                "scratch: at least 64 blocks are wanted",
-            ));
-        }
-        Some(range) => Some(range.start),
-    };
+    let slba = first_scratch_block(options, namespace.blocks)?;
     let identity = controller.identity();
     let ic = InitConnection {
         dgst: InitConnection::HDGST_ENABLE | InitConnection::DDGST_ENABLE,
@@ -164,6 +151,20 @@ pub(super) fn begin(options: &Options) -> Result<(Facts, Upkeep), Error> {
         return Err(Error::BadAnswer(wrong));
     }
     Ok((facts, upkeep))
+}
+
+/// `None` if nothing may be written.
+fn first_scratch_block(options: &Options, blocks: u64) -> Result<Option<u64>, Error> {
+    match &options.scratch {
+        None => Ok(None),
+        Some(range) if range.end > blocks || range.start >= range.end => Err(Error::InvalidInput(
+            "scratch: a range of blocks that the namespace has is wanted, the first one less than the end",
+        )),
+        Some(range) if range.end - range.start < SCRATCH_MIN => Err(Error::InvalidInput(
+            "scratch: at least 64 blocks are wanted",
+        )),
+        Some(range) => Ok(Some(range.start)),
+    }
 }
 
 fn first_subsystem(options: &Options) -> Result<Nqn, Error> {

@@ -111,17 +111,8 @@ fn carry_out(
     deed: Deed,
 ) -> Result<(), String> {
     let nsid = churned.nsid;
-    let file = churned.file.display();
     match deed {
-        Deed::Replace => {
-            let answer = daemon.tell(&format!("remove {nsid}"))?;
-            if answer.ends_with("still busy") {
-                run.count("files still busy five seconds after their removal", 1);
-            }
-            run.sleep(Duration::from_millis(random.within(0, 2000)));
-            add_again(run, daemon, &format!("add {nsid} {file}"))?;
-            daemon.tell(&format!("group {nsid} 2"))?;
-        }
+        Deed::Replace => replace(run, daemon, churned, random)?,
         Deed::AnaState => {
             let states = ["non-optimized", "inaccessible", "persistent-loss", "change"];
             let state = states[random.index(states.len())];
@@ -166,15 +157,7 @@ fn carry_out(
             let back = "unrefer 127.0.0.1:8009".to_owned();
             there_and_back(run, daemon, random, "refer 127.0.0.1:8009", &[back])?;
         }
-        Deed::Resize => {
-            let grown = File::options().write(true).open(&churned.file);
-            let grown = grown.and_then(|file| {
-                let size = (file.metadata()?.len() + SIZE_STEP).min(SIZE_MAX);
-                file.set_len(size)
-            });
-            grown.map_err(|err| format!("{file}: {err}"))?;
-            daemon.tell(&format!("resize {nsid}"))?;
-        }
+        Deed::Resize => grow(daemon, churned)?,
         Deed::Passing => {
             let passing = PASSING.start() + u32::try_from(random.below(10)).unwrap_or(0);
             if lock(&run.namespaces).remove(&passing) {
@@ -185,6 +168,34 @@ fn carry_out(
             }
         }
     }
+    Ok(())
+}
+
+fn replace(
+    run: &Run,
+    daemon: &mut Daemon,
+    churned: &Churned,
+    random: &mut Random,
+) -> Result<(), String> {
+    let (nsid, file) = (churned.nsid, churned.file.display());
+    let answer = daemon.tell(&format!("remove {nsid}"))?;
+    if answer.ends_with("still busy") {
+        run.count("files still busy five seconds after their removal", 1);
+    }
+    run.sleep(Duration::from_millis(random.within(0, 2000)));
+    add_again(run, daemon, &format!("add {nsid} {file}"))?;
+    daemon.tell(&format!("group {nsid} 2"))?;
+    Ok(())
+}
+
+fn grow(daemon: &mut Daemon, churned: &Churned) -> Result<(), String> {
+    let grown = File::options().write(true).open(&churned.file);
+    let grown = grown.and_then(|file| {
+        let size = (file.metadata()?.len() + SIZE_STEP).min(SIZE_MAX);
+        file.set_len(size)
+    });
+    grown.map_err(|err| format!("{}: {err}", churned.file.display()))?;
+    daemon.tell(&format!("resize {}", churned.nsid))?;
     Ok(())
 }
 
