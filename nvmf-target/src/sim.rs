@@ -30,9 +30,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! What stays outside: the saves of a [`ReservationStore`](crate::ReservationStore), the workers of
-//! [`ns::Threaded`](crate::ns::Threaded), and the clock behind the Timestamp feature and the times in
-//! log pages.
+//! What stays outside: the workers of [`ns::Threaded`](crate::ns::Threaded), and the clock behind the
+//! Timestamp feature and the times in log pages.
 
 use crate::ns::LocalPort;
 use crate::reactor::{Acceptor, Parts, Reactor, set_time};
@@ -96,6 +95,7 @@ impl SimTarget {
         config.busy_poll = Duration::ZERO;
         let clock = Clock::new(now);
         let inner = Inner::new(config)?;
+        inner.core.keeper.go_stepwise();
         let reactor = |(index, mailbox)| {
             let reactor = Reactor::new(Parts::new(&inner.core, index, mailbox)?);
             let local = Some(reactor.port().local());
@@ -145,6 +145,13 @@ impl SimTarget {
         acceptor.step()
     }
 
+    /// Carries out one command on reservations of a namespace with a
+    /// [`ReservationStore`](crate::ReservationStore), whose `save` or `remove` it may call; true if
+    /// there was one. Also after the reactors have ended.
+    pub fn keep(&mut self) -> bool {
+        self.target.0.core.keeper.step()
+    }
+
     /// One turn of a reactor; true if there was something to do or there is more. False if it has
     /// ended.
     pub fn turn(&mut self, reactor: usize) -> bool {
@@ -172,10 +179,10 @@ impl SimTarget {
         entry.is_none_or(|stepped| stepped.reactor.would_sleep(Time(self.now)))
     }
 
-    /// Accepts and turns until nobody has anything to do at this time.
+    /// Accepts, turns and keeps until nobody has anything to do at this time.
     pub fn settle(&mut self) {
         loop {
-            let mut worked = self.accept();
+            let mut worked = self.accept() | self.keep();
             for reactor in 0..self.reactors() {
                 worked |= self.turn(reactor);
             }

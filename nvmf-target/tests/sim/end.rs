@@ -10,14 +10,15 @@ use crate::{note, plan, trace};
 use nvmf_target::TargetStats;
 
 /// Virtual time in which everything has to come to its end.
-const PATIENCE: u64 = 300_000_000_000;
+pub const PATIENCE: u64 = 300_000_000_000;
 
 impl World {
     /// The whole of a run.
     pub fn play(&mut self) -> Outcome {
         self.run(PATIENCE, |world| world.commands_left == 0)?;
         if self.plan.cut_short {
-            return self.shut_down_in_the_middle();
+            self.shut_down_in_the_middle()?;
+            return self.start_anew();
         }
         self.calm_down();
         if !self.run(PATIENCE, |world| world.is_quiet())? {
@@ -35,7 +36,8 @@ impl World {
         if !self.run(PATIENCE, |world| world.is_empty())? {
             return Err(format!("something stays behind: {}", self.unrest()));
         }
-        self.shut_down()
+        self.shut_down()?;
+        self.start_anew()
     }
 
     /// Faults are over.
@@ -56,6 +58,9 @@ impl World {
     fn heal(&mut self) {
         note!("faults are over");
         self.calm = true;
+        if let Some(store) = &self.model.store {
+            store.behave();
+        }
         for storage in &self.model.storage {
             if let Some(disk) = &storage.disk {
                 disk.behave();
@@ -211,7 +216,7 @@ impl World {
         Ok(())
     }
 
-    fn finish(&mut self, witness: usize) -> Outcome {
+    pub fn finish(&mut self, witness: usize) -> Outcome {
         let done = self.run(PATIENCE, |world| !world.associations[witness].is_waiting())?;
         if done && self.associations[witness].stage == Stage::Up {
             Ok(())
@@ -221,7 +226,7 @@ impl World {
     }
 
     /// All hosts go.
-    fn leave_all(&mut self) {
+    pub fn leave_all(&mut self) {
         for index in 0..self.associations.len() {
             let reset = self.rng.once_in(2);
             self.give_up(index, reset);
@@ -258,7 +263,7 @@ impl World {
     }
 
     /// The target ends, and with it everything that it holds.
-    fn shut_down(&mut self) -> Outcome {
+    pub fn shut_down(&mut self) -> Outcome {
         note!("the target is shut down");
         self.sim.begin_shutdown();
         if !self.run(PATIENCE, |world| world.sim.is_over())? {

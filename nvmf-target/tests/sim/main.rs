@@ -12,6 +12,7 @@
     reason = "the numbers that a simulation draws are small"
 )]
 
+mod again;
 mod association;
 mod command;
 mod completions;
@@ -32,6 +33,7 @@ mod reservations;
 mod rng;
 mod stats;
 mod steps;
+mod store;
 mod trace;
 mod versions;
 mod work;

@@ -6,10 +6,12 @@ use crate::content::{BAD, SECTOR, Tag};
 use crate::disk::Disk;
 use crate::facts::{History, Namespace, Subsystem};
 use crate::reservations::{Reservations, State};
+use crate::store::Store;
 use crate::trace;
 use crate::versions::{Content, Versions};
 use nvmf_target::{AnaState, Status};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A device and what it may hold.
 pub struct Storage {
@@ -42,6 +44,8 @@ pub struct Model {
     pub copies: bool,
     /// What fused pairs have found and replaced: storage, sector, content.
     replaced: BTreeSet<(usize, u64, Tag)>,
+    /// Where reservations persist, if anywhere.
+    pub store: Option<Arc<Store>>,
     /// By subsystem and NSID.
     pub reservations: BTreeMap<(usize, u32), Reservations>,
     /// Starts of the commands that are under way.
@@ -73,6 +77,7 @@ impl Model {
             max_transfer: 0,
             copies: false,
             replaced: BTreeSet::new(),
+            store: None,
             reservations: BTreeMap::new(),
             under_way: BTreeSet::new(),
         }
@@ -173,7 +178,10 @@ impl Model {
     }
 
     pub fn reservations_of(&mut self, subsystem: usize, nsid: u32) -> &mut Reservations {
-        self.reservations.entry((subsystem, nsid)).or_default()
+        let persists = self.store.is_some();
+        self.reservations
+            .entry((subsystem, nsid))
+            .or_insert_with(|| Reservations::new(persists))
     }
 
     /// Whether a namespace's reservations gave a right or refused it at some time since `start`.
@@ -193,7 +201,8 @@ impl Model {
     pub fn settle(&mut self, subsystem: usize, io: &Io) {
         if matches!(io.op, IoOp::Reservation(_)) {
             let stamp = trace::stamp();
-            self.reservations_of(subsystem, io.nsid).lost(stamp);
+            let sure = self.store.as_ref().is_none_or(|store| store.is_sure());
+            self.reservations_of(subsystem, io.nsid).lost(stamp, sure);
         }
         if let Some(write) = io.write {
             let now = trace::stamp();
@@ -334,22 +343,28 @@ impl Model {
     ) -> Result<(), String> {
         let is = |other: Status| status.same_code(other);
         let own = is(Status::RESERVATION_CONFLICT) || is(Status::INVALID_FIELD);
+        let store = self.store.as_ref();
+        let unsaved = store.is_some_and(|store| store.has_failed(command.start));
+        let sure = store.is_none_or(|store| store.is_sure());
+        let reservations = self.reservations_of(place.subsystem, io.nsid);
         if status.is_success() || own {
             let answer = if own {
                 Err(Status::from_bits(status.bits() & 0x7ff))
             } else {
                 Ok(())
             };
-            return self
-                .reservations_of(place.subsystem, io.nsid)
-                .answered(now, answer);
+            return reservations.answered(now, answer, sure);
+        }
+        if unsaved && is(Status::INTERNAL_ERROR) {
+            reservations.unsaved(now, sure);
+            return Ok(());
         }
         let verdict = self.may_fail(place, command, io, seen, status);
         let reservations = self.reservations_of(place.subsystem, io.nsid);
         if matches!(verdict, Ok(Failure::Refused)) {
             reservations.refused(now);
         } else {
-            reservations.lost(now);
+            reservations.lost(now, sure);
         }
         verdict.map(|_| ())
     }

@@ -26,6 +26,8 @@ pub struct Plan {
     pub mix: Mix,
     /// Once in so many commands a host asks its controller something, 0 for never.
     pub queries: u64,
+    /// There is a reservation store, which fails once in so many calls, 0 for never.
+    pub store: Option<u64>,
     /// The target is shut down while commands are under way.
     pub cut_short: bool,
 }
@@ -162,6 +164,7 @@ impl Plan {
             } else {
                 Limits::default()
             },
+            store: rng.once_in(3).then(|| rng.pick(&[0, 0, 3, 10])),
             cut_short: rng.once_in(8),
         };
         if rng.once_in(8) {

@@ -1,7 +1,8 @@
 //! What the specification says of reservations, once more and by itself: NVMe Base 2.1 §8.1.22.
 //!
 //! One reservation command is under way per namespace at a time. Where its host never learns how
-//! it ended, the namespace has several possible states, until an answer tells which it was.
+//! it ended, the namespace has several possible states, until an answer tells which it was. What
+//! persists is there again after the namespace was detached or the target started anew.
 
 use crate::association::hostid;
 use crate::facts::History;
@@ -24,6 +25,8 @@ pub struct Reserve {
     /// NRKEY or PRKEY.
     pub other: u64,
     pub rtype: ReservationType,
+    pub iekey: bool,
+    pub cptpl: ChangePtpl,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,13 +59,15 @@ impl Reserve {
             key: crkey,
             other,
             rtype,
+            iekey,
+            cptpl,
             ..
         } = *self;
         let register = |action| {
             let command = RegisterCommand {
                 action,
-                iekey: false,
-                cptpl: ChangePtpl::NONE,
+                iekey,
+                cptpl,
             };
             let mut data = [0; RegisterData::SIZE];
             let nrkey = other;
@@ -72,7 +77,7 @@ impl Reserve {
         let acquire = |action| {
             let command = AcquireCommand {
                 action,
-                iekey: false,
+                iekey,
                 rtype,
             };
             let mut data = [0; AcquireData::SIZE];
@@ -83,7 +88,7 @@ impl Reserve {
         let release = |action| {
             let command = ReleaseCommand {
                 action,
-                iekey: false,
+                iekey,
                 rtype,
             };
             let mut data = [0; ReleaseData::SIZE];
@@ -108,6 +113,8 @@ impl Reserve {
 pub struct State {
     pub keys: BTreeMap<usize, u64>,
     held: Option<(ReservationType, Option<usize>)>,
+    /// It persists through power loss.
+    ptpl: bool,
 }
 
 type Answer = Result<(), Status>;
@@ -126,19 +133,39 @@ impl State {
         holder == Some(host) || (rtype.admits_registrants() && registered)
     }
 
-    /// What a command of a host is answered with; what it changes.
-    fn apply(&mut self, host: usize, reserve: &Reserve) -> Answer {
-        let registered = self.keys.get(&host).copied();
+    /// What a command of a host is answered with; what it changes. `persists`: there is where to
+    /// keep what persists.
+    fn apply(&mut self, host: usize, reserve: &Reserve, persists: bool) -> Answer {
+        let ptpl = match reserve.cptpl {
+            ChangePtpl::NONE => self.ptpl,
+            ChangePtpl::CLEAR => false,
+            ChangePtpl::SET if persists => true,
+            _ => return Err(Status::INVALID_FIELD),
+        };
+        let registers = matches!(reserve.action, Action::Register | Action::Replace);
+        let may_ignore = registers || reserve.action == Action::Unregister;
+        if (registers && reserve.other == 0) || (reserve.iekey && !may_ignore) {
+            return Err(Status::INVALID_FIELD);
+        }
+        let key = self.keys.get(&host).copied();
+        let admitted = match reserve.action {
+            Action::Register => key.is_none_or(|key| key == reserve.other),
+            Action::Replace if reserve.iekey => true,
+            Action::Unregister if reserve.iekey => key.is_some(),
+            _ => key == Some(reserve.key),
+        };
+        if !admitted {
+            return Err(Status::RESERVATION_CONFLICT);
+        }
+        self.carry_out(host, reserve)?;
+        self.ptpl = ptpl;
+        Ok(())
+    }
+
+    /// A command whose key is right.
+    fn carry_out(&mut self, host: usize, reserve: &Reserve) -> Answer {
         match reserve.action {
-            Action::Register if reserve.other == 0 => return Err(Status::INVALID_FIELD),
-            Action::Register if registered.is_none_or(|key| key == reserve.other) => {
-                self.keys.insert(host, reserve.other);
-                return Ok(());
-            }
-            Action::Replace if reserve.other == 0 => return Err(Status::INVALID_FIELD),
-            _ if registered != Some(reserve.key) => return Err(Status::RESERVATION_CONFLICT),
-            Action::Register => return Err(Status::RESERVATION_CONFLICT),
-            Action::Replace => {
+            Action::Register | Action::Replace => {
                 self.keys.insert(host, reserve.other);
             }
             Action::Unregister => {
@@ -166,7 +193,10 @@ impl State {
                 }
                 _ => {}
             },
-            Action::Clear => *self = Self::default(),
+            Action::Clear => {
+                self.keys.clear();
+                self.held = None;
+            }
         }
         Ok(())
     }
@@ -220,7 +250,16 @@ impl State {
             .iter()
             .map(|(&host, &key)| (hostid(host), (key, holds(host))))
             .collect();
-        header.rtype == rtype && found == expected
+        header.rtype == rtype && header.ptpls == u8::from(self.ptpl) && found == expected
+    }
+
+    /// What is left of it when the namespace is attached anew.
+    fn persistent(&self) -> Self {
+        if self.ptpl {
+            self.clone()
+        } else {
+            Self::default()
+        }
     }
 }
 
@@ -241,6 +280,7 @@ struct Busy {
     before: Vec<State>,
     /// The namespace was detached meanwhile: nobody knows what it was carried out on.
     disturbed: bool,
+    persists: bool,
 }
 
 impl Busy {
@@ -249,9 +289,9 @@ impl Busy {
         let mut after = Vec::new();
         for state in &self.before {
             let mut state = state.clone();
-            let answer = state.apply(self.host, &self.reserve);
-            if wanted(answer) && !after.contains(&state) {
-                after.push(state);
+            let answer = state.apply(self.host, &self.reserve, self.persists);
+            if wanted(answer) {
+                add(&mut after, state);
             }
         }
         after
@@ -261,11 +301,15 @@ impl Busy {
     fn either(&self) -> Vec<State> {
         let mut states = self.before.clone();
         for state in self.after(|_| true) {
-            if !states.contains(&state) {
-                states.push(state);
-            }
+            add(&mut states, state);
         }
         states
+    }
+}
+
+fn add(states: &mut Vec<State>, state: State) {
+    if !states.contains(&state) {
+        states.push(state);
     }
 }
 
@@ -275,21 +319,25 @@ pub struct Reservations {
     /// The states that are possible.
     states: History<Vec<State>>,
     busy: Option<Busy>,
+    /// There is a store.
+    persists: bool,
+    /// What the store may hold, since it failed, other than what is true.
+    doubtful: Vec<State>,
     /// When the last Preempt and Abort ended.
     pub aborted: u64,
 }
 
-impl Default for Reservations {
-    fn default() -> Self {
+impl Reservations {
+    pub fn new(persists: bool) -> Self {
         Self {
             states: History::new(vec![State::default()]),
             busy: None,
+            persists,
+            doubtful: Vec::new(),
             aborted: 0,
         }
     }
-}
 
-impl Reservations {
     pub const fn is_busy(&self) -> bool {
         self.busy.is_some()
     }
@@ -303,9 +351,12 @@ impl Reservations {
         self.states.since(start).flatten().any(test)
     }
 
-    /// The namespace is attached anew: nothing is known of what was before.
+    /// The namespace is attached anew: of what was before there is what persists.
     pub fn reset(&mut self, stamp: u64) {
-        let mut states = vec![State::default()];
+        let mut states = Vec::new();
+        for state in self.states.now().iter().chain(&self.doubtful) {
+            add(&mut states, state.persistent());
+        }
         if let Some(busy) = &mut self.busy {
             busy.disturbed = true;
             busy.before = states;
@@ -324,13 +375,15 @@ impl Reservations {
             reserve,
             before: self.states.now().clone(),
             disturbed: false,
+            persists: self.persists,
         };
         self.states.set(stamp, busy.either());
         self.busy = Some(busy);
     }
 
-    /// The command was answered; an error if that cannot be.
-    pub fn answered(&mut self, stamp: u64, answer: Answer) -> Result<(), String> {
+    /// The command was answered; an error if that cannot be. `sure`: the store holds what it was told
+    /// last.
+    pub fn answered(&mut self, stamp: u64, answer: Answer, sure: bool) -> Result<(), String> {
         let Some(busy) = self.end(stamp) else {
             return Ok(());
         };
@@ -346,7 +399,18 @@ impl Reservations {
             ));
         }
         self.states.set(stamp, states);
+        if sure && answer.is_ok() && !busy.disturbed {
+            self.doubtful.clear();
+        }
         Ok(())
+    }
+
+    /// The command failed for the store: it had no effect, but the store may hold one.
+    pub fn unsaved(&mut self, stamp: u64, sure: bool) {
+        if let Some(busy) = self.end(stamp) {
+            self.doubt(&busy.either(), sure);
+            self.states.set(stamp, busy.before);
+        }
     }
 
     /// The command had no effect.
@@ -357,9 +421,17 @@ impl Reservations {
     }
 
     /// Nobody knows whether it had, but it will not have one any more.
-    pub fn lost(&mut self, stamp: u64) {
+    pub fn lost(&mut self, stamp: u64, sure: bool) {
         if let Some(busy) = self.end(stamp) {
-            self.states.set(stamp, busy.either());
+            let states = busy.either();
+            self.doubt(&states, sure);
+            self.states.set(stamp, states);
+        }
+    }
+
+    fn doubt(&mut self, states: &[State], sure: bool) {
+        for state in states.iter().filter(|_| !sure) {
+            add(&mut self.doubtful, state.clone());
         }
     }
 

@@ -32,7 +32,8 @@ impl World {
             17..21 => self.receive(),
             21..25 => Ok(self.send()),
             25..28 => Ok(self.submit()),
-            28..30 => Ok(self.answer()),
+            28 => Ok(self.answer()),
+            29 => Ok(self.sim.keep() || self.answer()),
             30 => self.drive(),
             _ => self.fault(),
         }
@@ -83,6 +84,7 @@ impl World {
                 queue += 1;
             }
         }
+        any |= self.sim.keep();
         any |= self.answer();
         any |= self.submit();
         Ok(any)

@@ -12,7 +12,7 @@ use nvmf_host::command;
 use nvmf_proto::wire::Sqe;
 use nvmf_proto::wire::copy::{CopyCommand, CopyFormat, CopyRange};
 use nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
-use nvmf_proto::wire::reservation::ReservationType;
+use nvmf_proto::wire::reservation::{ChangePtpl, ReservationType};
 use nvmf_proto::wire::sqe::Fuse;
 
 /// Blocks that a Write Uncorrectable marks at most: reads of others are to go on.
@@ -182,11 +182,26 @@ impl World {
             _ => self.rng.range(0, 4),
         };
         let wrong = self.rng.once_in(10);
+        let registers = matches!(
+            action,
+            Action::Register | Action::Unregister | Action::Replace
+        );
+        // Of other actions it is wrong.
+        let iekey = self.rng.once_in(if registers { 4 } else { 20 });
+        let persists = self.model.store.is_some() || wrong;
+        let cptpl = match self.rng.below(8) {
+            0..4 if registers && persists => ChangePtpl::SET,
+            4 if registers => ChangePtpl::CLEAR,
+            5 if registers && wrong => ChangePtpl(1),
+            _ => ChangePtpl::NONE,
+        };
         IoOp::Reservation(Reserve {
             action,
             key: own.filter(|_| !wrong).unwrap_or(9),
             other,
             rtype: ReservationType(self.rng.range(1, 6) as u8),
+            iekey,
+            cptpl,
         })
     }
 

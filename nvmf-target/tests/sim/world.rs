@@ -11,6 +11,7 @@ use crate::note;
 use crate::plan::{self, Kind, Plan};
 use crate::queries::Answers;
 use crate::rng::Rng;
+use crate::store::Store;
 use nvmf_target::ns::{Inline, Namespace as Backend, NsInfo, RamDisk, Support};
 use nvmf_target::sim::SimTarget;
 use nvmf_target::{NamespaceConfig, Role, SubsystemConfig, TargetConfig};
@@ -51,17 +52,11 @@ pub type Outcome<T = ()> = Result<T, String>;
 impl World {
     /// A target with everything attached, and hosts that have not connected yet.
     pub fn new(plan: Plan, mut rng: Rng) -> Self {
-        let mut config = TargetConfig::default();
-        config.reactors = plan.reactors;
-        config.max_transfer = plan.max_transfer;
-        config.buffer_bytes = plan.buffer_bytes;
-        config.in_capsule = plan.in_capsule;
-        config.maxh2cdata = plan.maxh2cdata;
-        plan.limits.apply(&mut config);
-        config.busy_poll = std::time::Duration::ZERO;
-        let sim = SimTarget::new(config, START).expect("the plan is valid");
+        let sim = target(&plan, START);
         let (backends, storage) = storage(&plan, &mut rng);
         let mut model = Model::new(storage, Vec::new());
+        let store = plan.store.map(|fails| Store::new(fails, rng.fork()));
+        model.store = store.map(Arc::new);
         model.tight = plan.is_tight();
         model.copies = plan.mix.weights[7] > 0;
         model.max_transfer = plan.max_transfer.into();
@@ -110,15 +105,22 @@ impl World {
     }
 
     pub fn add_subsystem(&mut self, nqn: String, namespaces: &[(u32, usize, u32)]) {
-        let target = self.sim.target().clone();
-        target
-            .add_subsystem(SubsystemConfig::new(&nqn))
-            .expect("its name is new");
+        self.configure_subsystem(&nqn);
         self.model.subsystems.push(Subsystem::new(nqn));
         let index = self.model.subsystems.len() - 1;
         for &(nsid, storage, group) in namespaces {
             self.attach(index, nsid, storage, group);
         }
+    }
+
+    /// A subsystem without namespaces.
+    pub fn configure_subsystem(&self, nqn: &str) {
+        let mut config = SubsystemConfig::new(nqn);
+        if let Some(store) = &self.model.store {
+            config.reservation_store = Some(Arc::<Store>::clone(store));
+        }
+        let target = self.sim.target().clone();
+        target.add_subsystem(config).expect("its name is new");
     }
 
     /// Attaches a storage under an NSID that is free.
@@ -160,6 +162,19 @@ impl World {
             .expect("its name is new");
         door
     }
+}
+
+/// The target of a plan, with nothing attached.
+pub fn target(plan: &Plan, now: u64) -> SimTarget {
+    let mut config = TargetConfig::default();
+    config.reactors = plan.reactors;
+    config.max_transfer = plan.max_transfer;
+    config.buffer_bytes = plan.buffer_bytes;
+    config.in_capsule = plan.in_capsule;
+    config.maxh2cdata = plan.maxh2cdata;
+    plan.limits.apply(&mut config);
+    config.busy_poll = std::time::Duration::ZERO;
+    SimTarget::new(config, now).expect("the plan is valid")
 }
 
 /// The devices of a plan.

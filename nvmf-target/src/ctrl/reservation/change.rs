@@ -77,7 +77,8 @@ struct Jobs {
     /// Those of each host that has any, in the order of their coming; the host whose turn it is
     /// first.
     of_hosts: VecDeque<(HostId, VecDeque<Job>)>,
-    has_thread: bool,
+    /// There is a thread that takes them, or somebody who calls [`Keeper::step`].
+    is_served: bool,
     over: bool,
 }
 
@@ -139,11 +140,11 @@ impl Keeper {
     /// Runs a host's jobs in the order of their coming. A job that cannot be run is dropped.
     pub(super) fn run(&self, host: HostId, job: Job) {
         let mut jobs = lock(&self.0.jobs);
-        if !jobs.has_thread {
+        if !jobs.is_served {
             let turns = Arc::clone(&self.0);
             let thread = thread::Builder::new().name("nvmf-reserve".to_owned());
             match thread.spawn(move || turns.work()) {
-                Ok(_) => jobs.has_thread = true,
+                Ok(_) => jobs.is_served = true,
                 Err(err) => {
                     drop(jobs);
                     return error!("no thread for keeping reservations: {err}");
@@ -152,6 +153,23 @@ impl Keeper {
         }
         jobs.push(host, job);
         self.0.more.notify_one();
+    }
+
+    /// From here on jobs wait for [`Keeper::step`], and there is no thread.
+    #[cfg(feature = "sim")]
+    pub(crate) fn go_stepwise(&self) {
+        lock(&self.0.jobs).is_served = true;
+    }
+
+    /// Does one job on the caller's thread; false if there is none.
+    #[cfg(feature = "sim")]
+    pub(crate) fn step(&self) -> bool {
+        let job = lock(&self.0.jobs).pop();
+        let found = job.is_some();
+        if let Some(Err(panic)) = job.map(contain) {
+            error!("keeping reservations {panic}");
+        }
+        found
     }
 }
 
