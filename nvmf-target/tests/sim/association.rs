@@ -33,6 +33,8 @@ pub enum Stage {
     /// On its way up.
     Rising,
     Up,
+    /// The host has cleared CC.EN and is going to set it again.
+    Restarting,
     /// The host has asked for its end: CC.EN, CC.SHN or Disconnect.
     Leaving,
 }
@@ -57,6 +59,10 @@ pub struct Association {
     pub silent: bool,
     /// So often it has not come up since it was up last.
     pub tries: u32,
+    /// When its host looks next whether the controller is disabled.
+    pub look_at: u64,
+    /// Commands that began before may have ended with the controller's reset.
+    pub restarted: u64,
     /// Since it is tried.
     pub crowd: Crowd,
     /// What its host has set.
@@ -88,6 +94,8 @@ impl Association {
             last_arrival: 0,
             silent: false,
             tries: 0,
+            look_at: u64::MAX,
+            restarted: 0,
             crowd: Crowd::default(),
             features: Features::new(),
             ended: Vec::new(),
@@ -186,14 +194,7 @@ impl Association {
                 }
                 return self.next_queue(qid);
             }
-            What::Enable => self.send(
-                What::Ready,
-                PropertyGet {
-                    size: PropertySize::BYTES_4,
-                    offset: PropertyOffset::CSTS,
-                }
-                .to_sqe(),
-            ),
+            What::Enable => self.send(What::Ready, get_csts()),
             What::Ready => {
                 assert!(Csts(cqe.result as u32).rdy(), "it is enabled at once");
                 let set = SetFeatures::new(
@@ -243,6 +244,33 @@ impl Association {
         self.stage = Stage::Leaving;
         self.excuse = Some("its host resets the controller");
         self.send(What::Disable, set_cc(enabled().with_en(false)));
+    }
+
+    /// Controller reset, with the intention to go on.
+    pub fn restart(&mut self) {
+        self.stage = Stage::Restarting;
+        self.look_at = u64::MAX;
+        let stamp = trace::stamp();
+        self.restarted = stamp;
+        for history in self.features.values_mut() {
+            history.set(stamp, None);
+        }
+        self.send(What::Restart, set_cc(enabled().with_en(false)));
+    }
+
+    /// Asks whether the controller is disabled.
+    pub fn look(&mut self) {
+        self.look_at = u64::MAX;
+        self.send(What::IsOff, get_csts());
+    }
+
+    /// The controller is disabled, and its features are what they are after a reset; it is enabled
+    /// again.
+    pub fn enable_again(&mut self) {
+        self.stage = Stage::Rising;
+        self.restarted = trace::stamp();
+        self.features.clear();
+        self.send(What::Enable, set_cc(enabled()));
     }
 
     /// Controller shutdown: CC.SHN.
@@ -317,8 +345,14 @@ impl Association {
 
     /// Whether the target has closed one of its connections, and when it did so first.
     pub fn closed_at(&self) -> Option<u64> {
+        // I/O queues end with a reset.
+        let concerned = match self.stage {
+            Stage::Restarting => 1,
+            _ => self.queues.len(),
+        };
         self.queues
             .iter()
+            .take(concerned)
             .filter_map(|queue| lock(&queue.link).closed_at)
             .min()
     }
@@ -336,6 +370,14 @@ pub fn hostnqn(host: usize) -> String {
 
 fn enabled() -> Cc {
     Cc::default().with_en(true).with_iosqes(6).with_iocqes(4)
+}
+
+fn get_csts() -> nvmf_proto::wire::Sqe {
+    PropertyGet {
+        size: PropertySize::BYTES_4,
+        offset: PropertyOffset::CSTS,
+    }
+    .to_sqe()
 }
 
 fn set_cc(cc: Cc) -> nvmf_proto::wire::Sqe {

@@ -22,6 +22,10 @@ pub enum What {
         victim: u64,
     },
     Disable,
+    /// Disable, to enable the controller again.
+    Restart,
+    /// Whether the controller is disabled yet.
+    IsOff,
     Shutdown,
     Disconnect,
     Query(Query),
@@ -33,12 +37,12 @@ impl What {
         match self {
             Self::Connect => "Connect",
             Self::Enable => "Property Set (enable)",
-            Self::Ready => "Property Get (CSTS)",
+            Self::Ready | Self::IsOff => "Property Get (CSTS)",
             Self::QueueCount => "Set Features (queues)",
             Self::KeepAlive => "Keep Alive",
             Self::Event => "Asynchronous Event Request",
             Self::Abort { .. } => "Abort",
-            Self::Disable => "Property Set (disable)",
+            Self::Disable | Self::Restart => "Property Set (disable)",
             Self::Shutdown => "Property Set (shutdown)",
             Self::Disconnect => "Disconnect",
             Self::Query(query) => query.name(),

@@ -7,17 +7,19 @@ use crate::network::{SharedLink, lock};
 use crate::queue::Completion;
 use crate::world::{Outcome, World};
 use crate::{stats, trace};
+use nvmf_proto::wire::property::Csts;
 use nvmf_target::Status;
 
 impl World {
-    fn place(&self, association: usize, link: &SharedLink) -> Place {
+    /// `start`: of the command.
+    fn place(&self, association: usize, link: &SharedLink, start: u64) -> Place {
         let it = &self.associations[association];
         Place {
             host: it.host,
             subsystem: it.plan.subsystem,
             listener: it.plan.listener,
             spoiled: lock(link).up.flipped > 0,
-            stopping: it.stage == Stage::Leaving || it.excuse.is_some(),
+            stopping: is_stopping(it) || start < it.restarted,
             expired: it.kato() > 0 && trace::now() >= it.proof + it.kato(),
         }
     }
@@ -29,7 +31,7 @@ impl World {
         link: &SharedLink,
         done: Completion,
     ) -> Outcome {
-        let place = self.place(association, link);
+        let place = self.place(association, link, done.command.start);
         let admitted = self.was_admitted(association, &done.command);
         let it = &mut self.associations[association];
         let Completion {
@@ -77,7 +79,7 @@ impl World {
             What::KeepAlive | What::Abort { .. } => {}
             What::Event => {
                 if status.is_success() {
-                    if it.stage != Stage::Leaving {
+                    if !matches!(it.stage, Stage::Leaving | Stage::Restarting) {
                         it.await_event();
                     }
                 } else if !command.unwanted && !place.stopping {
@@ -89,6 +91,13 @@ impl World {
                     return Err(format!("{} ended with {status}", command.what.name()));
                 }
                 self.give_up(association, false);
+            }
+            What::Restart | What::IsOff => {
+                if !status.is_success() {
+                    return Err(format!("{} ended with {status}", command.what.name()));
+                }
+                let is_off = matches!(command.what, What::IsOff) && !Csts(cqe.result as u32).rdy();
+                return self.wait_for_reset(association, is_off);
             }
             What::Connect if status.is_success() && !admitted => {
                 return Err("a host was admitted that is barred".to_owned());
@@ -159,4 +168,8 @@ impl World {
         let it = &self.associations[association];
         self.model.subsystems[it.plan.subsystem].was_barred(it.host, command.start, true)
     }
+}
+
+fn is_stopping(it: &Association) -> bool {
+    matches!(it.stage, Stage::Leaving | Stage::Restarting) || it.excuse.is_some()
 }

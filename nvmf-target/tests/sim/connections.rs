@@ -5,13 +5,16 @@ use crate::command::{Command, What};
 use crate::limits::Crowd;
 use crate::network::{Link, SharedLink, lock};
 use crate::world::{Outcome, START, Wire, World};
-use crate::{note, trace};
+use crate::{note, stats, trace};
+use nvmf_target::Status;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 const SECOND: u64 = 1_000_000_000;
 /// Time that a host lets pass before it comes back, the first time.
 const RETRY: u64 = SECOND / 10;
+/// Between two looks at CSTS during a reset, at least.
+const POLL: u64 = SECOND / 20;
 /// What the target may take to notice that a time is over.
 const SLACK: u64 = SECOND;
 /// The default of [`TargetConfig::connect_timeout`].
@@ -21,6 +24,8 @@ const STALL_TIMEOUT: u64 = 5 * SECOND;
 
 /// A command whose host will not get an answer.
 pub struct Lost {
+    /// The association, where a reset of its controller has ended the queue.
+    reset_of: Option<usize>,
     link: SharedLink,
     subsystem: usize,
     command: Command,
@@ -89,6 +94,10 @@ impl World {
     /// The target has ended a connection.
     pub fn ended(&mut self, association: usize, qid: u16) -> Outcome {
         note!("association {} lost queue {}", association, qid);
+        if qid > 0 && self.associations[association].stage == Stage::Restarting {
+            self.drop_queue(association, qid);
+            return Ok(());
+        }
         if !self.may_end(association) {
             let it = &self.associations[association];
             return Err(format!(
@@ -116,18 +125,79 @@ impl World {
             trace::now() + delay
         };
         let subsystem = self.associations[association].plan.subsystem;
+        for lost in &mut self.lost {
+            // The next one is about another controller.
+            lost.reset_of = lost.reset_of.filter(|of| *of != association);
+        }
         let lost = self.associations[association].tear_down(reset, at);
         for (link, command) in lost {
-            if matches!(&command.what, What::Io(io) if io.changes_something()) {
-                self.lost.push(Lost {
-                    link,
-                    subsystem,
-                    command,
-                });
-            } else {
-                self.model.under_way.remove(&command.start);
-            }
+            self.lose(Lost {
+                reset_of: None,
+                link,
+                subsystem,
+                command,
+            });
         }
+    }
+
+    fn lose(&mut self, lost: Lost) {
+        if matches!(&lost.command.what, What::Io(io) if io.changes_something()) {
+            self.lost.push(lost);
+        } else {
+            self.model.under_way.remove(&lost.command.start);
+        }
+    }
+
+    /// An I/O queue has ended with its controller's reset.
+    fn drop_queue(&mut self, association: usize, qid: u16) {
+        let it = &mut self.associations[association];
+        let subsystem = it.plan.subsystem;
+        let at = it.queues.iter().position(|queue| queue.qid == qid);
+        let mut queue = it.queues.remove(at.expect("it has just been heard of"));
+        queue.close(false);
+        for command in queue.take_commands() {
+            self.lose(Lost {
+                reset_of: Some(association),
+                link: Arc::clone(&queue.link),
+                subsystem,
+                command,
+            });
+        }
+    }
+
+    /// Whether a reset is complete was asked, or is to be. Once it is nothing of the I/O queues is
+    /// left: no connection, no request that might still do something, nor one for events.
+    pub fn wait_for_reset(&mut self, association: usize, is_off: bool) -> Outcome {
+        let delay = POLL + self.rng.below(POLL);
+        let it = &mut self.associations[association];
+        if !is_off {
+            it.look_at = trace::now() + delay;
+            return Ok(());
+        }
+        note!("association {} is reset", association);
+        stats::count("a reset", Status::SUCCESS);
+        let queues = it.queues.iter().skip(1);
+        let open = queues.clone().find(|q| lock(&q.link).closed_at.is_none());
+        if let Some(queue) = open {
+            return Err(format!("CSTS.RDY is 0, and there is queue {}", queue.qid));
+        }
+        let early = |c: &&Command| c.start < it.restarted && matches!(c.what, What::Event);
+        if it.queues[0].commands().any(|c| early(&c)) {
+            return Err("a request for events outlives a reset".to_owned());
+        }
+        let qids: Vec<u16> = queues.map(|queue| queue.qid).collect();
+        for qid in qids {
+            self.drop_queue(association, qid);
+        }
+        let of_it = |lost: &Lost| lost.reset_of == Some(association);
+        let (over, left) = std::mem::take(&mut self.lost).into_iter().partition(of_it);
+        self.lost = left;
+        let over: Vec<Lost> = over;
+        for lost in over {
+            self.forget(lost.subsystem, &lost.command);
+        }
+        self.associations[association].enable_again();
+        Ok(())
     }
 
     /// A command whose outcome its host cannot know.

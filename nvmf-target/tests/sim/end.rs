@@ -82,7 +82,8 @@ impl World {
 
     /// Whether nothing is under way that has to come to an end.
     fn is_quiet(&self) -> bool {
-        let answered = self.associations.iter().all(|it| !it.is_waiting());
+        let is_done = |it: &Association| !it.is_waiting() && it.stage != Stage::Restarting;
+        let answered = self.associations.iter().all(is_done);
         answered && self.sim.target().stats().in_flight == 0
     }
 

@@ -295,7 +295,8 @@ impl World {
         true
     }
 
-    /// A host ends its association in one of the ways that the specification has.
+    /// A host ends its association in one of the ways that the specification has, or resets its
+    /// controller and enables it again.
     fn leave(&mut self) -> bool {
         let Some(index) = self.any_association() else {
             return false;
@@ -304,7 +305,8 @@ impl World {
         if it.stage != Stage::Up || it.silent {
             return false;
         }
-        match self.rng.below(3) {
+        match self.rng.below(5) {
+            3.. if it.queues[0].has_room() => it.restart(),
             0 if it.queues[0].has_room() => it.disable(),
             1 if it.queues[0].has_room() => it.shut_down(),
             _ => {

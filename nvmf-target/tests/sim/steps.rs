@@ -109,6 +109,9 @@ impl World {
             if let Stage::Down(at) = association.stage {
                 wait(at);
             }
+            if association.stage == Stage::Restarting {
+                wait(association.look_at);
+            }
             association.keep_alive_due().into_iter().for_each(&mut wait);
             for queue in &association.queues {
                 wait(queue.deaf_until);
@@ -247,6 +250,10 @@ impl World {
         match it.stage {
             Stage::Down(at) if at <= now && !self.calm => {
                 self.rise(index);
+                Ok(true)
+            }
+            Stage::Restarting if it.look_at <= now && it.queues[0].has_room() => {
+                it.look();
                 Ok(true)
             }
             _ if it.keep_alive_due().is_some_and(|at| at <= now) => {
