@@ -1,6 +1,7 @@
 //! One association of a host with a subsystem: its way up, its commands, its end.
 
 use crate::command::{Command, What};
+use crate::discovery::Watch;
 use crate::limits::Crowd;
 use crate::network::{SharedLink, lock};
 use crate::plan;
@@ -14,7 +15,7 @@ use nvmf_proto::wire::fabrics::{
     CNTLID_DYNAMIC, Cattr, ConnectCommand, ConnectData, ConnectResponse, FabricsType, PropertyGet,
     PropertySet, PropertySize,
 };
-use nvmf_proto::wire::feature::{Fid, NumberOfQueues, SetFeatures};
+use nvmf_proto::wire::feature::{AsyncEventConfig, Fid, NumberOfQueues, SetFeatures};
 use nvmf_proto::wire::nqn::Nqn;
 use nvmf_proto::wire::property::{Cc, Csts, PropertyOffset};
 use nvmf_target::Status;
@@ -24,6 +25,8 @@ const ADMIN_ENTRIES: u32 = 32;
 /// Aborts that a controller takes at a time, ACL + 1.
 const ABORTS: usize = 4;
 const SECOND: u64 = 1_000_000_000;
+/// How long a host without a Keep Alive Timeout may be silent at a discovery controller.
+const SILENT_DISCOVERY: u64 = 120 * SECOND;
 
 /// How far an association has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +68,8 @@ pub struct Association {
     pub restarted: u64,
     /// Since it is tried.
     pub crowd: Crowd,
+    /// What its host knows of the discovery log.
+    pub watch: Watch,
     /// What its host has set.
     pub features: Features,
     /// How commands ended that the host wanted aborted, by their start.
@@ -97,12 +102,17 @@ impl Association {
             look_at: u64::MAX,
             restarted: 0,
             crowd: Crowd::default(),
+            watch: Watch::default(),
             features: Features::new(),
             ended: Vec::new(),
         }
     }
 
     pub fn kato(&self) -> u64 {
+        if self.plan.discovery && self.plan.kato == 0 {
+            // The target has one of its own then.
+            return SILENT_DISCOVERY;
+        }
         self.plan.kato * SECOND
     }
 
@@ -197,13 +207,19 @@ impl Association {
             What::Enable => self.send(What::Ready, get_csts()),
             What::Ready => {
                 assert!(Csts(cqe.result as u32).rdy(), "it is enabled at once");
+                if self.plan.discovery {
+                    let events = AsyncEventConfig::DISCOVERY_LOG.bits();
+                    let set = SetFeatures::new(Fid::ASYNC_EVENT_CONFIG, events);
+                    self.send(What::Watch, command::set_features(0, &set));
+                    return Progress::Fine;
+                }
                 let set = SetFeatures::new(
                     Fid::NUMBER_OF_QUEUES,
                     NumberOfQueues::pairs(self.plan.queues).to_bits(),
                 );
                 self.send(What::QueueCount, command::set_features(0, &set));
             }
-            What::QueueCount => {
+            What::QueueCount | What::Watch => {
                 for _ in 0..self.plan.events {
                     self.send(What::Event, command::async_event_request());
                 }
@@ -270,6 +286,7 @@ impl Association {
         self.stage = Stage::Rising;
         self.restarted = trace::stamp();
         self.features.clear();
+        self.watch = Watch::default();
         self.send(What::Enable, set_cc(enabled()));
     }
 
@@ -331,6 +348,7 @@ impl Association {
         self.excuse = None;
         self.ended.clear();
         self.features.clear();
+        self.watch = Watch::default();
         self.stage = Stage::Down(retry_at);
         lost
     }

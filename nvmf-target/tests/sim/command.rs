@@ -13,6 +13,8 @@ pub enum What {
     Enable,
     Ready,
     QueueCount,
+    /// A discovery controller is to tell of changes.
+    Watch,
     KeepAlive,
     Event,
     /// `crowded`: there are as many of them as the target takes already.
@@ -39,6 +41,7 @@ impl What {
             Self::Enable => "Property Set (enable)",
             Self::Ready | Self::IsOff => "Property Get (CSTS)",
             Self::QueueCount => "Set Features (queues)",
+            Self::Watch => "Set Features (events)",
             Self::KeepAlive => "Keep Alive",
             Self::Event => "Asynchronous Event Request",
             Self::Abort { .. } => "Abort",

@@ -65,6 +65,7 @@ impl World {
                 if digest_ok {
                     return self.answered(association, place, (&command, query), &cqe, &data);
                 }
+                self.miss_part(association);
             }
             What::KeepAlive | What::Abort { .. } if !status.is_success() => {
                 let limit = status.same_code(Status::ABORT_LIMIT_EXCEEDED);
@@ -79,6 +80,8 @@ impl World {
             What::KeepAlive | What::Abort { .. } => {}
             What::Event => {
                 if status.is_success() {
+                    self.hear(association, cqe.result as u32)?;
+                    let it = &mut self.associations[association];
                     if !matches!(it.stage, Stage::Leaving | Stage::Restarting) {
                         it.await_event();
                     }
@@ -104,6 +107,9 @@ impl World {
             }
             what => match it.rise(qid, what, &cqe) {
                 Progress::Fine => {
+                    if matches!(what, What::Watch) {
+                        self.begin_watch(association, command.start);
+                    }
                     self.check_cntlid(association)?;
                     self.check_limits()?;
                 }
@@ -148,7 +154,8 @@ impl World {
         };
         let it = &self.associations[association];
         let same = |other: &&Association| {
-            other.cntlid == it.cntlid && other.plan.subsystem == it.plan.subsystem
+            let subsystem = |it: &Association| (!it.plan.discovery).then_some(it.plan.subsystem);
+            other.cntlid == it.cntlid && subsystem(other) == subsystem(it)
         };
         let mut count = self.associations.iter().filter(is_open).filter(same);
         if it.cntlid.is_some() && count.nth(1).is_some() {
@@ -160,13 +167,15 @@ impl World {
     /// Whether a host may have been admitted since it sent a command.
     fn was_admitted(&self, association: usize, command: &Command) -> bool {
         let it = &self.associations[association];
-        self.model.subsystems[it.plan.subsystem].was_barred(it.host, command.start, false)
+        let of = &self.model.subsystems[it.plan.subsystem];
+        it.plan.discovery || of.was_barred(it.host, command.start, false)
     }
 
     /// Whether it may have been refused.
     fn was_refused(&self, association: usize, command: &Command) -> bool {
         let it = &self.associations[association];
-        self.model.subsystems[it.plan.subsystem].was_barred(it.host, command.start, true)
+        let of = &self.model.subsystems[it.plan.subsystem];
+        !it.plan.discovery && of.was_barred(it.host, command.start, true)
     }
 }
 

@@ -6,6 +6,7 @@ use crate::limits::Crowd;
 use crate::network::{Link, SharedLink, lock};
 use crate::world::{Outcome, START, Wire, World};
 use crate::{note, stats, trace};
+use nvmf_proto::wire::nqn::Nqn;
 use nvmf_target::Status;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -58,7 +59,12 @@ impl World {
                 link.down.flips = plan.flips;
             }
         }
-        let nqn = &self.model.subsystems[plan.subsystem].nqn;
+        let discovery = Nqn::discovery();
+        let nqn = if plan.discovery {
+            discovery.as_str()
+        } else {
+            &self.model.subsystems[plan.subsystem].nqn
+        };
         let host = hostnqn(it.host);
         if !self.doors[plan.listener].is_open() {
             it.excuse = Some("nobody listens");

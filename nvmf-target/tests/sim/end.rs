@@ -24,6 +24,7 @@ impl World {
         if !self.run(PATIENCE, |world| world.is_quiet())? {
             return Err(format!("it does not come to rest: {}", self.unrest()));
         }
+        self.check_notices()?;
         if self.plan.limits.any() {
             // The fresh host is to find room.
             self.leave_all();

@@ -57,6 +57,9 @@ impl World {
         if strikes(self, faults.listener) {
             any |= self.move_listener();
         }
+        if self.plan.has_discovery() && strikes(self, faults.subsystem) {
+            any |= self.toggle_subsystem();
+        }
         Ok(any)
     }
 
@@ -231,9 +234,10 @@ impl World {
             target.add_host(&nqn, &hostnqn(host))
         };
         changed.expect("both of them are there");
+        self.topology_changed();
         for it in &mut self.associations {
-            if barred && it.host == host && it.plan.subsystem == subsystem && !it.queues.is_empty()
-            {
+            let of_it = it.plan.subsystem == subsystem && !it.plan.discovery;
+            if barred && it.host == host && of_it && !it.queues.is_empty() {
                 it.excuse = Some("its host was barred");
             }
         }
@@ -248,11 +252,13 @@ impl World {
             note!("listener {} comes back", listener);
             let door = self.listen(&name);
             self.doors[listener] = door;
+            self.topology_changed();
             return true;
         }
         note!("listener {} goes", listener);
         let target = self.sim.target().clone();
         target.remove_listener(&name).expect("it is there");
+        self.topology_changed();
         let stamp = trace::stamp();
         for subsystem in &mut self.model.subsystems {
             for (_, history) in subsystem.ana.range_mut((listener, 0)..(listener + 1, 0)) {
@@ -309,6 +315,7 @@ impl World {
             3.. if it.queues[0].has_room() => it.restart(),
             0 if it.queues[0].has_room() => it.disable(),
             1 if it.queues[0].has_room() => it.shut_down(),
+            _ if it.plan.discovery => return false,
             _ => {
                 let queue = 1 + self.rng.index(it.queues.len() - 1);
                 if !it.queues[queue].has_room() {

@@ -1,5 +1,6 @@
 //! Limits on connections: what the target refuses or ends for them must have had that many.
 
+use crate::association::Association;
 use crate::network::lock;
 use crate::rng::Rng;
 use crate::world::{Outcome, World};
@@ -88,7 +89,9 @@ impl World {
     pub fn check_limits(&self) -> Outcome {
         let queues_of = |host: Option<usize>| {
             let associations = self.associations.iter();
-            let of = associations.filter(|it| host.is_none_or(|host| it.host == host));
+            // Discovery controllers are not counted for a host.
+            let is_of = |it: &&Association, host| it.host == host && !it.plan.discovery;
+            let of = associations.filter(|it| host.is_none_or(|host| is_of(it, host)));
             let there = |q: &&crate::queue::Queue| {
                 let link = lock(&q.link);
                 q.joined && link.closed_at.is_none() && !link.host_closed

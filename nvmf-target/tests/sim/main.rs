@@ -18,6 +18,7 @@ mod command;
 mod completions;
 mod connections;
 mod content;
+mod discovery;
 mod disk;
 mod end;
 mod facts;

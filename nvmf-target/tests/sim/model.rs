@@ -488,7 +488,7 @@ impl Model {
             let versions = &self.storage[ns.storage].versions;
             let mut read = match &io.op {
                 IoOp::Copy(_) => io.copied(ns.block_size),
-                op if op.right() == Right::Read => io.sectors().collect(),
+                op if op.right() == Right::Read => io.written(ns.block_size),
                 _ => Vec::new(),
             }
             .into_iter();

@@ -356,7 +356,10 @@ pub struct SimTransport {
 
 /// The hosts' way to a listener.
 #[derive(Clone)]
-pub struct Door(Arc<Backlog>);
+pub struct Door {
+    name: String,
+    backlog: Arc<Backlog>,
+}
 
 impl SimTransport {
     pub fn new(name: &str) -> (Self, Door) {
@@ -364,8 +367,11 @@ impl SimTransport {
             streams: Mutex::new(Some(VecDeque::new())),
             event: event(),
         });
-        let door = Door(Arc::clone(&backlog));
         let name = name.to_owned();
+        let door = Door {
+            name: name.clone(),
+            backlog: Arc::clone(&backlog),
+        };
         (Self { name, backlog }, door)
     }
 }
@@ -382,7 +388,7 @@ impl Door {
             cut,
         };
         // Who knocks at a closed door is turned away.
-        let refused = match &mut *lock(&self.0.streams) {
+        let refused = match &mut *lock(&self.backlog.streams) {
             Some(streams) => {
                 streams.push_back(stream);
                 None
@@ -390,16 +396,21 @@ impl Door {
             None => Some(stream),
         };
         drop(refused);
-        signal(&self.0.event);
+        signal(&self.backlog.event);
+    }
+
+    /// TRADDR.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     pub fn is_open(&self) -> bool {
-        lock(&self.0.streams).is_some()
+        lock(&self.backlog.streams).is_some()
     }
 
     /// Whether connections wait to be accepted.
     pub fn is_waiting(&self) -> bool {
-        lock(&self.0.streams)
+        lock(&self.backlog.streams)
             .as_ref()
             .is_some_and(|s| !s.is_empty())
     }

@@ -70,6 +70,8 @@ pub struct Host {
 
 #[derive(Clone, Copy, Debug)]
 pub struct Association {
+    /// With a discovery controller, whatever the subsystem.
+    pub discovery: bool,
     pub subsystem: usize,
     pub listener: usize,
     pub queues: u16,
@@ -111,6 +113,8 @@ pub struct Faults {
     pub bar: u64,
     /// A listener goes or comes.
     pub listener: u64,
+    /// A subsystem that nobody uses comes or goes.
+    pub subsystem: u64,
 }
 
 /// How likely the I/O commands are.
@@ -199,6 +203,12 @@ impl Plan {
         };
     }
 
+    /// Whether a host asks for the discovery log.
+    pub fn has_discovery(&self) -> bool {
+        let mut associations = self.hosts.iter().flat_map(|host| &host.associations);
+        associations.any(|association| association.discovery)
+    }
+
     /// Whether commands may have to wait for buffers.
     pub const fn is_tight(&self) -> bool {
         self.buffer_bytes / self.reactors < 4 << 20
@@ -274,9 +284,16 @@ impl Subsystem {
 
 impl Host {
     fn draw(rng: &mut Rng, subsystems: usize, listeners: usize, gentle: bool) -> Self {
-        let associations = (0..rng.range(1, 3))
+        let mut associations: Vec<_> = (0..rng.range(1, 3))
             .map(|_| Association::draw(rng, subsystems, listeners, gentle))
             .collect();
+        if rng.once_in(8) {
+            associations.push(Association {
+                discovery: true,
+                queues: 0,
+                ..Association::draw(rng, subsystems, listeners, gentle)
+            });
+        }
         Self { associations }
     }
 }
@@ -284,6 +301,7 @@ impl Host {
 impl Association {
     /// Nothing special.
     pub const PLAIN: Self = Self {
+        discovery: false,
         subsystem: 0,
         listener: 0,
         queues: 1,
@@ -308,6 +326,7 @@ impl Association {
         let covered = header_digest && data_digest;
         let entries = rng.pick(&[2, 3, 8, 32]);
         Self {
+            discovery: false,
             subsystem: rng.index(subsystems),
             listener: rng.index(listeners),
             queues: rng.range(1, 3) as u16,
@@ -349,6 +368,7 @@ impl Faults {
             leave: odds(&[500, 2000]),
             bar: odds(&[500, 2000]),
             listener: odds(&[500, 2000]),
+            subsystem: odds(&[200, 1000]),
         }
     }
 }

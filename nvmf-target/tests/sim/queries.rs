@@ -2,6 +2,7 @@
 //! Set Features. The answers are judged by all that was true while the command was under way.
 
 use crate::command::{Command, What};
+use crate::discovery::Part;
 use crate::facts::{History, Namespace};
 use crate::model::Place;
 use crate::queue::Data;
@@ -23,7 +24,7 @@ use nvmf_target::{AnaState, Status};
 use std::collections::BTreeMap;
 
 /// Room that a host leaves on its admin queue for what is more urgent.
-const RESERVE: usize = 8;
+pub const RESERVE: usize = 8;
 /// A log page is asked for at most so far.
 const PAGE: u64 = 4096;
 /// A CNS and an FID that there are not.
@@ -60,6 +61,10 @@ pub enum Query {
     Active(u32),
     NoStructure,
     Log(Page),
+    /// The log of a discovery controller.
+    Discovery(Part),
+    /// A page that a discovery controller does not have.
+    NoPage(Lid),
     Get(Fid, FeatureSelect),
     Set(SetFeatures),
 }
@@ -91,7 +96,8 @@ impl Query {
             Self::Namespace(_) => "Identify Namespace",
             Self::Active(_) => "Identify (active NSIDs)",
             Self::NoStructure => "Identify (no structure)",
-            Self::Log(_) => "Get Log Page",
+            Self::Log(_) | Self::NoPage(_) => "Get Log Page",
+            Self::Discovery(_) => "Get Log Page (Discovery)",
             Self::Get(..) => "Get Features",
             Self::Set(_) => "Set Features",
         }
@@ -162,6 +168,11 @@ impl Query {
             Self::Active(above) => identify(above, Cns::ACTIVE_NSID_LIST),
             Self::NoStructure => identify(0, NO_CNS),
             Self::Log(page) => page.encode(),
+            Self::Discovery(part) => part.encode(),
+            Self::NoPage(lid) => {
+                let get = GetLogPage::new(lid, 512);
+                (command::get_log_page(NSID_BROADCAST, &get), Data::Read(512))
+            }
             Self::Get(fid, sel) => {
                 let get = GetFeatures {
                     sel,
@@ -185,6 +196,8 @@ impl Query {
                 return (*above >= NSID_BROADCAST - 1).then_some(Status::INVALID_NAMESPACE);
             }
             Self::NoStructure => true,
+            Self::NoPage(_) => return Some(Status::INVALID_LOG_PAGE),
+            Self::Discovery(_) => false,
             Self::Log(page) if matches!(page.lid, Lid::DISCOVERY | Lid::TELEMETRY_HOST) => {
                 return Some(Status::INVALID_LOG_PAGE);
             }
@@ -254,6 +267,11 @@ impl World {
         let of = &self.model.subsystems[it.plan.subsystem];
         let nsids: Vec<u32> = of.namespaces.keys().copied().chain([1000]).collect();
         let query = Query::draw(&mut self.rng, &nsids, self.model.max_transfer);
+        self.send_query(association, query);
+        true
+    }
+
+    pub fn send_query(&mut self, association: usize, query: Query) {
         note!("association {} asks: {}", association, query.name());
         if trace::wants_lines() {
             trace::line(format_args!("    {query:?}"));
@@ -273,7 +291,6 @@ impl World {
         let command = Command::new(What::Query(query), start, trace::now());
         it.last_submit = trace::now();
         it.queues[0].submit(sqe, data, command);
-        true
     }
 
     /// A question was answered.
@@ -287,6 +304,9 @@ impl World {
     ) -> Outcome {
         let status = cqe.status.without_more();
         stats::count(query.name(), status);
+        if !status.is_success() && matches!(query, Query::Discovery(_)) {
+            self.miss_part(association);
+        }
         let verdict = if status.is_success() {
             self.told(association, place, (command, query), cqe, data)
         } else {
@@ -319,7 +339,12 @@ impl World {
             }
             _ => false,
         };
+        let behind = match query {
+            Query::Discovery(part) => self.may_be_behind(place.host, command.start, *part),
+            _ => false,
+        };
         let allowed = wanted.is_some_and(is)
+            || (behind && is(Status::INVALID_FIELD))
             || (missing && (is(Status::INVALID_FIELD) || is(Status::INVALID_NAMESPACE)))
             || (place.stopping && is(Status::COMMAND_SEQUENCE_ERROR))
             || ((place.stopping || place.expired) && is(Status::ABORTED_SQ_DELETION))
@@ -360,6 +385,7 @@ impl World {
                 let told: Vec<u32> = decode_nsid_list(structure()?).collect();
                 self.check_active(place, *above, command.start, &told)
             }
+            Query::Discovery(part) => self.check_part(association, command.start, *part, data),
             Query::Log(page) if data.len() != page.length as usize => {
                 Err(format!("{} bytes of data came", data.len()))
             }
@@ -367,7 +393,7 @@ impl World {
             Query::Get(fid, select) => {
                 self.check_feature(association, command.start, (*fid, *select), cqe.result)
             }
-            Query::Set(_) | Query::NoStructure => Ok(()),
+            Query::Set(_) | Query::NoStructure | Query::NoPage(_) => Ok(()),
         }
     }
 
@@ -378,6 +404,14 @@ impl World {
         data: &[u8; IDENTIFY_SIZE],
     ) -> Outcome {
         let told = IdentifyController::decode(data);
+        if self.associations[association].plan.discovery {
+            let right = Some(told.cntlid) == self.associations[association].cntlid
+                && told.subnqn == Nqn::discovery().to_field()
+                && told.cntrltype == ControllerType::DISCOVERY;
+            return right
+                .then_some(())
+                .ok_or_else(|| format!("that is another controller: CNTLID {}", told.cntlid));
+        }
         let nqn = &self.model.subsystems[place.subsystem].nqn;
         let field = Nqn::new(nqn).map(|nqn| nqn.to_field());
         let mdts = (self.model.max_transfer / 4096).ilog2();

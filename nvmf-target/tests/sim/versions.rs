@@ -10,8 +10,8 @@ use crate::content::{self, BAD, SECTOR, Tag};
 const NEVER: u64 = u64::MAX;
 /// Versions of a sector at which it is tidied.
 const MANY: usize = 6;
-/// Stands for the write of what is there again because a mark was forgotten.
-const FORGETTING: u32 = u32::MAX;
+/// Writes behind it stand for marks being forgotten: what was beneath them is there again.
+const FORGETTING: u32 = u32::MAX >> 1;
 
 /// One write's content of one sector.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +68,8 @@ pub struct Versions {
     pub oldest: u64,
     /// When marks may have been forgotten last.
     forgotten: u64,
+    /// The last of the writes that stand for that.
+    forgetting: u32,
 }
 
 impl Versions {
@@ -83,6 +85,7 @@ impl Versions {
             open: Vec::new(),
             oldest: 0,
             forgotten: 0,
+            forgetting: FORGETTING,
         }
     }
 
@@ -203,15 +206,18 @@ impl Versions {
     /// Nobody serves the device, or nobody has for a while: its marks may be forgotten.
     pub fn forget_marks(&mut self, now: u64) {
         self.forgotten = now;
+        self.forgetting += 1;
         for entry in &mut self.sectors {
             if !entry.is_marked() {
                 continue;
             }
-            entry.versions.retain(|v| v.write != FORGETTING);
-            for &tag in &entry.beneath {
+            let is_back = |v: &&Version| v.write > FORGETTING && v.dead == NEVER;
+            let back = entry.versions.iter().filter(is_back).map(|v| v.tag);
+            let back: Vec<Tag> = back.collect();
+            for &tag in entry.beneath.iter().filter(|tag| !back.contains(tag)) {
                 entry.versions.push(Version {
                     tag,
-                    write: FORGETTING,
+                    write: self.forgetting,
                     start: now,
                     end: now,
                     before: now,

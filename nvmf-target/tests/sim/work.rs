@@ -29,6 +29,11 @@ impl World {
         if it.stage != Stage::Up || it.silent {
             return false;
         }
+        if it.plan.discovery {
+            let asked = self.ask_discovery(association);
+            self.commands_left -= u64::from(asked);
+            return asked;
+        }
         let queue = 1 + self.rng.index(it.queues.len() - 1);
         if self.rng.once_in(self.plan.queries) && self.ask(association) {
             self.commands_left -= 1;

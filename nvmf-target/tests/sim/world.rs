@@ -3,8 +3,9 @@
 
 use crate::association::{Association, hostnqn};
 use crate::connections::Lost;
+use crate::discovery::{Log, blank_logs};
 use crate::disk::Disk;
-use crate::facts::{Namespace, Subsystem};
+use crate::facts::{History, Namespace, Subsystem};
 use crate::model::{Model, Storage};
 use crate::network::{Door, SharedLink, SimTransport};
 use crate::note;
@@ -45,6 +46,10 @@ pub struct World {
     /// Faults are over.
     pub calm: bool,
     pub answers: Answers,
+    /// By host, if any of them asks for it.
+    pub logs: Vec<History<Log>>,
+    /// The subsystem is there that nobody uses.
+    pub extra: bool,
 }
 
 pub type Outcome<T = ()> = Result<T, String>;
@@ -60,6 +65,12 @@ impl World {
         model.tight = plan.is_tight();
         model.copies = plan.mix.weights[7] > 0;
         model.max_transfer = plan.max_transfer.into();
+        let hosts = if plan.has_discovery() {
+            plan.hosts.len()
+        } else {
+            0
+        };
+        let logs = blank_logs(hosts);
         let mut world = Self {
             busy: vec![true; plan.reactors],
             commands_left: plan.commands,
@@ -74,6 +85,8 @@ impl World {
             links: 0,
             calm: false,
             answers: Answers::default(),
+            logs,
+            extra: false,
             plan,
         };
         world.build();
@@ -107,6 +120,7 @@ impl World {
     pub fn add_subsystem(&mut self, nqn: String, namespaces: &[(u32, usize, u32)]) {
         self.configure_subsystem(&nqn);
         self.model.subsystems.push(Subsystem::new(nqn));
+        self.topology_changed();
         let index = self.model.subsystems.len() - 1;
         for &(nsid, storage, group) in namespaces {
             self.attach(index, nsid, storage, group);
@@ -152,6 +166,7 @@ impl World {
     pub fn add_listener(&mut self, name: &str) {
         let door = self.listen(name);
         self.doors.push(door);
+        self.topology_changed();
     }
 
     pub fn listen(&self, name: &str) -> Door {
