@@ -135,6 +135,11 @@ fn a_status_reaches_the_host_as_it_is_and_a_dropped_request_fails() {
     let token = rig.write(0);
     drop(rig.step.next());
     assert_eq!(rig.status(token), Status::INTERNAL_ERROR);
+    // Not what is in the buffer, which nobody has filled.
+    let token = rig.read(0);
+    rig.step.next().complete(Err(Status::SUCCESS));
+    let done = rig.wait(token);
+    assert_eq!((done.status(), done.received), (Status::INTERNAL_ERROR, 0));
     rig.end();
 }
 

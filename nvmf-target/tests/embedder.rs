@@ -5,7 +5,7 @@ mod common;
 use common::step::Step;
 use common::{NQN, PATIENCE, assert_idle, config, connect, eventually, verified_io};
 use nvmf_host::nvmf_proto::wire::Status;
-use nvmf_target::ns::{BlockDevice, Inline, NsError, NsInfo};
+use nvmf_target::ns::{BlockDevice, Inline, NsError, NsInfo, Threaded};
 use nvmf_target::transport::{MemConnector, MemTransport, Stream, Transport, TransportAddress};
 use nvmf_target::{ListenerConfig, Target};
 use std::io;
@@ -210,4 +210,41 @@ fn a_namespace_keeps_its_identifiers_while_it_is_attached() {
     step.change(|info| *info = NsInfo::new(512, 16).with_uuid([1; 16]));
     assert_eq!(controller.namespace_descriptors(2).unwrap(), before);
     assert_eq!(controller.namespace(2).unwrap().blocks, 16);
+}
+
+/// Fails with a status that is none.
+struct Vague;
+
+impl BlockDevice for Vague {
+    fn info(&self) -> NsInfo {
+        NsInfo::new(512, 8)
+    }
+
+    fn read_at(&self, _: u64, _: &mut [u8]) -> Result<(), NsError> {
+        Err(NsError::Status(Status::SUCCESS))
+    }
+
+    fn write_at(&self, _: u64, _: &[u8], _: bool) -> Result<(), NsError> {
+        Err(NsError::Status(Status::SUCCESS))
+    }
+}
+
+#[test]
+fn an_error_with_a_status_of_success_is_an_error() {
+    let (target, address) = common::target(config());
+    target.add_namespace(NQN, 2, Inline::new(Vague)).unwrap();
+    target
+        .add_namespace(NQN, 3, Threaded::new(Vague, 1))
+        .unwrap();
+    let mut controller = connect(address);
+    controller.set_queue_count(1).unwrap();
+    let mut queue = controller.io_queue(1).unwrap();
+    for nsid in [2, 3] {
+        let ns = controller.namespace(nsid).unwrap();
+        let mut block = [0; 512];
+        let err = queue.write(&ns, 0, &block).unwrap_err();
+        assert_eq!(err.status(), Some(Status::INTERNAL_ERROR), "{err}");
+        let err = queue.read(&ns, 0, &mut block).unwrap_err();
+        assert_eq!(err.status(), Some(Status::INTERNAL_ERROR), "{err}");
+    }
 }

@@ -218,6 +218,8 @@ impl NsError {
     #[must_use]
     pub fn status(&self, op: Op) -> Status {
         let err = match self {
+            // As in `Request::complete`.
+            Self::Status(status) if status.is_success() => return Status::INTERNAL_ERROR,
             Self::Status(status) => return *status,
             Self::Io(err) => err,
         };

@@ -209,8 +209,9 @@ impl Request {
     }
 
     /// Has `by` called when the request ends, before whoever has called this earlier, and instead of
-    /// the target: it passes the request on. `mark` is kept for it. Allocates nothing, once requests
-    /// that are used again have had as many interceptors.
+    /// the target: it passes the request on, so that each is called inside the one before. `mark` is
+    /// kept for it. Allocates nothing, once requests that are used again have had as many
+    /// interceptors.
     pub fn intercept(&mut self, by: Arc<dyn Interceptor>, mark: u64) {
         if let Some(inner) = &mut self.0 {
             inner.interceptors.push((by, mark));
@@ -267,7 +268,7 @@ impl Request {
 
     /// Ends the request. Only queues the completion: the host is answered by the reactor in its
     /// own time, never from inside this call. What [intercepts](Request::intercept) the request is
-    /// called.
+    /// called. An error whose status is a success is taken for [`Status::INTERNAL_ERROR`].
     pub fn complete(mut self, result: Result<(), Status>) {
         if let Some(inner) = self.0.take() {
             end(inner, result);
@@ -312,7 +313,15 @@ fn intercepted(request: Request, result: Result<(), Status>, by: Arc<dyn Interce
 }
 
 fn send(mut inner: Box<Inner>, result: Result<(), Status>) {
-    inner.status = result.err().unwrap_or(Status::SUCCESS);
+    inner.status = match result {
+        Ok(()) => Status::SUCCESS,
+        // Nobody knows whether the buffer of a read has been filled.
+        Err(status) if status.is_success() => {
+            inner.note = Some("the backend failed with a status of success".to_owned());
+            Status::INTERNAL_ERROR
+        }
+        Err(status) => status,
+    };
     let mut inner = Some(inner);
     // A thread that ends may have no locals any more: what it drops goes as from any other.
     let _ = LOCAL.try_with(|local| {

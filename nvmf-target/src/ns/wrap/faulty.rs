@@ -326,12 +326,21 @@ impl Held {
     }
 }
 
+/// How a request ends with a status. With that of a success, what is not carried out is a lie.
+const fn result(status: Status) -> Result<(), Status> {
+    if status.is_success() {
+        Ok(())
+    } else {
+        Err(status)
+    }
+}
+
 /// Ends a request otherwise than it has ended.
 struct Fails(Status);
 
 impl Interceptor for Fails {
     fn ended(&self, request: Request, _: Result<(), Status>, _: u64) {
-        request.complete(Err(self.0));
+        request.complete(result(self.0));
     }
 }
 
@@ -341,7 +350,7 @@ struct Tears(Status);
 impl Interceptor for Tears {
     fn ended(&self, mut request: Request, _: Result<(), Status>, blocks: u64) {
         request.set_blocks(blocks);
-        request.complete(Err(self.0));
+        request.complete(result(self.0));
     }
 
     fn withdrawn(&self, request: &mut Request, blocks: u64) {
@@ -377,7 +386,7 @@ impl Faulted {
     /// Lets a fault happen to a request. What is returned goes on.
     fn strike(&self, fault: Fault, mut request: Request) -> Option<Request> {
         match fault {
-            Fault::Status(status) => request.complete(Err(status)),
+            Fault::Status(status) => request.complete(result(status)),
             Fault::Errno(number) => {
                 let err = NsError::Io(io::Error::from_raw_os_error(number));
                 let status = err.status(request.op());
@@ -391,7 +400,7 @@ impl Faulted {
                 let all = request.lba_range().blocks;
                 let tears = matches!(request.op(), Op::Write { .. } | Op::WriteZeroes { .. });
                 if !tears || blocks == 0 {
-                    request.complete(Err(status));
+                    request.complete(result(status));
                 } else {
                     request.intercept(Arc::new(Tears(status)), all);
                     request.set_blocks(blocks.min(all));
