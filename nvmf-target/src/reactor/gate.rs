@@ -33,6 +33,8 @@ struct State {
     waiting: VecDeque<Then>,
     lanes: Vec<Entry>,
     next_id: u64,
+    /// Somebody hands the closed gate out, and looks afterwards who is next.
+    handing_out: bool,
 }
 
 #[derive(Default)]
@@ -69,12 +71,8 @@ impl Gate {
     /// is written until the [`Exclusive`] that it gets is dropped. From any thread; `then` runs on
     /// this one or on a reactor, and must not block.
     pub(crate) fn close(self: &Arc<Self>, then: impl FnOnce(Exclusive) + Send + 'static) {
-        let ready = {
-            let mut state = self.lock();
-            state.waiting.push_back(Box::new(then));
-            state.advance()
-        };
-        self.run(ready);
+        self.lock().waiting.push_back(Box::new(then));
+        self.advance();
     }
 
     /// Tells the lanes of a namespace that they take another number of requests at a time.
@@ -108,23 +106,32 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(self: &Arc<Self>, then: Option<Then>) {
-        if let Some(then) = then {
+    /// Goes on with closing. Those who let go of the closed gate as soon as they have it, as those of
+    /// a reactor that has ended do, come one after the other here and not one inside the other:
+    /// hosts choose how many they are.
+    fn advance(self: &Arc<Self>) {
+        let mut state = self.lock();
+        while !state.handing_out
+            && let Some(then) = state.advance()
+        {
+            state.handing_out = true;
+            drop(state);
             then(Exclusive(Arc::clone(self)));
+            state = self.lock();
+            state.handing_out = false;
         }
     }
 
     fn open(self: &Arc<Self>) {
-        let ready = {
+        {
             let mut state = self.lock();
             state.phase = Phase::Open;
             // Also if another one waits: what the lanes have parked goes in between.
             for lane in &state.lanes {
                 lane.tell(false);
             }
-            state.advance()
-        };
-        self.run(ready);
+        }
+        self.advance();
     }
 }
 
@@ -193,26 +200,18 @@ impl Member {
 
     /// The lane was asked to close, and none of its requests writes any more.
     pub(super) fn answer(&self) {
-        let ready = {
-            let mut state = self.gate.lock();
-            let id = self.id;
-            if let Some(lane) = state.lanes.iter_mut().find(|lane| lane.id == id) {
-                lane.asked = false;
-            }
-            state.advance()
-        };
-        self.gate.run(ready);
+        let id = self.id;
+        if let Some(lane) = self.gate.lock().lanes.iter_mut().find(|lane| lane.id == id) {
+            lane.asked = false;
+        }
+        self.gate.advance();
     }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
-        let ready = {
-            let mut state = self.gate.lock();
-            state.lanes.retain(|lane| lane.id != self.id);
-            state.advance()
-        };
-        self.gate.run(ready);
+        self.gate.lock().lanes.retain(|lane| lane.id != self.id);
+        self.gate.advance();
     }
 }
 
@@ -246,6 +245,24 @@ mod tests {
         second.try_recv().unwrap_err();
         drop(held);
         drop(second.try_recv().unwrap());
+        drop(closing(&gate).try_recv().unwrap());
+    }
+
+    /// A reactor that ends drops what it is sent: whoever waits for the gate gets it and lets go of it
+    /// at once, one after the other, and not one inside the other.
+    #[test]
+    fn very_many_that_let_go_of_it_at_once_take_no_stack() {
+        const MANY: usize = 100_000;
+        let gate = Arc::<Gate>::default();
+        let held = closing(&gate).try_recv().unwrap();
+        let done = Arc::new(());
+        for _ in 0..MANY {
+            let done = Arc::clone(&done);
+            gate.close(move |exclusive| drop((exclusive, done)));
+        }
+        assert_eq!(Arc::strong_count(&done), MANY + 1);
+        drop(held);
+        assert_eq!(Arc::strong_count(&done), 1);
         drop(closing(&gate).try_recv().unwrap());
     }
 
