@@ -330,5 +330,7 @@ impl Reactor {
             }
             self.bury(id);
         }
+        // Pairs that have been ended are answered, whatever comes next and whenever.
+        self.flush();
     }
 }
