@@ -9,10 +9,11 @@ use common::raw::{
 use common::step::Step;
 use common::{NQN, config};
 use nvmf_host::command;
+use nvmf_host::nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
 use nvmf_host::nvmf_proto::wire::fabrics::ConnectData;
 use nvmf_host::nvmf_proto::wire::pdu::{DataHeader, PduType, capsule_cqe};
-use nvmf_host::nvmf_proto::wire::{Cqe, Sqe, Status};
-use nvmf_target::ns::{Namespace, NsInfo};
+use nvmf_host::nvmf_proto::wire::{Cqe, SglDescriptor, Sqe, Status};
+use nvmf_target::ns::{BlockDevice, Inline, Namespace, NsError, NsInfo, Support};
 use nvmf_target::sim::SimTarget;
 use nvmf_target::transport::{MemConnector, MemStream, MemTransport, Stream as _};
 use nvmf_target::{Role, SubsystemConfig, TargetConfig};
@@ -165,4 +166,67 @@ fn a_pair_that_is_interrupted_is_answered_at_once() {
     ];
     assert_eq!(ends, expected.map(Some));
     drop((others, step.take(56)));
+}
+
+/// Takes whatever it is told to deallocate, on the reactor's thread.
+struct Endless;
+
+impl BlockDevice for Endless {
+    fn info(&self) -> NsInfo {
+        let mut info = NsInfo::new(512, 1 << 32);
+        info.caps.deallocate = Support::Native;
+        info
+    }
+
+    fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<(), NsError> {
+        buf.fill(0);
+        Ok(())
+    }
+
+    fn write_at(&self, _: u64, _: &[u8], _: bool) -> Result<(), NsError> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), NsError> {
+        Ok(())
+    }
+
+    fn deallocate(&self, _: u64, _: u64) -> Result<(), NsError> {
+        Ok(())
+    }
+}
+
+/// A connection that has ended does not wait for the turns of its long commands, with those of all
+/// others before it: its host comes back and wants the queue.
+#[test]
+fn a_queue_that_ends_does_not_wait_for_the_turns_of_its_long_commands() {
+    let mut config = config();
+    config.reactors = 1;
+    let (mut sim, connector) = stepped(config, Inline::new(Endless));
+    // 128 GiB each.
+    let range = DsmRange {
+        length: 1 << 23,
+        ..DsmRange::default()
+    };
+    let ranges = range.encode().repeat(32);
+    let mut hosts: Vec<_> = (0..100).map(|_| Host::new(&mut sim, &connector)).collect();
+    for (_, io) in &mut hosts {
+        for cid in 0..4 {
+            let mut sqe = command::dataset_management(1, 32, DsmAttributes::DEALLOCATE);
+            sqe.set_cid(cid);
+            sqe.set_sgl(SglDescriptor::in_capsule(512));
+            io.submit(&sqe, &ranges);
+        }
+    }
+    (0..10).for_each(|_| _ = sim.turn(0));
+    let before = sim.target().stats();
+    assert_eq!((before.io_queues, before.in_flight), (100, 400));
+    let (admin, io) = hosts.swap_remove(50);
+    drop(io);
+    sim.turn(0);
+    let after = sim.target().stats();
+    assert_eq!((after.io_queues, after.in_flight), (99, 396));
+    drop((admin, hosts));
+    sim.settle();
+    assert_eq!(sim.target().stats(), Default::default());
 }

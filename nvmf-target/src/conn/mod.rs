@@ -626,6 +626,7 @@ impl Conn {
         self.waiting.clear();
         self.blocked = None;
         cx.line.leave(self.id, cx.now);
+        self.forgo_turns(cx);
         self.carry = Vec::new();
         self.count_carry(cx);
         self.forget_expected(&mut cx.pool);

@@ -101,6 +101,19 @@ impl Conn {
         !self.later.is_empty()
     }
 
+    /// The connection ends: nothing of it waits for a turn any more, behind those of all others.
+    pub(in crate::conn) fn forgo_turns(&mut self, cx: &mut Cx) {
+        if self.later.is_empty() {
+            return;
+        }
+        let id = self.id;
+        cx.turns.waiting.retain(|&conn| conn != id);
+        for _ in std::mem::take(&mut self.later) {
+            cx.in_flight -= 1;
+            self.came_back(cx.now);
+        }
+    }
+
     /// Ends a command that waits for its turn; false if it does not.
     pub(in crate::conn) fn forgo_turn(&mut self, cx: &mut Cx, slot: Slot) -> bool {
         let Some(at) = self.later.iter().position(|&of| of == slot) else {
