@@ -4,7 +4,7 @@ mod common;
 
 use common::raw::{
     Digests, admin_connect, connect_data, connect_sqe, enable, encode, io_connect, read,
-    set_queues, write_by_r2t,
+    set_queues, with_sgl, write_by_r2t, write_in_capsule,
 };
 use common::step::Step;
 use common::{NQN, config};
@@ -229,4 +229,57 @@ fn a_queue_that_ends_does_not_wait_for_the_turns_of_its_long_commands() {
     drop((admin, hosts));
     sim.settle();
     assert_eq!(sim.target().stats(), Default::default());
+}
+
+/// A write that its backend never completes keeps those waiting who want to be alone with the
+/// namespace, and these keep all other writes: until they are aborted, or their connections end.
+#[test]
+fn who_waits_for_a_write_that_never_completes_may_give_up() {
+    let step = Step::new(NsInfo::new(512, 1 << 20));
+    let (mut sim, connector) = stepped(config(), step.clone());
+    let [(_a, mut hung), (mut admin, mut pair), (_c, mut other)] =
+        [(); 3].map(|()| Host::new(&mut sim, &connector));
+    hung.submit(&write_in_capsule(1, 0, 1), &[1; 512]);
+    sim.settle();
+    let never = step.next();
+    let halves = command::compare_and_write(1, 8, 1);
+    let begin = |sim: &mut SimTarget, pair: &mut Host, other: &mut Host| {
+        for (cid, sqe) in (1..).zip(halves) {
+            pair.submit(
+                &with_sgl(sqe, cid, SglDescriptor::in_capsule(512)),
+                &[0; 512],
+            );
+        }
+        sim.settle();
+        other.submit(&write_in_capsule(3, 16, 1), &[3; 512]);
+        sim.settle();
+        assert_eq!((step.pending(), sim.target().stats().in_flight), (0, 3));
+    };
+    let goes_on = |sim: &mut SimTarget, other: &mut Host| {
+        sim.settle();
+        assert_eq!(step.pending(), 1);
+        step.next().complete(Ok(()));
+        sim.settle();
+        assert_eq!(other.cqe().expect("an answer").status, Status::SUCCESS);
+        assert_eq!(sim.target().stats().in_flight, 1);
+    };
+    for (aborted, ends) in [
+        (1, [Status::ABORT_REQUESTED, Status::ABORTED_FAILED_FUSED]),
+        (2, [Status::ABORTED_FAILED_FUSED, Status::ABORT_REQUESTED]),
+    ] {
+        begin(&mut sim, &mut pair, &mut other);
+        let cqe = admin.execute(&mut sim, &command::abort(1, aborted), &[]);
+        assert_eq!((cqe.status, cqe.result & 1), (Status::SUCCESS, 0));
+        let ended = [pair.cqe(), pair.cqe()].map(|cqe| cqe.expect("its end").status);
+        assert_eq!(ended, ends);
+        goes_on(&mut sim, &mut other);
+    }
+    begin(&mut sim, &mut pair, &mut other);
+    drop(pair);
+    goes_on(&mut sim, &mut other);
+    assert_eq!(sim.target().stats().io_queues, 2);
+    drop((admin, other, hung));
+    sim.settle();
+    never.complete(Ok(()));
+    sim.settle();
 }

@@ -4,11 +4,12 @@
 //! |---|---|
 //! | waits for a buffer, for an event, for the other half of a fused operation, or for data that no R2T has asked for yet | aborted |
 //! | waits for a lane, or for a thread of its backend | withdrawn, aborted |
+//! | waits for its turn, or to be alone with its namespace (a fused pair) | aborted |
 //! | its host has been asked for data (R2T) | aborted later: behind that data, which is thrown away |
 //! | between two steps of a longer operation | aborted later: behind the step that is under way |
 //! | in its backend, or its response is on its way | not aborted |
 //!
-//! Only the first two are immediate, and only then is bit 0 of the answer clear. A command of
+//! Only the first three are immediate, and only then is bit 0 of the answer clear. A command of
 //! another queue is looked for by that queue's reactor.
 
 use super::fused::Half;
@@ -99,7 +100,7 @@ impl Conn {
         let Some(slot) = self.tcp.find(cid) else {
             return false;
         };
-        if self.forgo_turn(cx, slot) {
+        if self.forgo_turn(cx, slot) || self.forgo_gate(cx, slot) {
             return true;
         }
         if self.command(slot).parts > 0 {
@@ -126,6 +127,21 @@ impl Conn {
             self.complete(cx, other, status, 0);
         }
         immediate
+    }
+
+    /// Ends a command that waits for a write gate, or whose other half does; false if it does not.
+    fn forgo_gate(&mut self, cx: &mut Cx, slot: Slot) -> bool {
+        let other = self.command(slot).half.other();
+        let waits =
+            self.stop_closing(cx, slot) || other.is_some_and(|other| self.stop_closing(cx, other));
+        if !waits {
+            return false;
+        }
+        match &self.queue {
+            Queue::Admin(_) => self.end_settling(cx, slot, Status::ABORT_REQUESTED),
+            Queue::None | Queue::Io(_) => self.fail(cx, slot, Status::ABORT_REQUESTED),
+        }
+        true
     }
 
     /// Takes a command off the list that it waits on, for a buffer or an event; false if it is on

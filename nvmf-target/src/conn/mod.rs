@@ -31,7 +31,7 @@ use crate::contain::{Panic, contain};
 use crate::ctrl::reservation::Waiter;
 use crate::ctrl::{Controller, Expiry, Guest, Inquired, Listener, QueueStats, View};
 use crate::ns::{Completion, Op};
-use crate::reactor::{Cx, Exclusive, Gate, Message, Poller, Ready};
+use crate::reactor::{Closing, Cx, Exclusive, Gate, Message, Poller, Ready};
 use admin::AdminQueue;
 use dues::Dues;
 use fused::{Before, Half};
@@ -116,6 +116,8 @@ struct Command {
     lent: Option<Lent>,
     /// What is left of a Copy.
     copying: Option<Box<Copying>>,
+    /// It waits for a namespace's write gate to be closed.
+    closing: Option<Closing>,
     /// It has closed a namespace's write gate.
     exclusive: Option<Exclusive>,
 }
@@ -420,7 +422,23 @@ impl Conn {
         self.in_flight += 1;
         cx.in_flight += 1;
         let (mailbox, id) = (Arc::clone(&cx.mailbox), self.id);
-        gate.close(move |exclusive| mailbox.send(Message::Exclusive(id, slot, exclusive)));
+        let closing =
+            gate.close(move |exclusive| mailbox.send(Message::Exclusive(id, slot, exclusive)));
+        self.command(slot).closing = Some(closing);
+    }
+
+    /// A command waits no longer for a write gate: a backend may never complete what that waits for,
+    /// and all others who write wait with it. False if it does not wait, or has closed it.
+    fn stop_closing(&mut self, cx: &mut Cx, slot: Slot) -> bool {
+        let closing = self.command(slot).closing.take();
+        if !closing.is_some_and(|closing| closing.give_up()) {
+            return false;
+        }
+        cx.in_flight -= 1;
+        if self.came_back(cx.now) {
+            self.command(slot).parts -= 1;
+        }
+        true
     }
 
     /// A write gate is closed, as a command has asked for.
@@ -430,6 +448,7 @@ impl Conn {
             return;
         }
         let command = self.command(slot);
+        command.closing = None;
         command.parts -= 1;
         if matches!(self.queue, Queue::Admin(_)) {
             drop(exclusive);
@@ -627,6 +646,9 @@ impl Conn {
         self.blocked = None;
         cx.line.leave(self.id, cx.now);
         self.forgo_turns(cx);
+        for index in 0..self.commands.len() {
+            self.stop_closing(cx, self.commands[index].slot);
+        }
         self.carry = Vec::new();
         self.count_carry(cx);
         self.forget_expected(&mut cx.pool);

@@ -122,7 +122,7 @@ impl Conn {
         true
     }
 
-    fn end_settling(&mut self, cx: &mut Cx, slot: Slot, status: Status) {
+    pub(super) fn end_settling(&mut self, cx: &mut Cx, slot: Slot, status: Status) {
         if let Queue::Admin(queue) = &mut self.queue {
             queue.settling.retain(|settling| settling.slot != slot);
         }

@@ -11,7 +11,7 @@
 use super::{Mailbox, Message};
 use crate::ns::Uncorrectable;
 use crate::sync::{Mutex, MutexGuard};
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
@@ -29,10 +29,11 @@ pub(crate) struct Gate {
 #[derive(Default)]
 struct State {
     phase: Phase,
-    /// Who wants to be next.
-    waiting: VecDeque<Then>,
+    /// Who wants to be next, in the order of their coming.
+    waiting: BTreeMap<u64, Then>,
     lanes: Vec<Entry>,
-    next_id: u64,
+    /// The latest, of a lane or of who wants the gate closed.
+    last_id: u64,
     /// Somebody hands the closed gate out, and looks afterwards who is next.
     handing_out: bool,
 }
@@ -42,7 +43,7 @@ enum Phase {
     #[default]
     Open,
     /// Lanes have been asked, and some still have requests that write.
-    Closing(Then),
+    Closing(u64, Then),
     /// Somebody holds an [`Exclusive`].
     Closed,
 }
@@ -52,27 +53,59 @@ struct Entry {
     id: u64,
     uid: u64,
     mailbox: Arc<Mailbox>,
-    /// It has been asked to close and has not answered.
-    asked: bool,
+    /// For whom it has been asked to close, and has not answered.
+    asked: Option<u64>,
 }
 
 impl Entry {
-    fn tell(&self, closed: bool) {
+    /// Tells it to close for somebody, or to open.
+    fn tell(&self, closes_for: Option<u64>) {
         self.mailbox.send(Message::Gate {
             uid: self.uid,
             lane: self.id,
-            closed,
+            closes_for,
         });
+    }
+}
+
+/// Somebody's wish to have a gate closed.
+#[derive(Debug)]
+pub(crate) struct Closing {
+    gate: Arc<Gate>,
+    id: u64,
+}
+
+impl Closing {
+    /// Forgets it; false if it is too late, because the gate has been closed for it. Others write
+    /// again, if they have been kept from it.
+    pub(crate) fn give_up(&self) -> bool {
+        let then = {
+            let mut state = self.gate.lock();
+            state.forget(self.id)
+        };
+        self.gate.advance();
+        then.is_some()
     }
 }
 
 impl Gate {
     /// Calls `then` when every request that writes and was submitted before is over. Nothing else
     /// is written until the [`Exclusive`] that it gets is dropped. From any thread; `then` runs on
-    /// this one or on a reactor, and must not block.
-    pub(crate) fn close(self: &Arc<Self>, then: impl FnOnce(Exclusive) + Send + 'static) {
-        self.lock().waiting.push_back(Box::new(then));
+    /// this one or on a reactor, and must not block. It may never run, if a backend does not complete
+    /// a request: see [`Closing::give_up`].
+    pub(crate) fn close(
+        self: &Arc<Self>,
+        then: impl FnOnce(Exclusive) + Send + 'static,
+    ) -> Closing {
+        let id = {
+            let mut state = self.lock();
+            let id = state.new_id();
+            state.waiting.insert(id, Box::new(then));
+            id
+        };
         self.advance();
+        let gate = Arc::clone(self);
+        Closing { gate, id }
     }
 
     /// Tells the lanes of a namespace that they take another number of requests at a time.
@@ -89,13 +122,12 @@ impl Gate {
     /// A lane joins. Says whether the gate is closed to it.
     pub(super) fn join(self: &Arc<Self>, uid: u64, mailbox: &Arc<Mailbox>) -> (Member, bool) {
         let mut state = self.lock();
-        let id = state.next_id;
-        state.next_id += 1;
+        let id = state.new_id();
         state.lanes.push(Entry {
             id,
             uid,
             mailbox: Arc::clone(mailbox),
-            asked: false,
+            asked: None,
         });
         let closed = !matches!(state.phase, Phase::Open);
         let gate = Arc::clone(self);
@@ -123,33 +155,54 @@ impl Gate {
     }
 
     fn open(self: &Arc<Self>) {
-        {
-            let mut state = self.lock();
-            state.phase = Phase::Open;
-            // Also if another one waits: what the lanes have parked goes in between.
-            for lane in &state.lanes {
-                lane.tell(false);
-            }
-        }
+        // Also if another one waits: what the lanes have parked goes in between.
+        self.lock().open();
         self.advance();
     }
 }
 
 impl State {
+    const fn new_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    fn open(&mut self) {
+        self.phase = Phase::Open;
+        for lane in &mut self.lanes {
+            lane.asked = None;
+            lane.tell(None);
+        }
+    }
+
+    /// Takes back whom the gate is to be closed for, if it has not been.
+    fn forget(&mut self, id: u64) -> Option<Then> {
+        if !matches!(self.phase, Phase::Closing(of, _) if of == id) {
+            return self.waiting.remove(&id);
+        }
+        let phase = std::mem::take(&mut self.phase);
+        self.open();
+        match phase {
+            Phase::Closing(_, then) => Some(then),
+            Phase::Open | Phase::Closed => None,
+        }
+    }
+
     /// Begins to close an open gate for who is next; hands that one out if the gate is closed.
     fn advance(&mut self) -> Option<Then> {
         if matches!(self.phase, Phase::Open) {
-            self.phase = Phase::Closing(self.waiting.pop_front()?);
+            let (id, then) = self.waiting.pop_first()?;
+            self.phase = Phase::Closing(id, then);
             for lane in &mut self.lanes {
-                lane.asked = true;
-                lane.tell(true);
+                lane.asked = Some(id);
+                lane.tell(Some(id));
             }
         }
-        if self.lanes.iter().any(|lane| lane.asked) {
+        if self.lanes.iter().any(|lane| lane.asked.is_some()) {
             return None;
         }
         match std::mem::replace(&mut self.phase, Phase::Closed) {
-            Phase::Closing(then) => Some(then),
+            Phase::Closing(_, then) => Some(then),
             other => {
                 self.phase = other;
                 None
@@ -198,11 +251,12 @@ impl Member {
         self.id
     }
 
-    /// The lane was asked to close, and none of its requests writes any more.
-    pub(super) fn answer(&self) {
-        let id = self.id;
-        if let Some(lane) = self.gate.lock().lanes.iter_mut().find(|lane| lane.id == id) {
-            lane.asked = false;
+    /// The lane was asked to close for somebody, and none of its requests writes any more. An answer
+    /// that comes after he has given up counts for nobody else: by then it has been told to open.
+    pub(super) fn answer(&self, closes_for: u64) {
+        let is_it = |lane: &&mut Entry| lane.id == self.id && lane.asked == Some(closes_for);
+        if let Some(lane) = self.gate.lock().lanes.iter_mut().find(is_it) {
+            lane.asked = None;
         }
         self.gate.advance();
     }
@@ -220,21 +274,30 @@ mod tests {
     use super::*;
     use std::sync::mpsc::{Receiver, channel};
 
-    fn closing(gate: &Arc<Gate>) -> Receiver<Exclusive> {
+    fn begin(gate: &Arc<Gate>) -> (Closing, Receiver<Exclusive>) {
         let (sender, receiver) = channel();
-        gate.close(move |exclusive| drop(sender.send(exclusive)));
-        receiver
+        let closing = gate.close(move |exclusive| drop(sender.send(exclusive)));
+        (closing, receiver)
     }
 
-    /// What the gate has told a lane: closed or open.
-    fn told(mailbox: &Mailbox) -> Vec<bool> {
+    fn closing(gate: &Arc<Gate>) -> Receiver<Exclusive> {
+        begin(gate).1
+    }
+
+    /// What the gate has told a lane: for whom it closes, or that it opens.
+    fn asks(mailbox: &Mailbox) -> Vec<Option<u64>> {
         let mut messages = Vec::new();
         mailbox.take(&mut messages);
-        let closed = |message: Message| match message {
-            Message::Gate { closed, .. } => closed,
+        let closes_for = |message: Message| match message {
+            Message::Gate { closes_for, .. } => closes_for,
             other => panic!("{other:?}"),
         };
-        messages.into_iter().map(closed).collect()
+        messages.into_iter().map(closes_for).collect()
+    }
+
+    /// The same: closed or open.
+    fn told(mailbox: &Mailbox) -> Vec<bool> {
+        asks(mailbox).iter().map(Option::is_some).collect()
     }
 
     #[test]
@@ -274,9 +337,9 @@ mod tests {
         assert!(!closed);
         let (second, _) = gate.join(7, &mailboxes[1]);
         let waits = closing(&gate);
-        assert_eq!(told(&mailboxes[0]), [true]);
-        first.answer();
-        first.answer();
+        let asked = asks(&mailboxes[0])[0].unwrap();
+        first.answer(asked);
+        first.answer(asked);
         waits.try_recv().unwrap_err();
         let (_third, closed) = gate.join(7, &mailboxes[2]);
         assert!(closed);
@@ -291,6 +354,34 @@ mod tests {
         assert_eq!(told(&mailboxes[1]), [true]);
         assert_eq!(told(&mailboxes[2]), [false, true]);
         next.try_recv().unwrap_err();
+    }
+
+    #[test]
+    fn who_gives_up_lets_others_write_and_the_next_waits_for_answers_of_his_own() {
+        let gate = Arc::<Gate>::default();
+        let mailbox = Mailbox::new().unwrap();
+        let (lane, _) = gate.join(7, &mailbox);
+        let (first, first_waits) = begin(&gate);
+        let (second, second_waits) = begin(&gate);
+        let (_third, third_waits) = begin(&gate);
+        assert!(second.give_up() && !second.give_up());
+        assert_eq!(told(&mailbox).len(), 1);
+        assert!(first.give_up());
+        let asked = asks(&mailbox);
+        assert_eq!(asked[0], None);
+        // The answer to the first, which was on its way.
+        lane.answer(first.id);
+        third_waits.try_recv().unwrap_err();
+        lane.answer(asked[1].unwrap());
+        let held = third_waits.try_recv().unwrap();
+        assert!(!first.give_up());
+        drop(held);
+        assert_eq!(asks(&mailbox), [None]);
+        first_waits.try_recv().unwrap_err();
+        second_waits.try_recv().unwrap_err();
+        let (last, _waits) = begin(&gate);
+        drop(lane);
+        assert!(!last.give_up(), "it is too late");
     }
 }
 
@@ -315,10 +406,10 @@ mod loom_tests {
             mailbox.take(&mut messages);
             for message in messages.drain(..) {
                 match message {
-                    Message::Gate { closed: now, .. } => {
-                        closed = now;
-                        if closed {
-                            member.answer();
+                    Message::Gate { closes_for, .. } => {
+                        closed = closes_for.is_some();
+                        if let Some(closes_for) = closes_for {
+                            member.answer(closes_for);
                         }
                     }
                     Message::Quit => return,

@@ -70,8 +70,8 @@ struct OpenLane {
     member: Member,
     /// The gate is closed: what writes is parked.
     closed: bool,
-    /// The gate waits for the last request that writes.
-    asked: bool,
+    /// For whom the gate waits for the last request that writes.
+    asked: Option<u64>,
     /// Requests that write, outstanding or waiting.
     writers: u32,
     parked: VecDeque<Request>,
@@ -87,9 +87,10 @@ struct OpenLane {
 impl OpenLane {
     /// Tells the gate that nothing writes any more, if it has asked.
     fn answer(&mut self) {
-        if self.asked && self.writers == 0 {
-            self.asked = false;
-            self.member.answer();
+        if self.writers == 0
+            && let Some(closes_for) = self.asked.take()
+        {
+            self.member.answer(closes_for);
         }
     }
 
@@ -251,7 +252,7 @@ impl Lanes {
             shared: Arc::clone(&entry.shared),
             member,
             closed,
-            asked: false,
+            asked: None,
             writers: 0,
             parked: VecDeque::new(),
             touched: false,
@@ -442,8 +443,8 @@ impl Lanes {
         }
     }
 
-    /// The gate of a namespace closes or opens for one of its lanes.
-    pub(super) fn set_gate(&mut self, uid: u64, member: u64, closed: bool) {
+    /// The gate of a namespace closes for somebody, or opens, for one of its lanes.
+    pub(super) fn set_gate(&mut self, uid: u64, member: u64, closes_for: Option<u64>) {
         // The message may be for an earlier lane, which is no more or has panicked.
         let is_it = |lane: &OpenLane| lane.uid == uid && lane.member.id() == member;
         let place = |lane: &Option<OpenLane>| lane.as_ref().is_some_and(is_it);
@@ -453,10 +454,10 @@ impl Lanes {
         let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
             return;
         };
-        lane.closed = closed;
-        lane.asked = closed;
+        lane.closed = closes_for.is_some();
+        lane.asked = closes_for;
         lane.answer();
-        if !closed {
+        if closes_for.is_none() {
             for request in std::mem::take(&mut lane.parked) {
                 self.submit_exclusive(index, request);
             }

@@ -59,10 +59,14 @@ pub(crate) enum Message {
     Unlistened(Arc<Listener>),
     /// The namespace with this uid is detached: flush its cache, if it is volatile, and drop its lane.
     Detached { uid: u64, volatile: bool },
-    /// The write gate of a namespace closes or opens for this lane of it; see [`Gate`].
+    /// The write gate of a namespace closes for somebody, or opens, for this lane of it; see [`Gate`].
     ///
     /// [`Gate`]: super::Gate
-    Gate { uid: u64, lane: u64, closed: bool },
+    Gate {
+        uid: u64,
+        lane: u64,
+        closes_for: Option<u64>,
+    },
     /// The namespace of this lane takes another number of requests at a time.
     Depth { uid: u64, lane: u64, depth: u32 },
     /// The write gate is closed, as a command of this connection has asked for.

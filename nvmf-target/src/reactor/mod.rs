@@ -21,7 +21,7 @@ pub(crate) use accept::{
 #[cfg(feature = "sim")]
 pub(crate) use clock::set_time;
 pub(crate) use feed::Line;
-pub(crate) use gate::{Exclusive, Gate};
+pub(crate) use gate::{Closing, Exclusive, Gate};
 pub(crate) use lanes::Lanes;
 pub(crate) use mailbox::{Mailbox, Message};
 pub(crate) use poller::{Poller, Ready};
@@ -499,7 +499,11 @@ impl Reactor {
                 }
                 Message::Unlistened(listener) => self.end_all_of(&listener),
                 Message::Detached { uid, volatile } => self.detach(uid, volatile),
-                Message::Gate { uid, lane, closed } => self.cx.lanes.set_gate(uid, lane, closed),
+                Message::Gate {
+                    uid,
+                    lane,
+                    closes_for,
+                } => self.cx.lanes.set_gate(uid, lane, closes_for),
                 Message::Depth { uid, lane, depth } => self.cx.lanes.set_depth(uid, lane, depth),
                 Message::Exclusive(id, slot, exclusive) => match self.conns.get(id) {
                     Some(conn) => {
