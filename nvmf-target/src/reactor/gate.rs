@@ -450,4 +450,38 @@ mod loom_tests {
             writer.join().unwrap();
         });
     }
+
+    /// So it is for who comes after somebody who has given up, whatever the lane has answered to him.
+    #[test]
+    fn who_comes_after_somebody_who_has_given_up_is_alone() {
+        model(|| {
+            let gate = Arc::<Gate>::default();
+            let blocks = Arc::new(UnsafeCell::new(()));
+            let (own, other) = (Mailbox::new().unwrap(), Mailbox::new().unwrap());
+            let writer = {
+                let (gate, other, blocks) = (gate.clone(), other.clone(), blocks.clone());
+                thread::spawn(move || lane(&gate, other, blocks))
+            };
+            let close = || {
+                let mailbox = Arc::clone(&own);
+                gate.close(move |exclusive| {
+                    mailbox.send(Message::Exclusive(0, Slot::default(), exclusive));
+                })
+            };
+            let (first, _second) = (close(), close());
+            let left = if first.give_up() { 1 } else { 2 };
+            let (mut messages, mut turns) = (Vec::new(), 0);
+            while turns < left {
+                wait(&own.waker);
+                own.take(&mut messages);
+                for message in messages.drain(..) {
+                    turns += 1;
+                    blocks.with_mut(|_| ());
+                    drop(message);
+                }
+            }
+            other.send(Message::Quit);
+            writer.join().unwrap();
+        });
+    }
 }
