@@ -41,7 +41,7 @@ use io::{Copying, Step};
 use nvmf_proto::tcp::target::{CloseReason, Config, Event, TcpTarget};
 use nvmf_proto::tcp::{Need, Slot, Time, TxList};
 use nvmf_proto::wire::{Sqe, Status};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,8 +116,6 @@ struct Command {
     lent: Option<Lent>,
     /// What is left of a Copy.
     copying: Option<Box<Copying>>,
-    /// It waits for a namespace's write gate to be closed.
-    closing: Option<Closing>,
     /// It has closed a namespace's write gate.
     exclusive: Option<Exclusive>,
 }
@@ -172,6 +170,8 @@ pub(crate) struct Conn {
     in_flight: usize,
     /// Commands whose next steps wait for their turn.
     later: VecDeque<Slot>,
+    /// What commands, by the index of their slots, wait for that want to be alone with a namespace.
+    closings: BTreeMap<usize, Closing>,
     /// A Connect that waits for another queue to end.
     held_connect: Option<Held>,
     timer: Option<Time>,
@@ -240,6 +240,7 @@ impl Conn {
             pair_waits: None,
             in_flight: 0,
             later: VecDeque::new(),
+            closings: BTreeMap::new(),
             held_connect: None,
             timer: None,
             before: Before::Whole,
@@ -424,13 +425,13 @@ impl Conn {
         let (mailbox, id) = (Arc::clone(&cx.mailbox), self.id);
         let closing =
             gate.close(move |exclusive| mailbox.send(Message::Exclusive(id, slot, exclusive)));
-        self.command(slot).closing = Some(closing);
+        self.closings.insert(slot.index(), closing);
     }
 
     /// A command waits no longer for a write gate: a backend may never complete what that waits for,
     /// and all others who write wait with it. False if it does not wait, or has closed it.
     fn stop_closing(&mut self, cx: &mut Cx, slot: Slot) -> bool {
-        let closing = self.command(slot).closing.take();
+        let closing = self.closings.remove(&slot.index());
         if !closing.is_some_and(|closing| closing.give_up()) {
             return false;
         }
@@ -447,8 +448,8 @@ impl Conn {
         if !self.came_back(cx.now) {
             return;
         }
+        self.closings.remove(&slot.index());
         let command = self.command(slot);
-        command.closing = None;
         command.parts -= 1;
         if matches!(self.queue, Queue::Admin(_)) {
             drop(exclusive);
@@ -646,8 +647,11 @@ impl Conn {
         self.blocked = None;
         cx.line.leave(self.id, cx.now);
         self.forgo_turns(cx);
-        for index in 0..self.commands.len() {
-            self.stop_closing(cx, self.commands[index].slot);
+        for (_, closing) in std::mem::take(&mut self.closings) {
+            if closing.give_up() {
+                cx.in_flight -= 1;
+                self.came_back(cx.now);
+            }
         }
         self.carry = Vec::new();
         self.count_carry(cx);
