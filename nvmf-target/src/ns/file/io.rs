@@ -7,6 +7,7 @@ use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2, retry_on_intr};
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::iter;
+use std::sync::{Mutex, PoisonError};
 
 /// What is written where no command of the kernel makes zeroes.
 static ZEROES: Page<{ 64 << 10 }> = Page([0; 64 << 10]);
@@ -23,6 +24,9 @@ pub(super) struct RawFile {
     /// not be written back of anybody's data, and the kernel tells each open file once: what they
     /// are told must not be missing when a flush asks.
     fua: Option<File>,
+    /// Held for a write with FUA through the page cache. Of two at a time the one would be told what
+    /// could not be written back of the other's data, which would be told nothing.
+    fua_turn: Mutex<()>,
     direct: bool,
     /// What the addresses of buffers must be multiples of.
     memory_align: usize,
@@ -34,6 +38,7 @@ impl RawFile {
         Self {
             file,
             fua,
+            fua_turn: Mutex::new(()),
             direct: false,
             memory_align: 1,
         }
@@ -146,6 +151,11 @@ impl RawFile {
         self.fua.as_ref().filter(|_| fua).unwrap_or(&self.file)
     }
 
+    /// Whether a write has to wait until others are over.
+    pub(super) const fn takes_turns(&self, fua: bool) -> bool {
+        fua && !self.direct
+    }
+
     /// Whether memory suits the file, or has to be bounced.
     pub(super) fn is_aligned(&self, buf: &[u8]) -> bool {
         buf.as_ptr().addr().is_multiple_of(self.memory_align)
@@ -166,6 +176,8 @@ impl RawFile {
 
     fn write_aligned(&self, mut offset: u64, mut buf: &[u8], fua: bool) -> io::Result<()> {
         let file = self.written(fua);
+        let turn = || self.fua_turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.takes_turns(fua).then(turn);
         while !buf.is_empty() {
             let n = retry_on_intr(|| match fua {
                 true => pwritev2(file, &[IoSlice::new(buf)], offset, ReadWriteFlags::DSYNC),

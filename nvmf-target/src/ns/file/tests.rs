@@ -591,6 +591,43 @@ fn what_a_write_with_fua_is_told_a_flush_hears_as_well() {
     }
 }
 
+/// What the kernel could not write back it tells one of the writes with FUA that wait for theirs, and
+/// not the one whose data it was.
+#[test]
+fn writes_with_fua_are_told_of_their_own_data_whoever_else_writes() {
+    let Some(thin) = Thin::new() else { return };
+    let node = &thin.disk.as_ref().unwrap().node;
+    let data = pattern(4096, 1);
+    for round in 0..20 {
+        let dev = shared(node, &options(|o| o.direct = Direct::Off));
+        let believed: Vec<u64> = thread::scope(|scope| {
+            let write = |thread: u64| {
+                let (dev, data) = (&dev, &data);
+                move || {
+                    let at = (0..8).map(|at| (1 + (thread * 8 + at)) * (64 << 10));
+                    let is_ok = |&at: &u64| dev.write_at(at, data, true).is_ok();
+                    at.filter(is_ok).collect::<Vec<_>>()
+                }
+            };
+            let threads: Vec<_> = (0..8).map(|t| scope.spawn(write(t))).collect();
+            threads
+                .into_iter()
+                .flat_map(|t| t.join().unwrap())
+                .collect()
+        });
+        drop(dev);
+        let past = shared(
+            node,
+            &options(|o| (o.direct, o.read_only) = (Direct::On, true)),
+        );
+        let mut found = pattern(4096, 2);
+        for at in believed {
+            past.read_at(at, &mut found).unwrap();
+            assert!(found == data, "at {at} in round {round}");
+        }
+    }
+}
+
 /// Of a regular file something may be in the page cache although it is read and written past it, so
 /// what one host is told holds for all; a device past the page cache has nothing there.
 #[test]

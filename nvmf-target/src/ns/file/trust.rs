@@ -47,8 +47,8 @@ impl FileBackend {
     /// Of what is in the page cache, the kernel reports once per open file that it could not be
     /// written back, to whoever asks next, and forgets the data. It may be anybody's, so after a
     /// Flush has been told nobody is told any more that his is safe. A write with FUA is told by
-    /// another open file ([`RawFile`](super::RawFile)) and is about its own data only; what it is
-    /// told may have been meant for all, and the next Flush hears it, too.
+    /// another open file ([`RawFile`](super::RawFile)), one after the other, and is about its own data
+    /// only; what it is told may have been meant for all, and the next Flush hears it, too.
     pub(super) fn promised(&self, op: Op, done: io::Result<()>) -> io::Result<()> {
         let is_promise = matches!(op, Op::Flush | Op::Write { fua: true });
         if !is_promise || !self.keeps_pages() {

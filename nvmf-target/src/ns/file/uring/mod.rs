@@ -189,7 +189,10 @@ impl Lane for UringLane {
                 if let Err(err) = backend.covers(at.start, at.end - at.start) {
                     return fail(request, err);
                 }
-                backend.raw.is_aligned(request.data()) && !backend.blocks_submitter()
+                let fua = request.op() == Op::Write { fua: true };
+                backend.raw.is_aligned(request.data())
+                    && !backend.raw.takes_turns(fua)
+                    && !backend.blocks_submitter()
             }
             Op::Flush => true,
             _ => false,
