@@ -31,7 +31,7 @@ use crate::contain::{Panic, contain};
 use crate::ctrl::reservation::Waiter;
 use crate::ctrl::{Controller, Expiry, Guest, Inquired, Listener, QueueStats, View};
 use crate::ns::{Completion, Op};
-use crate::reactor::{Closing, Cx, Exclusive, Gate, Message, Poller, Ready};
+use crate::reactor::{Cx, Exclusive, Gate, Message, Poller, Ready, Wish};
 use admin::AdminQueue;
 use dues::Dues;
 use fused::{Before, Half};
@@ -171,7 +171,7 @@ pub(crate) struct Conn {
     /// Commands whose next steps wait for their turn.
     later: VecDeque<Slot>,
     /// What commands, by the index of their slots, wait for that want to be alone with a namespace.
-    closings: BTreeMap<usize, Closing>,
+    wishes: BTreeMap<usize, Wish>,
     /// A Connect that waits for another queue to end.
     held_connect: Option<Held>,
     timer: Option<Time>,
@@ -240,7 +240,7 @@ impl Conn {
             pair_waits: None,
             in_flight: 0,
             later: VecDeque::new(),
-            closings: BTreeMap::new(),
+            wishes: BTreeMap::new(),
             held_connect: None,
             timer: None,
             before: Before::Whole,
@@ -423,16 +423,16 @@ impl Conn {
         self.in_flight += 1;
         cx.in_flight += 1;
         let (mailbox, id) = (Arc::clone(&cx.mailbox), self.id);
-        let closing =
+        let wish =
             gate.close(move |exclusive| mailbox.send(Message::Exclusive(id, slot, exclusive)));
-        self.closings.insert(slot.index(), closing);
+        self.wishes.insert(slot.index(), wish);
     }
 
     /// A command waits no longer for a write gate: a backend may never complete what that waits for,
     /// and all others who write wait with it. False if it does not wait, or has closed it.
     fn stop_closing(&mut self, cx: &mut Cx, slot: Slot) -> bool {
-        let closing = self.closings.remove(&slot.index());
-        if !closing.is_some_and(|closing| closing.give_up()) {
+        let wish = self.wishes.remove(&slot.index());
+        if !wish.is_some_and(|wish| wish.give_up()) {
             return false;
         }
         cx.in_flight -= 1;
@@ -448,7 +448,7 @@ impl Conn {
         if !self.came_back(cx.now) {
             return;
         }
-        self.closings.remove(&slot.index());
+        self.wishes.remove(&slot.index());
         let command = self.command(slot);
         command.parts -= 1;
         if matches!(self.queue, Queue::Admin(_)) {
@@ -647,8 +647,8 @@ impl Conn {
         self.blocked = None;
         cx.line.leave(self.id, cx.now);
         self.forgo_turns(cx);
-        for (_, closing) in std::mem::take(&mut self.closings) {
-            if closing.give_up() {
+        for (_, wish) in std::mem::take(&mut self.wishes) {
+            if wish.give_up() {
                 cx.in_flight -= 1;
                 self.came_back(cx.now);
             }

@@ -70,12 +70,12 @@ impl Entry {
 
 /// Somebody's wish to have a gate closed.
 #[derive(Debug)]
-pub(crate) struct Closing {
+pub(crate) struct Wish {
     gate: Arc<Gate>,
     id: u64,
 }
 
-impl Closing {
+impl Wish {
     /// Forgets it; false if it is too late, because the gate has been closed for it. Others write
     /// again, if they have been kept from it.
     pub(crate) fn give_up(&self) -> bool {
@@ -92,11 +92,8 @@ impl Gate {
     /// Calls `then` when every request that writes and was submitted before is over. Nothing else
     /// is written until the [`Exclusive`] that it gets is dropped. From any thread; `then` runs on
     /// this one or on a reactor, and must not block. It may never run, if a backend does not complete
-    /// a request: see [`Closing::give_up`].
-    pub(crate) fn close(
-        self: &Arc<Self>,
-        then: impl FnOnce(Exclusive) + Send + 'static,
-    ) -> Closing {
+    /// a request: see [`Wish::give_up`].
+    pub(crate) fn close(self: &Arc<Self>, then: impl FnOnce(Exclusive) + Send + 'static) -> Wish {
         let id = {
             let mut state = self.lock();
             let id = state.new_id();
@@ -105,7 +102,7 @@ impl Gate {
         };
         self.advance();
         let gate = Arc::clone(self);
-        Closing { gate, id }
+        Wish { gate, id }
     }
 
     /// Tells the lanes of a namespace that they take another number of requests at a time.
@@ -274,7 +271,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc::{Receiver, channel};
 
-    fn begin(gate: &Arc<Gate>) -> (Closing, Receiver<Exclusive>) {
+    fn begin(gate: &Arc<Gate>) -> (Wish, Receiver<Exclusive>) {
         let (sender, receiver) = channel();
         let closing = gate.close(move |exclusive| drop(sender.send(exclusive)));
         (closing, receiver)

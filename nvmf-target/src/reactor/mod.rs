@@ -21,7 +21,7 @@ pub(crate) use accept::{
 #[cfg(feature = "sim")]
 pub(crate) use clock::set_time;
 pub(crate) use feed::Line;
-pub(crate) use gate::{Closing, Exclusive, Gate};
+pub(crate) use gate::{Exclusive, Gate, Wish};
 pub(crate) use lanes::Lanes;
 pub(crate) use mailbox::{Mailbox, Message};
 pub(crate) use poller::{Poller, Ready};

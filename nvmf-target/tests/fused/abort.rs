@@ -117,7 +117,7 @@ impl Scene {
                 let data = Digests::default().h2c_data(&r2t, 0, &[9; 512], true);
                 self.queue.send(&data);
             }
-            (Gate | Compare, 2) => {
+            (Compare, 2) => {
                 let mut compare = self.step.next();
                 assert_eq!(compare.op(), Op::Read);
                 compare.data_mut().fill(0);
@@ -153,8 +153,8 @@ fn an_abort_of_either_half_ends_both() {
         (Half, 1, true, first_ends),
         (Data, 1, true, first_ends),
         (Data, 2, false, second_ends),
-        (Gate, 1, false, first_ends),
-        (Gate, 2, false, second_ends),
+        (Gate, 1, true, first_ends),
+        (Gate, 2, true, second_ends),
         (Compare, 1, true, first_ends),
         (Compare, 2, false, second_ends),
         (Write, 1, false, [(1, SUCCESS), (2, SUCCESS)]),

@@ -3,6 +3,7 @@
 
 mod deadlines;
 mod shortage;
+mod stuck;
 mod turns;
 
 use crate::common::raw::{

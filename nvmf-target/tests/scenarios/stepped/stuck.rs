@@ -1,135 +1,39 @@
-//! What ends by itself while nobody else moves: the time is what the test says.
+//! What waits where nothing else moves: for a buffer, for a turn, or to be alone with a namespace.
 
-mod common;
-
-use common::raw::{
-    Digests, admin_connect, connect_data, connect_sqe, enable, encode, io_connect, read,
-    set_queues, with_sgl, write_by_r2t, write_in_capsule,
-};
-use common::step::Step;
-use common::{NQN, config};
+use super::{Host, SECOND, stepped_with};
+use crate::common::config;
+use crate::common::raw::{Digests, read, with_sgl, write_by_r2t, write_in_capsule};
+use crate::common::step::Step;
 use nvmf_host::command;
 use nvmf_host::nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
-use nvmf_host::nvmf_proto::wire::fabrics::ConnectData;
-use nvmf_host::nvmf_proto::wire::pdu::{DataHeader, PduType, capsule_cqe};
-use nvmf_host::nvmf_proto::wire::{Cqe, SglDescriptor, Sqe, Status};
-use nvmf_target::ns::{BlockDevice, Inline, Namespace, NsError, NsInfo, Support};
+use nvmf_host::nvmf_proto::wire::pdu::{DataHeader, capsule_cqe};
+use nvmf_host::nvmf_proto::wire::{SglDescriptor, Status};
+use nvmf_target::ns::{BlockDevice, Inline, NsError, NsInfo, Support};
 use nvmf_target::sim::SimTarget;
-use nvmf_target::transport::{MemConnector, MemStream, MemTransport, Stream as _};
-use nvmf_target::{Role, SubsystemConfig, TargetConfig};
-use std::io::{IoSlice, IoSliceMut};
+use nvmf_target::transport::MemConnector;
 
-const SECOND: u64 = 1_000_000_000;
-
-fn stepped(config: TargetConfig, namespace: impl Namespace) -> (SimTarget, MemConnector) {
-    let sim = SimTarget::new(config, SECOND).unwrap();
-    let target = sim.target();
-    target.add_subsystem(SubsystemConfig::new(NQN)).unwrap();
-    target.add_namespace(NQN, 1, namespace).unwrap();
-    let (listener, connector) = MemTransport::new("stuck").unwrap();
-    target.listen_on(Box::new(listener), Role::Io).unwrap();
-    (sim, connector)
+/// The admin queue of a host and its I/O queue.
+fn both(sim: &mut SimTarget, connector: &MemConnector) -> (Host, Host) {
+    let (admin, cntlid) = Host::admin(sim, connector, 0);
+    (admin, Host::io(sim, connector, cntlid))
 }
 
-/// A host's end of a connection.
-struct Host {
-    stream: MemStream,
-    inbox: Vec<u8>,
-}
-
-impl Host {
-    fn open(sim: &mut SimTarget, connector: &MemConnector) -> Self {
-        let mut host = Self {
-            stream: connector.connect().unwrap(),
-            inbox: Vec::new(),
-        };
-        host.send(&Digests::default().ic_req());
-        sim.settle();
-        assert_eq!(host.next().unwrap()[0], PduType::IC_RESP.0);
-        host
-    }
-
-    /// An enabled controller's admin queue, and its CNTLID.
-    fn admin(sim: &mut SimTarget, connector: &MemConnector) -> (Self, u16) {
-        let mut host = Self::open(sim, connector);
-        let mut command = admin_connect();
-        command.kato = 0;
-        let data = encode(&connect_data());
-        let cqe = host.execute(sim, &connect_sqe(&command), &data);
-        assert_eq!(cqe.status, Status::SUCCESS);
-        for sqe in [enable(), set_queues(1)] {
-            assert_eq!(host.execute(sim, &sqe, &[]).status, Status::SUCCESS);
-        }
-        (host, u16::try_from(cqe.result).unwrap())
-    }
-
-    /// Both queues of a host.
-    fn new(sim: &mut SimTarget, connector: &MemConnector) -> (Self, Self) {
-        let (admin, cntlid) = Self::admin(sim, connector);
-        let mut io = Self::open(sim, connector);
-        let data = encode(&ConnectData {
-            cntlid,
-            ..connect_data()
-        });
-        let cqe = io.execute(sim, &connect_sqe(&io_connect(1)), &data);
-        assert_eq!(cqe.status, Status::SUCCESS);
-        (admin, io)
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        // One that has been closed takes nothing any more.
-        let _ = self.stream.writev(&[IoSlice::new(bytes)]);
-    }
-
-    fn submit(&mut self, sqe: &Sqe, data: &[u8]) {
-        self.send(&Digests::default().capsule(sqe, data));
-    }
-
-    fn execute(&mut self, sim: &mut SimTarget, sqe: &Sqe, data: &[u8]) -> Cqe {
-        self.submit(sqe, data);
-        sim.settle();
-        self.cqe().expect("an answer")
-    }
-
-    fn cqe(&mut self) -> Option<Cqe> {
-        loop {
-            let pdu = self.next()?;
-            if pdu[0] == PduType::CAPSULE_RESP.0 {
-                return Some(capsule_cqe(pdu.first_chunk().unwrap()));
-            }
-        }
-    }
-
-    /// Takes in what has come; true if that is the end.
-    fn is_ended(&mut self) -> bool {
-        let mut piece = [0; 4096];
-        loop {
-            match self.stream.readv(&mut [IoSliceMut::new(&mut piece)]) {
-                Ok(0) => return true,
-                Ok(n) => self.inbox.extend(&piece[..n]),
-                Err(_) => return false,
-            }
-        }
-    }
-
-    /// The next PDU that has come.
-    fn next(&mut self) -> Option<Vec<u8>> {
-        self.is_ended();
-        let plen = u32::from_le_bytes(*self.inbox.get(4..)?.first_chunk()?);
-        let plen = usize::try_from(plen).unwrap();
-        (self.inbox.len() >= plen).then(|| self.inbox.drain(..plen).collect())
-    }
+/// CID and status of the next answer.
+fn end(host: &mut Host) -> Option<(u16, Status)> {
+    let pdu = host.next()?;
+    let cqe = capsule_cqe(pdu.first_chunk().unwrap());
+    Some((cqe.cid, cqe.status))
 }
 
 /// A pair that is interrupted because its second buffer is not to be had is answered at that moment,
 /// though nothing else happens: all other buffers are with a device that hangs.
 #[test]
-fn a_pair_that_is_interrupted_is_answered_at_once() {
+fn s65_a_pair_that_is_interrupted_is_answered_at_once() {
     let mut config = config();
     (config.reactors, config.buffer_bytes) = (1, 1 << 20);
     let step = Step::new(NsInfo::new(512, 1 << 20));
-    let (mut sim, connector) = stepped(config, step.clone());
-    let (_admin, mut io) = Host::new(&mut sim, &connector);
+    let (mut sim, connector) = stepped_with(config, step.clone());
+    let (_admin, mut io) = both(&mut sim, &connector);
     let [mut compare, mut write] = command::compare_and_write(1, 0, 256);
     for (cid, sqe) in [(1, &mut compare), (2, &mut write)] {
         sqe.set_cid(cid);
@@ -144,7 +48,7 @@ fn a_pair_that_is_interrupted_is_answered_at_once() {
     // Each has its first buffer, and waits for no other.
     let others: Vec<_> = (0..56)
         .map(|_| {
-            let (admin, mut io) = Host::new(&mut sim, &connector);
+            let (admin, mut io) = both(&mut sim, &connector);
             io.submit(&read(1, 0, 32), &[]);
             sim.settle();
             (admin, io)
@@ -159,7 +63,7 @@ fn a_pair_that_is_interrupted_is_answered_at_once() {
         sim.set_time(sim.next_deadline().unwrap());
         sim.settle();
     }
-    let ends = [io.cqe(), io.cqe()].map(|cqe| cqe.map(|cqe| (cqe.cid, cqe.status)));
+    let ends = [end(&mut io), end(&mut io)];
     let expected = [
         (1, Status::ABORTED_FAILED_FUSED),
         (2, Status::COMMAND_INTERRUPTED),
@@ -199,17 +103,17 @@ impl BlockDevice for Endless {
 /// A connection that has ended does not wait for the turns of its long commands, with those of all
 /// others before it: its host comes back and wants the queue.
 #[test]
-fn a_queue_that_ends_does_not_wait_for_the_turns_of_its_long_commands() {
+fn s65_a_queue_that_ends_does_not_wait_for_the_turns_of_its_long_commands() {
     let mut config = config();
     config.reactors = 1;
-    let (mut sim, connector) = stepped(config, Inline::new(Endless));
+    let (mut sim, connector) = stepped_with(config, Inline::new(Endless));
     // 128 GiB each.
     let range = DsmRange {
         length: 1 << 23,
         ..DsmRange::default()
     };
     let ranges = range.encode().repeat(32);
-    let mut hosts: Vec<_> = (0..100).map(|_| Host::new(&mut sim, &connector)).collect();
+    let mut hosts: Vec<_> = (0..100).map(|_| both(&mut sim, &connector)).collect();
     for (_, io) in &mut hosts {
         for cid in 0..4 {
             let mut sqe = command::dataset_management(1, 32, DsmAttributes::DEALLOCATE);
@@ -234,11 +138,11 @@ fn a_queue_that_ends_does_not_wait_for_the_turns_of_its_long_commands() {
 /// A write that its backend never completes keeps those waiting who want to be alone with the
 /// namespace, and these keep all other writes: until they are aborted, or their connections end.
 #[test]
-fn who_waits_for_a_write_that_never_completes_may_give_up() {
+fn s58_who_waits_for_a_write_that_never_completes_may_give_up() {
     let step = Step::new(NsInfo::new(512, 1 << 20));
-    let (mut sim, connector) = stepped(config(), step.clone());
+    let (mut sim, connector) = stepped_with(config(), step.clone());
     let [(_a, mut hung), (mut admin, mut pair), (_c, mut other)] =
-        [(); 3].map(|()| Host::new(&mut sim, &connector));
+        [(); 3].map(|()| both(&mut sim, &connector));
     hung.submit(&write_in_capsule(1, 0, 1), &[1; 512]);
     sim.settle();
     let never = step.next();
@@ -260,7 +164,7 @@ fn who_waits_for_a_write_that_never_completes_may_give_up() {
         assert_eq!(step.pending(), 1);
         step.next().complete(Ok(()));
         sim.settle();
-        assert_eq!(other.cqe().expect("an answer").status, Status::SUCCESS);
+        assert_eq!(end(other), Some((3, Status::SUCCESS)));
         assert_eq!(sim.target().stats().in_flight, 1);
     };
     for (aborted, ends) in [
@@ -270,7 +174,7 @@ fn who_waits_for_a_write_that_never_completes_may_give_up() {
         begin(&mut sim, &mut pair, &mut other);
         let cqe = admin.execute(&mut sim, &command::abort(1, aborted), &[]);
         assert_eq!((cqe.status, cqe.result & 1), (Status::SUCCESS, 0));
-        let ended = [pair.cqe(), pair.cqe()].map(|cqe| cqe.expect("its end").status);
+        let ended = [end(&mut pair), end(&mut pair)].map(|end| end.expect("its end").1);
         assert_eq!(ended, ends);
         goes_on(&mut sim, &mut other);
     }
