@@ -2,7 +2,7 @@
 
 use crate::content::SECTOR;
 use crate::queries::Query;
-use crate::reservations::Reserve;
+use crate::reservations::{Action, Reserve};
 use std::ops::Range;
 
 /// What a command is, with what it takes to judge its completion.
@@ -123,6 +123,11 @@ impl IoOp {
             Self::Reservation(_) | Self::ReservationReport => Right::None,
             _ => Right::Write,
         }
+    }
+
+    /// Whether it is no I/O command, but sets a feature of a namespace.
+    pub fn is_feature(&self) -> bool {
+        matches!(self, Self::Reservation(reserve) if reserve.action == Action::Persist)
     }
 
     /// Whether no blocks' data moves between host and target: it means something else where blocks

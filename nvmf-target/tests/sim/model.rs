@@ -342,10 +342,14 @@ impl Model {
         now: u64,
     ) -> Result<(), String> {
         let is = |other: Status| status.same_code(other);
-        let own = is(Status::RESERVATION_CONFLICT) || is(Status::INVALID_FIELD);
+        let own = is(Status::RESERVATION_CONFLICT)
+            || (is(Status::INVALID_FIELD) && !io.op.is_feature())
+            || is(Status::FEATURE_NOT_CHANGEABLE);
         let store = self.store.as_ref();
         let unsaved = store.is_some_and(|store| store.has_failed(command.start));
-        let sure = store.is_none_or(|store| store.is_sure());
+        // With the next change that succeeds the target has to put right what it could not.
+        let idle = |store: &Store| status.is_success() && !store.was_called(command.start);
+        let sure = store.is_none_or(|store| store.is_sure() || idle(store));
         let reservations = self.reservations_of(place.subsystem, io.nsid);
         if status.is_success() || own {
             let answer = if own {
@@ -421,8 +425,10 @@ impl Model {
             (any(&|ns| ns.block_size != io.block_size), Refused)
         } else if is(Status::INVALID_FIELD) {
             let too_long = io.blocks * io.block_size > self.max_transfer;
+            // A namespace that is not there has no features.
+            let missing = io.op.is_feature() && seen.iter().any(Option::is_none);
             (
-                too_long || any(&|ns| ns.block_size != io.block_size),
+                missing || too_long || any(&|ns| ns.block_size != io.block_size),
                 Refused,
             )
         } else if is(Status::ANA_INACCESSIBLE) {

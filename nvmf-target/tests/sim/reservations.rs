@@ -8,6 +8,7 @@ use crate::association::hostid;
 use crate::facts::History;
 use nvmf_host::command;
 use nvmf_proto::wire::Sqe;
+use nvmf_proto::wire::feature::{Fid, SetFeatures};
 use nvmf_proto::wire::reservation::{
     AcquireAction, AcquireCommand, AcquireData, ChangePtpl, RegisterAction, RegisterCommand,
     RegisterData, RegistrantExtended, RegistrantStatus, ReleaseAction, ReleaseCommand, ReleaseData,
@@ -39,17 +40,26 @@ pub enum Action {
     PreemptAndAbort,
     Release,
     Clear,
+    /// Set Features, Reservation Persistence.
+    Persist,
 }
 
-pub const ACTIONS: [Action; 8] = [
+/// What registrants ask for, often enough that there are reservations to be seen.
+pub const ACTIONS: [Action; 14] = [
     Action::Register,
     Action::Unregister,
     Action::Replace,
+    Action::Replace,
     Action::Acquire,
+    Action::Acquire,
+    Action::Acquire,
+    Action::Acquire,
+    Action::Preempt,
     Action::Preempt,
     Action::PreemptAndAbort,
     Action::Release,
     Action::Clear,
+    Action::Persist,
 ];
 
 impl Reserve {
@@ -104,6 +114,11 @@ impl Reserve {
             Action::PreemptAndAbort => acquire(AcquireAction::PREEMPT_AND_ABORT),
             Action::Release => release(ReleaseAction::RELEASE),
             Action::Clear => release(ReleaseAction::CLEAR),
+            Action::Persist => {
+                let value = u32::from(self.cptpl == ChangePtpl::SET);
+                let set = SetFeatures::new(Fid::RESERVATION_PERSISTENCE, value);
+                (command::set_features(nsid, &set), Vec::new())
+            }
         }
     }
 }
@@ -136,6 +151,14 @@ impl State {
     /// What a command of a host is answered with; what it changes. `persists`: there is where to
     /// keep what persists.
     fn apply(&mut self, host: usize, reserve: &Reserve, persists: bool) -> Answer {
+        if reserve.action == Action::Persist {
+            let wanted = reserve.cptpl == ChangePtpl::SET;
+            if wanted && !persists {
+                return Err(Status::FEATURE_NOT_CHANGEABLE);
+            }
+            self.ptpl = wanted;
+            return Ok(());
+        }
         let ptpl = match reserve.cptpl {
             ChangePtpl::NONE => self.ptpl,
             ChangePtpl::CLEAR => false,
@@ -197,6 +220,7 @@ impl State {
                 self.keys.clear();
                 self.held = None;
             }
+            Action::Persist => {}
         }
         Ok(())
     }

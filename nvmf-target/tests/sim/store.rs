@@ -4,7 +4,7 @@ use crate::network::lock;
 use crate::rng::Rng;
 use crate::{note, trace};
 use nvmf_target::{ReservationScope, ReservationStore};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::sync::Mutex;
 
@@ -19,8 +19,10 @@ struct State {
     fails: u64,
     /// When it failed last.
     failed: u64,
-    /// The last call about these failed.
-    unsure: HashSet<ReservationScope>,
+    /// When it was called last.
+    called: u64,
+    /// So many of the last calls about these failed.
+    failures: HashMap<ReservationScope, u32>,
 }
 
 impl Store {
@@ -30,7 +32,8 @@ impl Store {
             rng,
             fails,
             failed: 0,
-            unsure: HashSet::new(),
+            called: 0,
+            failures: HashMap::new(),
         }))
     }
 
@@ -44,14 +47,21 @@ impl Store {
         lock(&self.0).failed > start
     }
 
-    /// Whether the last call about every namespace has succeeded.
+    /// Whether it was called since `start`.
+    pub fn was_called(&self, start: u64) -> bool {
+        lock(&self.0).called > start
+    }
+
+    /// Whether it holds what is true of every namespace: after a failure the target has to put back
+    /// what was there, so only two of them in a row excuse it.
     pub fn is_sure(&self) -> bool {
-        lock(&self.0).unsure.is_empty()
+        lock(&self.0).failures.values().all(|count| *count < 2)
     }
 
     /// Replaces or removes a record. If it fails it may have done so all the same.
     fn put(&self, scope: &ReservationScope, record: Option<&[u8]>) -> io::Result<()> {
         let mut state = lock(&self.0);
+        state.called = trace::stamp();
         let odds = state.fails;
         let fails = state.rng.once_in(odds);
         let done = !fails || state.rng.once_in(2);
@@ -73,10 +83,10 @@ impl Store {
         }
         if fails {
             state.failed = trace::stamp();
-            state.unsure.insert(scope.clone());
+            *state.failures.entry(scope.clone()).or_default() += 1;
             return Err(io::Error::other("the store fails"));
         }
-        state.unsure.remove(scope);
+        state.failures.remove(scope);
         Ok(())
     }
 }

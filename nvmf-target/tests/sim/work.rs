@@ -4,6 +4,7 @@ use crate::association::Stage;
 use crate::command::{Command, Io, IoOp, What};
 use crate::content::{self, BAD, SECTOR};
 use crate::facts::Namespace;
+use crate::queries::RESERVE;
 use crate::queue::Data;
 use crate::reservations::{ACTIONS, Action, Reserve};
 use crate::world::World;
@@ -47,7 +48,15 @@ impl World {
         self.commands_left -= 1;
         let subsystem = it.plan.subsystem;
         let host = it.host;
-        let io = self.draw(subsystem, host, pairs);
+        let (mut io, mut queue) = (self.draw(subsystem, host, pairs), queue);
+        if io.op.is_feature() {
+            // It is an admin command.
+            if self.associations[association].queues[0].has_room_for(RESERVE) {
+                queue = 0;
+            } else {
+                io.op = IoOp::ReservationReport;
+            }
+        }
         let second = match &io.op {
             IoOp::FusedCompare(tags) => Some(Io {
                 op: IoOp::FusedWrite(tags.clone()),
@@ -195,6 +204,7 @@ impl World {
         let iekey = self.rng.once_in(if registers { 4 } else { 20 });
         let persists = self.model.store.is_some() || wrong;
         let cptpl = match self.rng.below(8) {
+            _ if action == Action::Persist => self.rng.pick(&[ChangePtpl::SET, ChangePtpl::CLEAR]),
             0..4 if registers && persists => ChangePtpl::SET,
             4 if registers => ChangePtpl::CLEAR,
             5 if registers && wrong => ChangePtpl(1),
@@ -304,7 +314,11 @@ impl World {
             }
             IoOp::Reservation(reserve) => {
                 let (sqe, data) = reserve.encode(nsid);
-                (sqe, Data::Write(data, in_capsule))
+                let data = match reserve.action {
+                    Action::Persist => Data::None,
+                    _ => Data::Write(data, in_capsule),
+                };
+                (sqe, data)
             }
             IoOp::ReservationReport => {
                 let bytes = 64 * 8;
