@@ -36,7 +36,8 @@ pub enum Stage {
     /// On its way up.
     Rising,
     Up,
-    /// The host has cleared CC.EN and is going to set it again.
+    /// The host has cleared CC.EN, or will when the controller is shut down, and is going to set it
+    /// again.
     Restarting,
     /// The host has asked for its end: CC.EN, CC.SHN or Disconnect.
     Leaving,
@@ -62,8 +63,10 @@ pub struct Association {
     pub silent: bool,
     /// So often it has not come up since it was up last.
     pub tries: u32,
-    /// When its host looks next whether the controller is disabled.
+    /// When its host looks next whether the controller is disabled or shut down.
     pub look_at: u64,
+    /// The controller is to be shut down first.
+    halting: bool,
     /// Commands that began before may have ended with the controller's reset.
     pub restarted: u64,
     /// Since it is tried.
@@ -100,6 +103,7 @@ impl Association {
             silent: false,
             tries: 0,
             look_at: u64::MAX,
+            halting: false,
             restarted: 0,
             crowd: Crowd::default(),
             watch: Watch::default(),
@@ -262,8 +266,9 @@ impl Association {
         self.send(What::Disable, set_cc(enabled().with_en(false)));
     }
 
-    /// Controller reset, with the intention to go on.
-    pub fn restart(&mut self) {
+    /// Controller reset, perhaps behind a shutdown, with the intention to go on.
+    pub fn restart(&mut self, halt: bool) {
+        self.halting = halt;
         self.stage = Stage::Restarting;
         self.look_at = u64::MAX;
         let stamp = trace::stamp();
@@ -271,13 +276,28 @@ impl Association {
         for history in self.features.values_mut() {
             history.set(stamp, None);
         }
+        if halt {
+            self.send(What::Halt, set_cc(enabled().with_shn(Cc::SHN_NORMAL)));
+        } else {
+            self.disable_for_now();
+        }
+    }
+
+    /// The next one is [`Self::enable_again`].
+    pub fn disable_for_now(&mut self) {
+        self.halting = false;
         self.send(What::Restart, set_cc(enabled().with_en(false)));
     }
 
-    /// Asks whether the controller is disabled.
+    /// Asks whether the controller is disabled or shut down.
     pub fn look(&mut self) {
         self.look_at = u64::MAX;
-        self.send(What::IsOff, get_csts());
+        let what = if self.halting {
+            What::IsHalted
+        } else {
+            What::IsOff
+        };
+        self.send(what, get_csts());
     }
 
     /// The controller is disabled, and its features are what they are after a reset; it is enabled

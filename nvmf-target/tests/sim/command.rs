@@ -24,6 +24,10 @@ pub enum What {
         victim: u64,
     },
     Disable,
+    /// Shut down, to enable the controller again.
+    Halt,
+    /// Whether the controller is shut down yet.
+    IsHalted,
     /// Disable, to enable the controller again.
     Restart,
     /// Whether the controller is disabled yet.
@@ -39,14 +43,14 @@ impl What {
         match self {
             Self::Connect => "Connect",
             Self::Enable => "Property Set (enable)",
-            Self::Ready | Self::IsOff => "Property Get (CSTS)",
+            Self::Ready | Self::IsOff | Self::IsHalted => "Property Get (CSTS)",
             Self::QueueCount => "Set Features (queues)",
             Self::Watch => "Set Features (events)",
             Self::KeepAlive => "Keep Alive",
             Self::Event => "Asynchronous Event Request",
             Self::Abort { .. } => "Abort",
             Self::Disable | Self::Restart => "Property Set (disable)",
-            Self::Shutdown => "Property Set (shutdown)",
+            Self::Shutdown | Self::Halt => "Property Set (shutdown)",
             Self::Disconnect => "Disconnect",
             Self::Query(query) => query.name(),
             Self::Io(io) => io.op.name(),

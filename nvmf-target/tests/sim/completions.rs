@@ -95,12 +95,18 @@ impl World {
                 }
                 self.give_up(association, false);
             }
-            What::Restart | What::IsOff => {
+            What::Halt | What::IsHalted | What::Restart | What::IsOff => {
                 if !status.is_success() {
                     return Err(format!("{} ended with {status}", command.what.name()));
                 }
-                let is_off = matches!(command.what, What::IsOff) && !Csts(cqe.result as u32).rdy();
-                return self.wait_for_reset(association, is_off);
+                let csts = Csts(cqe.result as u32);
+                match command.what {
+                    What::IsHalted if csts.shst() == Csts::SHST_COMPLETE => {
+                        self.halted(association, csts.cfs())?;
+                    }
+                    What::IsOff if !csts.rdy() => self.disabled(association)?,
+                    _ => self.look_later(association),
+                }
             }
             What::Connect if status.is_success() && !admitted => {
                 return Err("a host was admitted that is barred".to_owned());

@@ -2,6 +2,7 @@
 
 use crate::association::{Stage, hostnqn};
 use crate::command::{Command, What};
+use crate::facts::Namespace;
 use crate::limits::Crowd;
 use crate::network::{Link, SharedLink, lock};
 use crate::world::{Outcome, START, Wire, World};
@@ -171,27 +172,78 @@ impl World {
         }
     }
 
-    /// Whether a reset is complete was asked, or is to be. Once it is nothing of the I/O queues is
-    /// left: no connection, no request that might still do something, nor one for events.
-    pub fn wait_for_reset(&mut self, association: usize, is_off: bool) -> Outcome {
+    /// A shutdown or a reset takes its time.
+    pub fn look_later(&mut self, association: usize) {
         let delay = POLL + self.rng.below(POLL);
-        let it = &mut self.associations[association];
-        if !is_off {
-            it.look_at = trace::now() + delay;
-            return Ok(());
+        self.associations[association].look_at = trace::now() + delay;
+    }
+
+    /// With a reset or a shutdown all I/O queues have ended.
+    fn check_queues(&self, association: usize) -> Outcome {
+        let mut queues = self.associations[association].queues.iter().skip(1);
+        match queues.find(|q| lock(&q.link).closed_at.is_none()) {
+            Some(queue) => Err(format!(
+                "CSTS says it is over, and there is queue {}",
+                queue.qid
+            )),
+            None => Ok(()),
         }
+    }
+
+    /// A shutdown is complete: what was written is on stable storage, unless the controller has
+    /// failed because a disk has.
+    pub fn halted(&mut self, association: usize, failed: bool) -> Outcome {
+        note!(
+            "association {} is shut down, failed {}",
+            association,
+            failed
+        );
+        stats::count("a shutdown", Status::SUCCESS);
+        self.check_queues(association)?;
+        let it = &self.associations[association];
+        let start = it.restarted;
+        let subsystem = &self.model.subsystems[it.plan.subsystem];
+        let stayed = subsystem.namespaces.keys().filter_map(|&nsid| {
+            let seen = subsystem.namespaces_since(nsid, start);
+            let storage = seen[0]?.storage;
+            let same = |ns: &Option<Namespace>| ns.is_some_and(|ns| ns.storage == storage);
+            seen.iter().all(same).then_some(storage)
+        });
+        let stayed = if it.plan.discovery {
+            Vec::new()
+        } else {
+            stayed.collect()
+        };
+        let disks = || self.model.storage.iter().filter_map(|of| of.disk.as_ref());
+        if failed && !disks().any(|disk| disk.has_failed_at_all(start)) {
+            return Err("the controller has failed for nothing".to_owned());
+        }
+        for storage in stayed.into_iter().filter(|_| !failed) {
+            let Some(disk) = &self.model.storage[storage].disk else {
+                continue;
+            };
+            if let Some(sector) = disk.owes(0..disk.sectors(), start) {
+                return Err(format!(
+                    "storage {storage}: sector {sector} is only in the cache after a shutdown of the controller"
+                ));
+            }
+        }
+        self.associations[association].disable_for_now();
+        Ok(())
+    }
+
+    /// A reset is complete: nothing of the I/O queues is left, no connection, no request that might
+    /// still do something, nor one for events.
+    pub fn disabled(&mut self, association: usize) -> Outcome {
         note!("association {} is reset", association);
         stats::count("a reset", Status::SUCCESS);
-        let queues = it.queues.iter().skip(1);
-        let open = queues.clone().find(|q| lock(&q.link).closed_at.is_none());
-        if let Some(queue) = open {
-            return Err(format!("CSTS.RDY is 0, and there is queue {}", queue.qid));
-        }
+        self.check_queues(association)?;
+        let it = &self.associations[association];
         let early = |c: &&Command| c.start < it.restarted && matches!(c.what, What::Event);
         if it.queues[0].commands().any(|c| early(&c)) {
             return Err("a request for events outlives a reset".to_owned());
         }
-        let qids: Vec<u16> = queues.map(|queue| queue.qid).collect();
+        let qids: Vec<u16> = it.queues.iter().skip(1).map(|queue| queue.qid).collect();
         for qid in qids {
             self.drop_queue(association, qid);
         }

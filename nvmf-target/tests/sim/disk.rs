@@ -134,6 +134,12 @@ impl Disk {
         failures.any(|f| f.stamp > start && f.status.same_code(status))
     }
 
+    /// Whether any request has failed since `start`.
+    pub fn has_failed_at_all(&self, start: u64) -> bool {
+        let state = lock(&self.0);
+        state.failures.last().is_some_and(|f| f.stamp > start)
+    }
+
     /// Whether one of these sectors was last written before `start` and is not on stable storage.
     pub fn owes(&self, sectors: std::ops::Range<u64>, start: u64) -> Option<u64> {
         let state = lock(&self.0);

@@ -312,7 +312,7 @@ impl World {
             return false;
         }
         match self.rng.below(5) {
-            3.. if it.queues[0].has_room() => it.restart(),
+            3.. if it.queues[0].has_room() => it.restart(self.rng.once_in(3)),
             0 if it.queues[0].has_room() => it.disable(),
             1 if it.queues[0].has_room() => it.shut_down(),
             _ if it.plan.discovery => return false,
