@@ -168,7 +168,7 @@ impl Plan {
             } else {
                 Limits::default()
             },
-            store: rng.once_in(3).then(|| rng.pick(&[0, 0, 3, 10])),
+            store: rng.once_in(3).then(|| rng.pick(&[0, 0, 2, 10])),
             cut_short: rng.once_in(8),
         };
         if rng.once_in(8) {
