@@ -7,6 +7,7 @@ use crate::network::{SharedLink, lock};
 use crate::queue::Completion;
 use crate::world::{Outcome, World};
 use crate::{stats, trace};
+use nvmf_proto::wire::Cqe;
 use nvmf_proto::wire::property::Csts;
 use nvmf_target::Status;
 
@@ -32,7 +33,6 @@ impl World {
         done: Completion,
     ) -> Outcome {
         let place = self.place(association, link, done.command.start);
-        let admitted = self.was_admitted(association, &done.command);
         let it = &mut self.associations[association];
         let Completion {
             command,
@@ -67,25 +67,27 @@ impl World {
                 }
                 self.miss_part(association);
             }
-            What::KeepAlive | What::Abort { .. } if !status.is_success() => {
+            // NVMe Base 2.1, Abort command: bit 0 of dword 0 is clear if the command was aborted.
+            What::Abort { victim, .. } if status.is_success() && cqe.result & 1 == 0 => {
+                it.aborted(*victim)?;
+            }
+            What::KeepAlive | What::Abort { .. } => {
                 let limit = status.same_code(Status::ABORT_LIMIT_EXCEEDED);
                 let crowded = matches!(command.what, What::Abort { crowded: true, .. });
                 let excused = place.spoiled || place.stopping || (limit && crowded);
-                if !excused {
+                if !status.is_success() && !excused {
                     return Err(format!("{} ended with {status}", command.what.name()));
                 }
             }
-            // NVMe Base 2.1, Abort command: bit 0 of dword 0 is clear if the command was aborted.
-            What::Abort { victim, .. } if cqe.result & 1 == 0 => it.aborted(*victim)?,
-            What::KeepAlive | What::Abort { .. } => {}
+            What::Event if status.is_success() => {
+                self.hear(association, cqe.result as u32)?;
+                let it = &mut self.associations[association];
+                if !matches!(it.stage, Stage::Leaving | Stage::Restarting) {
+                    it.await_event();
+                }
+            }
             What::Event => {
-                if status.is_success() {
-                    self.hear(association, cqe.result as u32)?;
-                    let it = &mut self.associations[association];
-                    if !matches!(it.stage, Stage::Leaving | Stage::Restarting) {
-                        it.await_event();
-                    }
-                } else if !command.unwanted && !place.stopping {
+                if !command.unwanted && !place.stopping {
                     return Err(format!("a request for events ended with {status}"));
                 }
             }
@@ -96,42 +98,64 @@ impl World {
                 self.give_up(association, false);
             }
             What::Halt | What::IsHalted | What::Restart | What::IsOff => {
-                if !status.is_success() {
+                return self.restarts(association, &command.what, &cqe);
+            }
+            _ => return self.rises(association, place, (qid, &command), &cqe),
+        }
+        Ok(())
+    }
+
+    /// A controller is on its way to be enabled again.
+    fn restarts(&mut self, association: usize, what: &What, cqe: &Cqe) -> Outcome {
+        if !cqe.status.is_success() {
+            return Err(format!("{} ended with {}", what.name(), cqe.status));
+        }
+        let csts = Csts(cqe.result as u32);
+        match what {
+            What::IsHalted if csts.shst() == Csts::SHST_COMPLETE => {
+                self.halted(association, csts.cfs())
+            }
+            What::IsOff if !csts.rdy() => self.disabled(association),
+            _ => {
+                self.look_later(association);
+                Ok(())
+            }
+        }
+    }
+
+    /// An association is on its way up.
+    fn rises(
+        &mut self,
+        association: usize,
+        place: Place,
+        (qid, command): (u16, &Command),
+        cqe: &Cqe,
+    ) -> Outcome {
+        let status = cqe.status;
+        let connected = matches!(command.what, What::Connect) && status.is_success();
+        if connected && !self.was_admitted(association, command) {
+            return Err("a host was admitted that is barred".to_owned());
+        }
+        match self.associations[association].rise(qid, &command.what, cqe) {
+            Progress::Fine => {
+                if matches!(command.what, What::Watch) {
+                    self.begin_watch(association, command.start);
+                }
+                self.check_cntlid(association)?;
+                self.check_limits()?;
+            }
+            Progress::OpenQueue(qid) => self.open(association, qid),
+            Progress::Refused => {
+                let excused = place.spoiled
+                    || self.may_end(association)
+                    || (status.same_code(Status::CONNECT_CONTROLLER_BUSY)
+                        && self.has_many_queues(association))
+                    || self.was_refused(association, command);
+                if !excused {
                     return Err(format!("{} ended with {status}", command.what.name()));
                 }
-                let csts = Csts(cqe.result as u32);
-                match command.what {
-                    What::IsHalted if csts.shst() == Csts::SHST_COMPLETE => {
-                        self.halted(association, csts.cfs())?;
-                    }
-                    What::IsOff if !csts.rdy() => self.disabled(association)?,
-                    _ => self.look_later(association),
-                }
+                self.give_up(association, false);
             }
-            What::Connect if status.is_success() && !admitted => {
-                return Err("a host was admitted that is barred".to_owned());
-            }
-            what => match it.rise(qid, what, &cqe) {
-                Progress::Fine => {
-                    if matches!(what, What::Watch) {
-                        self.begin_watch(association, command.start);
-                    }
-                    self.check_cntlid(association)?;
-                    self.check_limits()?;
-                }
-                Progress::OpenQueue(qid) => self.open(association, qid),
-                Progress::Refused => {
-                    let excused = place.spoiled
-                        || self.may_end(association)
-                        || (status.same_code(Status::CONNECT_CONTROLLER_BUSY)
-                            && self.has_many_queues(association))
-                        || self.was_refused(association, &command);
-                    if !excused {
-                        return Err(format!("{} ended with {status}", what.name()));
-                    }
-                    self.give_up(association, false);
-                }
-            },
         }
         Ok(())
     }
