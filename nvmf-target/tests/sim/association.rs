@@ -63,6 +63,8 @@ pub struct Association {
     pub silent: bool,
     /// So often it has not come up since it was up last.
     pub tries: u32,
+    /// When its host began to reset the controller last, or to shut it down.
+    pub stopped_at: u64,
     /// When its host looks next whether the controller is disabled or shut down.
     pub look_at: u64,
     /// The controller is to be shut down first.
@@ -102,6 +104,7 @@ impl Association {
             last_arrival: 0,
             silent: false,
             tries: 0,
+            stopped_at: 0,
             look_at: u64::MAX,
             halting: false,
             restarted: 0,
@@ -270,6 +273,7 @@ impl Association {
     pub fn restart(&mut self, halt: bool) {
         self.halting = halt;
         self.stage = Stage::Restarting;
+        self.stopped_at = trace::now();
         self.look_at = u64::MAX;
         let stamp = trace::stamp();
         self.restarted = stamp;

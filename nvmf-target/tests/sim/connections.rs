@@ -15,6 +15,8 @@ use std::sync::Arc;
 const SECOND: u64 = 1_000_000_000;
 /// Time that a host lets pass before it comes back, the first time.
 const RETRY: u64 = SECOND / 10;
+/// How long a controller may be there that is not in use: its reset waits for disks.
+const UNUSED: u64 = 120 * SECOND;
 /// Between two looks at CSTS during a reset, at least.
 const POLL: u64 = SECOND / 20;
 /// What the target may take to notice that a time is over.
@@ -87,6 +89,8 @@ impl World {
         }
         // A target that has said why it ends a connection waits for the host to close it.
         let closed_at = it.closed_at().unwrap_or_else(trace::now);
+        let stopped = it.stage == Stage::Restarting && closed_at >= it.stopped_at + UNUSED;
+        let unused = stopped && self.plan.has_hangs();
         let silent = it.kato() > 0 && closed_at >= it.proof + it.kato();
         let spoiled = it.queues.iter().any(|q| lock(&q.link).is_spoiled());
         let slow = it
@@ -95,7 +99,7 @@ impl World {
             .any(|q| !q.joined && closed_at >= lock(&q.link).opened_at + CONNECT_TIMEOUT);
         // Its host may not have moved a byte for so long, and others wanted the buffers.
         let stuck = self.plan.is_tight() && closed_at >= START + STALL_TIMEOUT;
-        silent || spoiled || slow || stuck || self.may_have_made_room(association)
+        silent || unused || spoiled || slow || stuck || self.may_have_made_room(association)
     }
 
     /// The target has ended a connection.

@@ -209,6 +209,15 @@ impl Plan {
         associations.any(|association| association.discovery)
     }
 
+    /// Whether there is a disk that may not answer.
+    pub fn has_hangs(&self) -> bool {
+        let hangs = |storage: &Storage| match &storage.kind {
+            Kind::Simulated(simulated) => simulated.manners.hangs > 0,
+            Kind::Ram => false,
+        };
+        self.storage.iter().any(hangs)
+    }
+
     /// Whether commands may have to wait for buffers.
     pub const fn is_tight(&self) -> bool {
         self.buffer_bytes / self.reactors < 4 << 20
