@@ -138,25 +138,25 @@ impl Conn {
     /// however many there are whose hosts do not take or send what they should, some is left. Where
     /// others wait, it depends on them as well (see [`Line`](crate::reactor::Line)).
     fn has_share(&self, cx: &mut Cx, len: u32) -> bool {
-        let footprint = footprint(len);
-        let fits = self.held + footprint <= cx.pool.free_bytes() / 2;
+        let (held, footprint) = (self.counted(), footprint(len));
+        let fits = held + footprint <= cx.pool.free_bytes() / 2;
         // Its first buffer a connection gets in any case, but a large one only while as much stays
         // free: what many connections hold at least must leave room for small commands of others.
         let first = footprint <= SMALL || footprint > cx.pool.total_bytes() / 4;
-        let has_share = fits || (self.held == 0 && first);
+        let has_share = fits || (held == 0 && first);
         if cx.line.is_empty() {
             return has_share;
         }
         cx.line
-            .admits(&cx.pool, cx.now, self.id, self.held, footprint, has_share)
+            .admits(&cx.pool, cx.now, self.id, held, footprint, has_share)
     }
 
     /// Whether a command that has no buffer is one that others should not have overtaken: its
     /// connection holds less than that. (Of what is more than a quarter of all buffers a connection
     /// gets nothing beside what it holds already.)
     fn is_passed_over(&self, cx: &Cx, len: u32) -> bool {
-        let footprint = footprint(len);
-        self.held == 0 || (self.held < footprint && footprint <= cx.pool.total_bytes() / 4)
+        let (held, footprint) = (self.counted(), footprint(len));
+        held == 0 || (held < footprint && footprint <= cx.pool.total_bytes() / 4)
     }
 
     /// The command has its buffer: host data comes next, or execution.

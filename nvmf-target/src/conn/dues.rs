@@ -1,8 +1,8 @@
 //! Where buffers are short, and in a shutdown: what a host owes for those of its connection that only
 //! it can free.
 
-use super::Conn;
 use super::fused::Half;
+use super::{Command, Conn};
 use crate::reactor::{Cx, SMALL};
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::Status;
@@ -53,6 +53,23 @@ impl Conn {
             | self.emptying.are_late(to_empty, now, limit, began);
         let idle = self.moved.after(limit) < now && to_fill + to_empty > 0;
         late || idle
+    }
+
+    /// What is with namespaces that do not answer is no part of its share any more: it cannot be
+    /// freed, and what the host wants of others is to go on.
+    pub(crate) fn write_off(&mut self, cx: &mut Cx) {
+        let lanes = &cx.lanes;
+        let is_lost = |c: &&Command| c.parts > 0 && lanes.is_stopped(c.lane);
+        let lost = self.commands.iter().filter(is_lost).map(|c| c.given).sum();
+        if self.lost < lost {
+            cx.line.note_change();
+        }
+        self.lost = lost;
+    }
+
+    /// Bytes of buffers that count for its share.
+    pub(super) const fn counted(&self) -> usize {
+        self.held.saturating_sub(self.lost)
     }
 
     /// Ends a pair of which one half has its buffer while the other has waited for one for `limit`

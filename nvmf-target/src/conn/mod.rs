@@ -105,6 +105,8 @@ struct Command {
     parts: u32,
     /// The lane that took the latest of them.
     lane: usize,
+    /// Bytes of that one's buffers.
+    given: usize,
     /// The host wants it aborted: no further step is taken.
     aborted: bool,
     /// The first failure of its parts.
@@ -156,6 +158,8 @@ pub(crate) struct Conn {
     blocked: Option<(Slot, u32)>,
     /// Bytes of buffers that its commands hold.
     held: usize,
+    /// How many of those are with namespaces that do not answer.
+    lost: usize,
     /// When a byte was last moved, a buffer taken, or a request completed.
     moved: Time,
     /// What its host does about the buffers that it is to fill, and those that it is to empty.
@@ -233,6 +237,7 @@ impl Conn {
             waiting: VecDeque::new(),
             blocked: None,
             held: 0,
+            lost: 0,
             moved: cx.now,
             filling: Dues::default(),
             emptying: Dues::default(),
@@ -396,6 +401,7 @@ impl Conn {
         let route = completion.route();
         let slot = route.slot;
         let (op, buf, status) = (completion.op(), completion.take_buf(), completion.status());
+        self.lost = self.lost.saturating_sub(buf.footprint());
         if matches!(self.queue, Queue::Admin(_)) {
             return self.on_admin_flush(cx, route, status);
         }

@@ -129,6 +129,12 @@ pub(crate) struct Inner {
     port: Arc<Port>,
 }
 
+impl Inner {
+    const fn footprint(&self) -> usize {
+        self.buf.footprint() + self.expected.footprint()
+    }
+}
+
 /// One operation on a namespace, owned by whoever works on it.
 ///
 /// To be answered exactly once with [`Request::complete`], from any thread. A request that is
@@ -246,6 +252,11 @@ impl Request {
         }
     }
 
+    /// Bytes of the pool that its buffers take up.
+    pub(crate) fn footprint(&self) -> usize {
+        self.inner().footprint()
+    }
+
     /// Ends a request that no backend has worked on.
     pub(crate) fn withdraw(mut self, status: Status) -> Completion {
         while let Some((by, mark)) = self.0.as_mut().and_then(|inner| inner.interceptors.pop()) {
@@ -358,6 +369,11 @@ impl Completion {
             range, lba_shift, ..
         } = &*self.0;
         range.slba << lba_shift..(range.slba + range.blocks) << lba_shift
+    }
+
+    /// As [`Request::footprint`], until the buffers are taken out.
+    pub(crate) fn footprint(&self) -> usize {
+        self.0.footprint()
     }
 
     /// Takes out what the log is to say.

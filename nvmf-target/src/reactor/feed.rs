@@ -1,5 +1,5 @@
 //! Buffers for commands that wait for some, and the end of connections that hold some and make no
-//! use of them.
+//! use of them, and of commands for namespaces that keep them.
 
 use super::{Reactor, SMALL};
 use crate::buf::BufPool;
@@ -77,6 +77,11 @@ impl Line {
 
     pub(crate) const fn is_empty(&self) -> bool {
         self.next.is_none()
+    }
+
+    /// Somebody may have more now, though no buffer has come back.
+    pub(crate) const fn note_change(&mut self) {
+        self.changed = true;
     }
 
     /// Whether there is a reason to look at those who wait though no buffer has come back.
@@ -296,7 +301,9 @@ impl Reactor {
     }
 
     /// While commands wait for buffers: ends connections that hold some and whose hosts have moved
-    /// too little for too long. Without this a few hosts that stop reading would stop the others.
+    /// too little for too long, and fails what namespaces have not been given that have answered
+    /// nothing for as long. Without this a few hosts that stop reading would stop the others, and so
+    /// would a namespace.
     pub(super) fn end_stuck(&mut self) {
         if self.cx.starved.is_empty() && self.cx.blocked.is_empty() {
             self.shortage = None;
@@ -304,11 +311,17 @@ impl Reactor {
         }
         let now = self.cx.now;
         let limit = self.stall_timeout();
+        let is_new = self.shortage.is_none();
         let shortage = self.shortage.get_or_insert_with(|| Shortage {
             began: now,
             look: now.after(limit),
         });
-        if now < shortage.look {
+        if now < shortage.look && !is_new {
+            return;
+        }
+        // What is refused is answered in the next turn.
+        self.backlog |= self.cx.lanes.refuse_stopped(now, limit);
+        if is_new {
             return;
         }
         let (began, hurry) = (shortage.began, shortage.hurry(now, limit));
@@ -318,6 +331,7 @@ impl Reactor {
                 continue;
             };
             conn.end_starved_pair(&mut self.cx, limit);
+            conn.write_off(&mut self.cx);
             if conn.is_stuck(&self.cx, limit, hurry, began) {
                 limited!(
                     Warn,

@@ -1,5 +1,5 @@
 //! A reactor's lanes: opened when first used, never given more than their depth, nor anything that
-//! writes while the namespace's gate is closed.
+//! writes while the namespace's gate is closed, nor most of the reactor's buffers.
 //!
 //! Requests are handed to a lane in batches, when the batch is committed: so a panic in it is
 //! caught once for all of them. A lane that has panicked is given up. It is dropped, what it has
@@ -7,6 +7,7 @@
 //! place is kept until all requests that it had have come back.
 
 use super::gate::Member;
+use super::share::{Pulse, Share};
 use super::{Mailbox, Poller, now};
 use crate::chatter::error;
 use crate::chatter::limited;
@@ -16,6 +17,7 @@ use crate::ns::{
     BlockDevice, Completion, Lane, LaneCx, LbaRange, Loan, Op, ReactorRing, Request, RequestId,
     contained,
 };
+use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::Status;
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -60,10 +62,13 @@ struct OpenLane {
     lends: bool,
     depth: u32,
     outstanding: u32,
+    /// Bytes of buffers of what is outstanding.
+    bytes: usize,
     /// What it gets with the next commit.
     batch: VecDeque<Request>,
-    /// What exceeds the depth.
+    /// What exceeds the depth, or its part of the buffers.
     waiting: VecDeque<Request>,
+    pulse: Pulse,
     /// What the namespace's SMART log counts.
     stats: Arc<QueueStats>,
     shared: Arc<NsShared>,
@@ -96,6 +101,28 @@ impl OpenLane {
 
     fn is_over(&self) -> bool {
         self.detached && self.outstanding == 0 && self.parked.is_empty()
+    }
+
+    /// Whether it may be given a request now. A device that works on this thread keeps nothing.
+    fn has_room(&self, share: &Share, request: &Request) -> bool {
+        let fits = || share.admits(self.bytes, request.footprint());
+        self.outstanding < self.depth && (self.device.is_some() || fits())
+    }
+
+    /// Counts a request as outstanding.
+    fn count(&mut self, share: &mut Share, request: &Request) {
+        let bytes = request.footprint();
+        self.outstanding += 1;
+        self.bytes += bytes;
+        share.give(bytes);
+    }
+
+    /// Fails a request that it has not been given.
+    #[cold]
+    fn refuse(&mut self, share: &mut Share, request: Request) {
+        self.count(share, &request);
+        self.pulse.note_foreign();
+        request.complete(Err(Status::NAMESPACE_NOT_READY));
     }
 
     /// Gives the lane its batch, and ends that if this is the `end` of the turn.
@@ -181,12 +208,15 @@ pub(crate) struct Lanes {
     to_flush: Vec<usize>,
     reactor: usize,
     uring: ReactorRing,
+    share: Share,
 }
 
 impl Lanes {
-    pub(super) fn new(reactor: usize) -> Self {
+    /// Of the reactor of that number, which has so many `bytes` of buffers.
+    pub(super) fn new(reactor: usize, bytes: usize) -> Self {
         Self {
             reactor,
+            share: Share::new(bytes),
             ..Self::default()
         }
     }
@@ -246,8 +276,10 @@ impl Lanes {
             lends,
             depth: entry.info.depth,
             outstanding: 0,
+            bytes: 0,
             batch: VecDeque::new(),
             waiting: VecDeque::new(),
+            pulse: Pulse::default(),
             stats: entry.shared.stats.lane(),
             shared: Arc::clone(&entry.shared),
             member,
@@ -276,7 +308,7 @@ impl Lanes {
         Ok(index)
     }
 
-    /// Gives a lane a request, now or when gate and depth allow.
+    /// Gives a lane a request, now or when gate, depth, and what it has of the buffers allow.
     pub(crate) fn submit(&mut self, index: usize, request: Request) {
         let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
             return;
@@ -294,10 +326,14 @@ impl Lanes {
             return;
         };
         lane.writers += u32::from(request.op().writes());
-        if lane.outstanding >= lane.depth {
-            lane.waiting.push_back(request);
-        } else {
+        // What needs no buffers does not wait behind what waits for its part of them.
+        let is_next = lane.waiting.is_empty() || request.footprint() == 0;
+        if is_next && lane.has_room(&self.share, &request) {
             self.start(index, request);
+        } else if lane.pulse.is_stopped() {
+            lane.refuse(&mut self.share, request);
+        } else {
+            lane.waiting.push_back(request);
         }
     }
 
@@ -305,13 +341,14 @@ impl Lanes {
         let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
             return;
         };
-        lane.outstanding += 1;
+        lane.count(&mut self.share, &request);
         if lane.lane.is_none() {
             return request.complete(Err(Status::NAMESPACE_NOT_READY));
         }
         let marked = &lane.shared.gate.uncorrectable;
         if marked.any() && marked.spoils(request.op(), request.lba_range()) {
             // NVM Command Set 1.1, Write Uncorrectable command.
+            lane.pulse.note_foreign();
             return request.complete(Err(Status::UNRECOVERED_READ_ERROR.dnr()));
         }
         if !lane.touched {
@@ -386,26 +423,30 @@ impl Lanes {
         poller: &Poller,
     ) -> Option<Request> {
         let lane = self.lanes.get_mut(index).and_then(Option::as_mut)?;
-        if let Some(at) = lane.waiting.iter().position(|r| r.id() == id) {
-            lane.outstanding += 1;
-            return lane.waiting.remove(at);
-        }
-        if let Some(at) = lane.parked.iter().position(|r| r.id() == id) {
-            lane.outstanding += 1;
+        let place = |queue: &VecDeque<Request>| queue.iter().position(|r| r.id() == id);
+        let request = if let Some(at) = place(&lane.waiting) {
+            let request = lane.waiting.remove(at)?;
+            lane.count(&mut self.share, &request);
+            request
+        } else if let Some(at) = place(&lane.parked) {
+            let request = lane.parked.remove(at)?;
+            lane.count(&mut self.share, &request);
             lane.writers += 1;
-            return lane.parked.remove(at);
-        }
-        if let Some(at) = lane.batch.iter().position(|r| r.id() == id) {
-            return lane.batch.remove(at);
-        }
-        let inner = lane.lane.as_mut().filter(|_| lane.panic.is_none())?;
-        match contain(|| inner.abort(id)) {
-            Ok(request) => request.filter(|r| r.id() == id),
-            Err(panic) => {
-                self.give_up(index, &panic, poller);
-                None
+            request
+        } else if let Some(at) = place(&lane.batch) {
+            lane.batch.remove(at)?
+        } else {
+            let inner = lane.lane.as_mut().filter(|_| lane.panic.is_none())?;
+            match contain(|| inner.abort(id)) {
+                Ok(request) => request.filter(|r| r.id() == id)?,
+                Err(panic) => {
+                    self.give_up(index, &panic, poller);
+                    return None;
+                }
             }
-        }
+        };
+        lane.pulse.note_foreign();
+        Some(request)
     }
 
     /// Takes note of a completion, and submits what waited for it.
@@ -423,6 +464,10 @@ impl Lanes {
             );
         }
         lane.outstanding -= 1;
+        let bytes = done.footprint();
+        lane.bytes -= bytes;
+        self.share.take_back(bytes);
+        lane.pulse.beat();
         if done.op().writes() {
             lane.writers -= 1;
             let marked = &lane.shared.gate.uncorrectable;
@@ -431,16 +476,63 @@ impl Lanes {
             }
             lane.answer();
         }
-        let next = if lane.outstanding < lane.depth {
-            lane.waiting.pop_front()
-        } else {
-            None
-        };
-        if let Some(request) = next {
-            self.start(index, request);
-        } else if lane.is_over() {
+        self.start_waiting(index);
+        let lane = self.lanes[index].as_ref();
+        if lane.is_some_and(OpenLane::is_over) {
             self.end(index, poller);
         }
+    }
+
+    /// Submits what there is room for of what waits.
+    fn start_waiting(&mut self, index: usize) {
+        loop {
+            let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
+                return;
+            };
+            let share = &self.share;
+            let next = lane.waiting.front();
+            if !next.is_some_and(|request| lane.has_room(share, request)) {
+                return;
+            }
+            if let Some(request) = lane.waiting.pop_front() {
+                self.start(index, request);
+            }
+        }
+    }
+
+    /// Looks for lanes that have something to do and have ended nothing for `limit` nanoseconds:
+    /// what they have not been given yet fails, so that its buffers come back. True if there was
+    /// any of that.
+    pub(super) fn refuse_stopped(&mut self, now: Time, limit: u64) -> bool {
+        let mut refused = false;
+        for lane in self.lanes.iter_mut().flatten() {
+            let has_some = lane.outstanding > 0 || !lane.parked.is_empty();
+            if lane.pulse.look(has_some, now, limit) {
+                limited!(
+                    Warn,
+                    lane.shared.lane_chatter,
+                    now,
+                    "{}: it has ended none of its {} requests for a while, and others wait for buffers; commands beyond its part of them fail",
+                    lane.shared.name,
+                    lane.outstanding
+                );
+            }
+            if lane.pulse.is_stopped() {
+                lane.writers += count(&lane.parked);
+                let parked = std::mem::take(&mut lane.parked);
+                for request in lane.waiting.drain(..).chain(parked).collect::<Vec<_>>() {
+                    lane.refuse(&mut self.share, request);
+                    refused = true;
+                }
+            }
+        }
+        refused
+    }
+
+    /// Whether a lane has ended nothing for too long.
+    pub(crate) fn is_stopped(&self, index: usize) -> bool {
+        let lane = self.lanes.get(index).and_then(Option::as_ref);
+        lane.is_some_and(|lane| lane.pulse.is_stopped())
     }
 
     /// The gate of a namespace closes for somebody, or opens, for one of its lanes.
@@ -474,11 +566,7 @@ impl Lanes {
             return;
         }
         lane.depth = depth;
-        let room = depth.saturating_sub(lane.outstanding) as usize;
-        let ready = room.min(lane.waiting.len());
-        for request in lane.waiting.drain(..ready).collect::<Vec<_>>() {
-            self.start(index, request);
-        }
+        self.start_waiting(index);
     }
 
     /// Ends the batch: every lane that was submitted to is told so.
@@ -531,12 +619,13 @@ impl Lanes {
             self.by_uid.remove(&lane.uid);
         }
         self.last.take();
-        lane.outstanding += count(&lane.waiting) + count(&lane.parked);
-        lane.writers += count(&lane.parked);
-        let left = lane.batch.drain(..);
-        let left = left.chain(lane.waiting.drain(..));
-        for request in left.chain(lane.parked.drain(..)) {
+        for request in lane.batch.drain(..) {
             request.complete(Err(Status::NAMESPACE_NOT_READY));
+        }
+        lane.writers += count(&lane.parked);
+        let parked = std::mem::take(&mut lane.parked);
+        for request in lane.waiting.drain(..).chain(parked).collect::<Vec<_>>() {
+            lane.refuse(&mut self.share, request);
         }
         if lane.is_over() {
             self.end(index, poller);

@@ -12,6 +12,7 @@ mod gate;
 mod lanes;
 mod mailbox;
 mod poller;
+mod share;
 
 #[cfg(feature = "sim")]
 pub(crate) use accept::Acceptor;
@@ -296,9 +297,9 @@ impl Reactor {
                 core,
                 mailbox,
                 poller,
+                lanes: Lanes::new(index, pool.total_bytes()),
                 pool,
                 reserve,
-                lanes: Lanes::new(index),
                 stage: vec![0; STAGE].into_boxed_slice(),
                 now: now(),
                 dirty: Vec::with_capacity(EARLY),

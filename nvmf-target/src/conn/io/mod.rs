@@ -139,6 +139,7 @@ impl Conn {
         let command = self.command(slot);
         command.parts += 1;
         command.lane = lane;
+        command.given = request.footprint();
         let alone = command.exclusive.is_some();
         self.in_flight += 1;
         cx.in_flight += 1;

@@ -1,14 +1,14 @@
 //! What waits where nothing else moves: for a buffer, for a turn, or to be alone with a namespace.
 
 use super::{Host, SECOND, stepped_with};
-use crate::common::config;
 use crate::common::raw::{Digests, read, with_sgl, write_by_r2t, write_in_capsule};
 use crate::common::step::Step;
+use crate::common::{NQN, config};
 use nvmf_host::command;
 use nvmf_host::nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
-use nvmf_host::nvmf_proto::wire::pdu::{DataHeader, capsule_cqe};
+use nvmf_host::nvmf_proto::wire::pdu::{DataHeader, PduType, capsule_cqe};
 use nvmf_host::nvmf_proto::wire::{SglDescriptor, Status};
-use nvmf_target::ns::{BlockDevice, Inline, NsError, NsInfo, Support};
+use nvmf_target::ns::{BlockDevice, Inline, NsError, NsInfo, RamDisk, Support};
 use nvmf_target::sim::SimTarget;
 use nvmf_target::transport::MemConnector;
 
@@ -26,14 +26,17 @@ fn end(host: &mut Host) -> Option<(u16, Status)> {
 }
 
 /// A pair that is interrupted because its second buffer is not to be had is answered at that moment,
-/// though nothing else happens: all other buffers are with a device that hangs.
+/// though nothing else happens: all other buffers are with a device that ends nothing but flushes.
 #[test]
 fn s65_a_pair_that_is_interrupted_is_answered_at_once() {
     let mut config = config();
     (config.reactors, config.buffer_bytes) = (1, 1 << 20);
-    let step = Step::new(NsInfo::new(512, 1 << 20));
+    let mut info = NsInfo::new(512, 1 << 20);
+    (info.volatile_cache, info.caps.flush) = (true, Support::Native);
+    let step = Step::new(info);
     let (mut sim, connector) = stepped_with(config, step.clone());
     let (_admin, mut io) = both(&mut sim, &connector);
+    let (_admin_of_another, mut flushing) = both(&mut sim, &connector);
     let [mut compare, mut write] = command::compare_and_write(1, 0, 256);
     for (cid, sqe) in [(1, &mut compare), (2, &mut write)] {
         sqe.set_cid(cid);
@@ -55,11 +58,18 @@ fn s65_a_pair_that_is_interrupted_is_answered_at_once() {
         })
         .collect();
     assert_eq!(sim.target().stats().buffers_lent, 1 << 20);
+    // What it is given: three quarters of all.
+    let kept = step.take(48);
     io.submit(&write, &[]);
     sim.settle();
     let begun = sim.time();
     while sim.target().stats().buffers_lent == 1 << 20 {
         assert!(io.next().is_none() && sim.time() < begun + 12 * SECOND);
+        flushing.submit(&command::flush(1), &[]);
+        sim.settle();
+        step.next().complete(Ok(()));
+        sim.settle();
+        assert_eq!(end(&mut flushing), Some((0, Status::SUCCESS)));
         sim.set_time(sim.next_deadline().unwrap());
         sim.settle();
     }
@@ -69,7 +79,9 @@ fn s65_a_pair_that_is_interrupted_is_answered_at_once() {
         (2, Status::COMMAND_INTERRUPTED),
     ];
     assert_eq!(ends, expected.map(Some));
-    drop((others, step.take(56)));
+    drop((others, kept));
+    sim.settle();
+    drop(step.take(8));
 }
 
 /// Takes whatever it is told to deallocate, on the reactor's thread.
@@ -186,4 +198,86 @@ fn s58_who_waits_for_a_write_that_never_completes_may_give_up() {
     sim.settle();
     never.complete(Ok(()));
     sim.settle();
+}
+
+/// A namespace that never answers does not get all buffers, however often hosts come back to it:
+/// others go on, on the same queues, too, and what it is sent beside fails and may be tried again.
+#[test]
+fn s58_a_namespace_that_never_answers_leaves_buffers_to_others() {
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 4 << 20);
+    let step = Step::new(NsInfo::new(512, 1 << 20));
+    let (mut sim, connector) = stepped_with(config, step.clone());
+    let disk = Inline::new(RamDisk::new(1 << 20, 512).unwrap());
+    sim.target().add_namespace(NQN, 2, disk).unwrap();
+    let of_disk = |cid| {
+        let sgl = SglDescriptor::transport(128 << 10);
+        with_sgl(command::compare(2, 0, 256), cid, sgl)
+    };
+    // Sends the data that it is asked for; what has ended.
+    let serve = |sim: &mut SimTarget, host: &mut Host| {
+        let mut ends = Vec::new();
+        sim.settle();
+        while let Some(pdu) = host.next() {
+            if pdu[0] == PduType::R2T.0 {
+                let r2t = DataHeader::decode(pdu.first_chunk().unwrap());
+                let zeroes = vec![0; r2t.length as usize];
+                host.send(&Digests::default().h2c_data(&r2t, r2t.offset, &zeroes, true));
+                sim.settle();
+            } else if pdu[0] == PduType::CAPSULE_RESP.0 {
+                let cqe = capsule_cqe(pdu.first_chunk().unwrap());
+                ends.push((cqe.cid, cqe.status));
+            }
+        }
+        ends
+    };
+    let mut hosts: Vec<_> = (0..16).map(|_| both(&mut sim, &connector)).collect();
+    for (_, io) in &mut hosts {
+        for cid in 0..4 {
+            io.submit(&write_by_r2t(cid, 0, 256), &[]);
+            io.submit(&read(4 + cid, 0, 256), &[]);
+        }
+        assert_eq!(serve(&mut sim, io), []);
+    }
+    // Half of them are given up and come back.
+    hosts.drain(..8);
+    hosts.extend((0..8).map(|_| both(&mut sim, &connector)));
+    for (_, io) in &mut hosts {
+        io.submit(&of_disk(8), &[]);
+        io.submit(&write_by_r2t(9, 0, 256), &[]);
+    }
+    let mut ends: Vec<_> = hosts.iter().map(|_| Vec::new()).collect();
+    let until = sim.time() + 30 * SECOND;
+    let is_served = |ends: &Vec<(u16, Status)>| ends.contains(&(8, Status::SUCCESS));
+    while !ends.iter().all(is_served) && sim.time() < until {
+        for ((_, io), ends) in hosts.iter_mut().zip(&mut ends) {
+            ends.extend(serve(&mut sim, io));
+        }
+        sim.set_time(sim.next_deadline().unwrap_or(until).min(until));
+    }
+    assert!(ends.iter().all(is_served), "{ends:?}");
+    for (cid, status) in ends.into_iter().flatten().filter(|&(cid, _)| cid != 8) {
+        assert!(
+            status.same_code(Status::NAMESPACE_NOT_READY),
+            "{cid}: {status:?}"
+        );
+    }
+    let given = step.pending();
+    assert!(given > 0 && sim.target().stats().buffers_lent <= 3 << 20);
+    // It answers, and takes what it is sent.
+    step.take(given)
+        .into_iter()
+        .for_each(|r| r.complete(Ok(())));
+    sim.settle();
+    for (_, io) in &mut hosts {
+        serve(&mut sim, io);
+        io.submit(&read(10, 0, 32), &[]);
+    }
+    sim.settle();
+    assert!(step.pending() >= hosts.len());
+    drop(hosts);
+    sim.settle();
+    step.take(step.pending());
+    sim.settle();
+    assert_eq!(sim.target().stats(), Default::default());
 }
