@@ -324,8 +324,9 @@ fn a_command_whose_capsule_waits_for_a_buffer_is_aborted() {
             rig.io.submit(&by_hand(write_in_capsule(cid, 0, 32)), &data);
             sent = cid;
         }
-        // One has its buffer from the pool, 16 have theirs from the reserve.
-        let mut held = rig.step.take(17);
+        // One has its buffer from the pool, 16 have theirs from the reserve; the backend is given
+        // three quarters of what the pool has.
+        let mut held = rig.step.take(3);
         let stuck = 18;
         // Those behind it have not been read: nobody knows them.
         assert_eq!(rig.abort(stuck + 1), NOT_IMMEDIATE);
@@ -438,13 +439,16 @@ fn an_admin_command_that_waits_for_a_buffer_is_aborted() {
     let mut rig = rig(config, info());
     // Every queue gets its first buffer in any case, until there are none.
     let mut queues = Vec::new();
-    let mut held = Vec::new();
     for qid in 2..=5 {
         let mut queue = Raw::io(rig.address, rig.cntlid, qid);
         queue.submit(&by_hand(read(1, 0, 8)), &[]);
-        held.push(rig.step.next());
+        eventually("it has a buffer", || {
+            rig.target.stats().buffers_lent == (queues.len() + 1) * 4096
+        });
         queues.push(queue);
     }
+    // The backend is given three quarters of them.
+    let held = rig.step.take(3);
     let identify = command::identify(0, &IdentifyCommand::new(Cns::CONTROLLER));
     let sqe = with_sgl(identify, 21, SglDescriptor::transport(4096));
     rig.admin.submit(&sqe, &[]);
@@ -457,6 +461,7 @@ fn an_admin_command_that_waits_for_a_buffer_is_aborted() {
     for request in held {
         fill(request, 1);
     }
+    fill(rig.step.next(), 1);
     assert_eq!(rig.admin.read(&sqe).len(), 4096);
     drop(queues);
     rig.end();

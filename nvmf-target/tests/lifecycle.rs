@@ -442,17 +442,20 @@ fn keep_alive_is_answered_while_everything_else_waits() {
     config.buffer_bytes = 16 << 10;
     let mut rig = rig(config, info());
     let mut queues = Vec::new();
-    let mut held = Vec::new();
     // Every queue gets its first buffer, until there are none.
     for qid in 2..=5 {
         let mut queue = Raw::io(rig.address, rig.cntlid, qid);
         let mut sqe = read(1, 0, 8);
         sqe.set_nsid(2);
         queue.submit(&sqe, &[]);
-        held.push(rig.step.next());
+        eventually("it has a buffer", || {
+            rig.target.stats().buffers_lent == (queues.len() + 1) * 4096
+        });
         queue.submit(&read(2, 0, 8), &[]);
         queues.push(queue);
     }
+    // The backend is given three quarters of them.
+    let held = rig.step.take(3);
     rig.admin.submit(&identify(), &[]);
     for cid in 100..120 {
         let mut sqe = command::keep_alive();
@@ -463,6 +466,7 @@ fn keep_alive_is_answered_while_everything_else_waits() {
         request.data_mut().fill(1);
         request.complete(Ok(()));
     }
+    rig.step.next().complete(Ok(()));
     assert_eq!(rig.admin.recv().data().len(), 4096);
     assert_eq!(rig.admin.recv().cqe().cid, 3);
     drop(queues);

@@ -82,7 +82,7 @@ mod tests {
         let each = TargetConfig::queue_bytes_min(config.admin_queue_entries);
         let all = config.max_discovery_controllers * each;
         // What docs/threat-model.md says.
-        assert_eq!(all.div_ceil(1 << 20), 243);
+        assert_eq!(all.div_ceil(1 << 20), 244);
         assert!(all < config.queue_bytes / 2);
     }
 }

@@ -60,7 +60,12 @@ impl Conn {
     pub(crate) fn write_off(&mut self, cx: &mut Cx) {
         let lanes = &cx.lanes;
         let is_lost = |c: &&Command| c.parts > 0 && lanes.is_stopped(c.lane);
-        let lost = self.commands.iter().filter(is_lost).map(|c| c.given).sum();
+        let given = self
+            .commands
+            .iter()
+            .filter(is_lost)
+            .map(|c| c.given as usize);
+        let lost = given.sum();
         if self.lost < lost {
             cx.line.note_change();
         }

@@ -106,7 +106,7 @@ struct Command {
     /// The lane that took the latest of them.
     lane: usize,
     /// Bytes of that one's buffers.
-    given: usize,
+    given: u32,
     /// The host wants it aborted: no further step is taken.
     aborted: bool,
     /// The first failure of its parts.

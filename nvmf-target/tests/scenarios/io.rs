@@ -295,7 +295,8 @@ fn s58_backends_that_fail_are_late_or_never_answer() {
             drop((io, admin));
             // Its connection is closed but counted, beside the two of the other host.
             eventually("the host is gone", || scene.target.stats().connections == 3);
-            assert_eq!(scene.target.stats().in_flight, 8);
+            // Those of the other host come and go.
+            eventually("its are in flight", || scene.target.stats().in_flight == 8);
             for (n, mut request) in late.into_iter().enumerate() {
                 // Its buffer is still the backend's, and nobody else's.
                 if request.op() == Op::Read {

@@ -139,7 +139,7 @@ impl Conn {
         let command = self.command(slot);
         command.parts += 1;
         command.lane = lane;
-        command.given = request.footprint();
+        command.given = u32::try_from(request.footprint()).unwrap_or(u32::MAX);
         let alone = command.exclusive.is_some();
         self.in_flight += 1;
         cx.in_flight += 1;
