@@ -117,6 +117,28 @@ impl OpenLane {
         share.give(bytes);
     }
 
+    /// Fails what it has not been given, as far as it `is_meant`. True if there was any.
+    fn refuse_all(&mut self, share: &mut Share, is_meant: fn(&Request) -> bool) -> bool {
+        let waiting = std::mem::take(&mut self.waiting);
+        let parked = std::mem::take(&mut self.parked);
+        let before = self.outstanding;
+        for request in waiting {
+            match is_meant(&request) {
+                true => self.refuse(share, request),
+                false => self.waiting.push_back(request),
+            }
+        }
+        for request in parked {
+            if is_meant(&request) {
+                self.writers += u32::from(request.op().writes());
+                self.refuse(share, request);
+            } else {
+                self.parked.push_back(request);
+            }
+        }
+        self.outstanding > before
+    }
+
     /// Fails a request that it has not been given.
     #[cold]
     fn refuse(&mut self, share: &mut Share, request: Request) {
@@ -330,7 +352,7 @@ impl Lanes {
         let is_next = lane.waiting.is_empty() || request.footprint() == 0;
         if is_next && lane.has_room(&self.share, &request) {
             self.start(index, request);
-        } else if lane.pulse.is_stopped() {
+        } else if lane.pulse.is_stopped() && request.footprint() > 0 {
             lane.refuse(&mut self.share, request);
         } else {
             lane.waiting.push_back(request);
@@ -518,12 +540,7 @@ impl Lanes {
                 );
             }
             if lane.pulse.is_stopped() {
-                lane.writers += count(&lane.parked);
-                let parked = std::mem::take(&mut lane.parked);
-                for request in lane.waiting.drain(..).chain(parked).collect::<Vec<_>>() {
-                    lane.refuse(&mut self.share, request);
-                    refused = true;
-                }
+                refused |= lane.refuse_all(&mut self.share, |request| request.footprint() > 0);
             }
         }
         refused
@@ -622,11 +639,7 @@ impl Lanes {
         for request in lane.batch.drain(..) {
             request.complete(Err(Status::NAMESPACE_NOT_READY));
         }
-        lane.writers += count(&lane.parked);
-        let parked = std::mem::take(&mut lane.parked);
-        for request in lane.waiting.drain(..).chain(parked).collect::<Vec<_>>() {
-            lane.refuse(&mut self.share, request);
-        }
+        lane.refuse_all(&mut self.share, |_| true);
         if lane.is_over() {
             self.end(index, poller);
         }
@@ -699,8 +712,4 @@ impl Lanes {
             self.touched.retain(|&t| t != index);
         }
     }
-}
-
-fn count(requests: &VecDeque<Request>) -> u32 {
-    u32::try_from(requests.len()).unwrap_or(u32::MAX)
 }

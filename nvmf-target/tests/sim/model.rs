@@ -447,6 +447,10 @@ impl Model {
             (io.op.is_fused(), Refused)
         } else if is(Status::COMMAND_INTERRUPTED) {
             (self.tight, InTheMiddle)
+        } else if is(Status::NAMESPACE_NOT_READY) {
+            // Its device has ended nothing for long, and others wait for buffers.
+            let may_stand_still = storages().any(|storage| storage.disk.is_some());
+            (self.tight && may_stand_still, InTheMiddle)
         } else if is(Status::RESERVATION_CONFLICT) {
             (self.had_right(place, io, command.start, false), Refused)
         } else if is(Status::ABORT_REQUESTED) {
