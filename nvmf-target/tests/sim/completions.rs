@@ -160,22 +160,6 @@ impl World {
         Ok(())
     }
 
-    /// Whether a command of an association may have met a namespace of another format. A Read gets
-    /// less data then than its host has made room for.
-    pub fn is_other_format(&self, association: usize) -> bool {
-        let it = &self.associations[association];
-        let subsystem = &self.model.subsystems[it.plan.subsystem];
-        let commands = it.queues.iter().flat_map(|queue| queue.commands());
-        commands.into_iter().any(|command| match &command.what {
-            What::Io(io) => subsystem
-                .namespaces_since(io.nsid, command.start)
-                .iter()
-                .flatten()
-                .any(|ns| ns.block_size != io.block_size),
-            _ => false,
-        })
-    }
-
     /// No other controller of the subsystem that is there has the same CNTLID.
     fn check_cntlid(&self, association: usize) -> Outcome {
         let is_open = |it: &&Association| {

@@ -217,7 +217,7 @@ impl World {
             match event {
                 Received::Completed(done) => self.completed(association, qid, &link, *done)?,
                 Received::Violation(violation) => {
-                    if lock(&link).down.flipped == 0 && !self.is_other_format(association) {
+                    if lock(&link).down.flipped == 0 {
                         return Err(format!("the target broke NVMe/TCP: {violation}"));
                     }
                     self.give_up(association, true);
