@@ -167,13 +167,13 @@ impl Inner {
     }
 
     fn shutdown(&self, within: Duration) -> bool {
-        let Some(threads) = self.begin_shutdown() else {
-            return self.hurry(within);
-        };
         // A reactor that a backend calls this on cannot wait for itself, and others wait for it.
-        let within = match threads.iter().any(is_current) {
+        let within = match self.reactors.iter().any(|reactor| reactor.port.is_own()) {
             true => within.min(LEAVE_WITHIN),
             false => within,
+        };
+        let Some(threads) = self.begin_shutdown() else {
+            return self.hurry(within);
         };
         // None: as long as it takes.
         let deadline = Instant::now().checked_add(within);

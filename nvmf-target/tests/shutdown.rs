@@ -451,3 +451,52 @@ fn a_reactor_that_does_not_come_back_is_left() {
     assert!(!rig.target.shutdown(Duration::from_millis(1)));
     assert!(!rig.target.shutdown(Duration::MAX), "the same for all");
 }
+
+/// A device on the reactor's thread that shuts the target down in the middle of a Read, when it is told.
+struct Impatient {
+    entered: SyncSender<()>,
+    go: Mutex<Receiver<Target>>,
+}
+
+impl BlockDevice for Impatient {
+    fn info(&self) -> NsInfo {
+        NsInfo::new(512, 4096)
+    }
+
+    fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<(), NsError> {
+        let _ = self.entered.send(());
+        let target = self.go.lock().unwrap().recv().unwrap();
+        let _ = target.shutdown(Duration::MAX);
+        buf.fill(0);
+        Ok(())
+    }
+
+    fn write_at(&self, _: u64, _: &[u8], _: bool) -> Result<(), NsError> {
+        Ok(())
+    }
+}
+
+/// Of a shutdown that another thread has begun, and that waits for the reactor on which the second
+/// is called, neither waits for the other for ever.
+#[test]
+fn a_shutdown_on_a_reactor_that_another_one_waits_for_cuts_that_short() {
+    let mut rig = rig();
+    let (entered, has_entered) = sync_channel(1);
+    let (go, wait) = sync_channel(1);
+    let go_wait = Mutex::new(wait);
+    let device = Impatient {
+        entered,
+        go: go_wait,
+    };
+    rig.target
+        .add_namespace(NQN, 3, Inline::new(device))
+        .unwrap();
+    let mut sqe = read(1, 0, 1);
+    sqe.set_nsid(3);
+    rig.io.submit(&sqe, &[]);
+    has_entered.recv().unwrap();
+    let first = rig.shut_down(Duration::MAX);
+    go.send(rig.target.clone()).unwrap();
+    eventually("neither waits", || first.is_finished());
+    assert!(!first.join().unwrap(), "its Read was not answered");
+}

@@ -459,6 +459,13 @@ impl Port {
         drop(LOCAL.with(RefCell::take));
     }
 
+    /// Whether the calling thread is this port's reactor.
+    pub(crate) fn is_own(self: &Arc<Self>) -> bool {
+        let is_it = |local: &LocalPort| Arc::ptr_eq(&local.port, self);
+        let own = LOCAL.try_with(|local| local.borrow().as_ref().is_some_and(is_it));
+        own.unwrap_or(false)
+    }
+
     fn done(&self) -> MutexGuard<'_, Option<Vec<Completion>>> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
