@@ -1,8 +1,8 @@
 //! Where buffers are short, and in a shutdown: what a host owes for those of its connection that only
 //! it can free.
 
+use super::Conn;
 use super::fused::Half;
-use super::{Command, Conn};
 use crate::reactor::{Cx, SMALL};
 use nvmf_proto::tcp::Time;
 use nvmf_proto::wire::Status;
@@ -58,14 +58,12 @@ impl Conn {
     /// What is with namespaces that do not answer is no part of its share any more: it cannot be
     /// freed, and what the host wants of others is to go on.
     pub(crate) fn write_off(&mut self, cx: &mut Cx) {
-        let lanes = &cx.lanes;
-        let is_lost = |c: &&Command| c.parts > 0 && lanes.is_stopped(c.lane);
-        let given = self
-            .commands
-            .iter()
-            .filter(is_lost)
-            .map(|c| c.given as usize);
-        let lost = given.sum();
+        let mut lost = 0;
+        for command in &mut self.commands {
+            let is_lost = command.given > 0 && cx.lanes.is_stopped(command.lane);
+            command.lost = if is_lost { command.given } else { 0 };
+            lost += command.lost as usize;
+        }
         if self.lost < lost {
             cx.line.note_change();
         }

@@ -105,8 +105,10 @@ struct Command {
     parts: u32,
     /// The lane that took the latest of them.
     lane: usize,
-    /// Bytes of that one's buffers.
+    /// Bytes of that one's buffers, until it comes back.
     given: u32,
+    /// How many of those are part of [`Conn::lost`].
+    lost: u32,
     /// The host wants it aborted: no further step is taken.
     aborted: bool,
     /// The first failure of its parts.
@@ -401,7 +403,10 @@ impl Conn {
         let route = completion.route();
         let slot = route.slot;
         let (op, buf, status) = (completion.op(), completion.take_buf(), completion.status());
-        self.lost = self.lost.saturating_sub(buf.footprint());
+        let command = self.command(slot);
+        command.given = 0;
+        let lost = std::mem::take(&mut command.lost);
+        self.lost -= lost as usize;
         if matches!(self.queue, Queue::Admin(_)) {
             return self.on_admin_flush(cx, route, status);
         }

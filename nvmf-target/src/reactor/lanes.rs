@@ -82,6 +82,8 @@ struct OpenLane {
     parked: VecDeque<Request>,
     /// In [`Lanes::touched`].
     touched: bool,
+    /// In [`Lanes::short`].
+    short: bool,
     /// The namespace is gone, or the lane has panicked; its place is free when nothing is
     /// outstanding.
     detached: bool,
@@ -143,7 +145,7 @@ impl OpenLane {
     #[cold]
     fn refuse(&mut self, share: &mut Share, request: Request) {
         self.count(share, &request);
-        self.pulse.note_foreign();
+        self.pulse.note_foreign(request.footprint());
         request.complete(Err(Status::NAMESPACE_NOT_READY));
     }
 
@@ -223,6 +225,8 @@ pub(crate) struct Lanes {
     lanes: Vec<Option<OpenLane>>,
     free: Vec<usize>,
     touched: Vec<usize>,
+    /// Lanes that may have more when others have given buffers back.
+    short: Vec<usize>,
     /// Namespaces whose lane has panicked, and that have no other one yet; and those that were
     /// detached before they could be flushed.
     given_up: Vec<u64>,
@@ -310,6 +314,7 @@ impl Lanes {
             writers: 0,
             parked: VecDeque::new(),
             touched: false,
+            short: false,
             detached: false,
             unflushed: false,
         };
@@ -356,6 +361,7 @@ impl Lanes {
             lane.refuse(&mut self.share, request);
         } else {
             lane.waiting.push_back(request);
+            self.start_waiting(index);
         }
     }
 
@@ -370,7 +376,7 @@ impl Lanes {
         let marked = &lane.shared.gate.uncorrectable;
         if marked.any() && marked.spoils(request.op(), request.lba_range()) {
             // NVM Command Set 1.1, Write Uncorrectable command.
-            lane.pulse.note_foreign();
+            lane.pulse.note_foreign(request.footprint());
             return request.complete(Err(Status::UNRECOVERED_READ_ERROR.dnr()));
         }
         if !lane.touched {
@@ -467,7 +473,7 @@ impl Lanes {
                 }
             }
         };
-        lane.pulse.note_foreign();
+        lane.pulse.note_foreign(request.footprint());
         Some(request)
     }
 
@@ -489,7 +495,10 @@ impl Lanes {
         let bytes = done.footprint();
         lane.bytes -= bytes;
         self.share.take_back(bytes);
-        lane.pulse.beat();
+        lane.pulse.beat(bytes);
+        if lane.bytes == 0 && !lane.closed {
+            lane.pulse.rest();
+        }
         if done.op().writes() {
             lane.writers -= 1;
             let marked = &lane.shared.gate.uncorrectable;
@@ -511,9 +520,14 @@ impl Lanes {
             let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else {
                 return;
             };
-            let share = &self.share;
-            let next = lane.waiting.front();
-            if !next.is_some_and(|request| lane.has_room(share, request)) {
+            let Some(next) = lane.waiting.front() else {
+                return;
+            };
+            if !lane.has_room(&self.share, next) {
+                if lane.outstanding < lane.depth && !lane.short {
+                    lane.short = true;
+                    self.short.push(index);
+                }
                 return;
             }
             if let Some(request) = lane.waiting.pop_front() {
@@ -522,21 +536,32 @@ impl Lanes {
         }
     }
 
-    /// Looks for lanes that have something to do and have ended nothing for `limit` nanoseconds:
+    /// The same for lanes whose part of the buffers may have grown: one that never ends what it has
+    /// would not come to it by itself.
+    fn start_short(&mut self) {
+        for index in std::mem::take(&mut self.short) {
+            if let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) {
+                lane.short = false;
+                self.start_waiting(index);
+            }
+        }
+    }
+
+    /// Looks for lanes that have buffers and have given none back for `limit` nanoseconds:
     /// what they have not been given yet fails, so that its buffers come back. True if there was
     /// any of that.
     pub(super) fn refuse_stopped(&mut self, now: Time, limit: u64) -> bool {
         let mut refused = false;
         for lane in self.lanes.iter_mut().flatten() {
-            let has_some = lane.outstanding > 0 || !lane.parked.is_empty();
+            let has_some = lane.bytes > 0 || !lane.parked.is_empty();
             if lane.pulse.look(has_some, now, limit) {
                 limited!(
                     Warn,
                     lane.shared.lane_chatter,
                     now,
-                    "{}: it has ended none of its {} requests for a while, and others wait for buffers; commands beyond its part of them fail",
+                    "{}: it has ended no request with data for a while, has {} bytes of buffers, and others wait for some; commands beyond its part of them fail",
                     lane.shared.name,
-                    lane.outstanding
+                    lane.bytes
                 );
             }
             if lane.pulse.is_stopped() {
@@ -567,6 +592,9 @@ impl Lanes {
         lane.asked = closes_for;
         lane.answer();
         if closes_for.is_none() {
+            if lane.bytes == 0 {
+                lane.pulse.rest();
+            }
             for request in std::mem::take(&mut lane.parked) {
                 self.submit_exclusive(index, request);
             }
@@ -599,6 +627,7 @@ impl Lanes {
     }
 
     fn ring_doorbells(&mut self, poller: &Poller) {
+        self.start_short();
         let mut touched = std::mem::take(&mut self.touched);
         for index in touched.drain(..) {
             if let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) {

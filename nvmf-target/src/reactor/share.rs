@@ -34,7 +34,8 @@ impl Share {
     }
 }
 
-/// Whether a backend ends requests.
+/// Whether a backend ends requests. Those without buffers do not count: who ends nothing but flushes
+/// keeps buffers as well.
 #[derive(Debug, Default)]
 pub(super) struct Pulse {
     /// How many it has ended.
@@ -52,19 +53,27 @@ impl Pulse {
         self.stopped
     }
 
-    /// A request is about to come back that the backend has not ended.
-    pub(super) const fn note_foreign(&mut self) {
-        self.foreign += 1;
+    /// A request is about to come back, with so many `bytes` of buffers, that the backend has not ended.
+    pub(super) fn note_foreign(&mut self, bytes: usize) {
+        self.foreign += u32::from(bytes > 0);
     }
 
-    /// A request has come back.
-    pub(super) const fn beat(&mut self) {
+    /// A request has come back, with so many `bytes` of buffers.
+    pub(super) const fn beat(&mut self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
         if self.foreign > 0 {
             self.foreign -= 1;
         } else {
             self.beats = self.beats.wrapping_add(1);
             self.stopped = false;
         }
+    }
+
+    /// It has nothing to end.
+    pub(super) const fn rest(&mut self) {
+        (self.seen, self.stopped) = (None, false);
     }
 
     /// Has a look at a backend that has something to end, or not. True if it has ended nothing for
@@ -114,10 +123,12 @@ mod tests {
         assert!(pulse.look(true, Time(110), 100) && pulse.is_stopped());
         assert!(!pulse.look(true, Time(120), 100), "no news");
         // What it has not had says nothing about it.
-        pulse.note_foreign();
-        pulse.beat();
+        pulse.note_foreign(1);
+        pulse.note_foreign(0);
+        pulse.beat(1);
+        pulse.beat(0);
         assert!(pulse.is_stopped());
-        pulse.beat();
+        pulse.beat(1);
         assert!(!pulse.is_stopped());
         // Its time begins when it is looked at again, and not while it has nothing to do.
         assert!(!pulse.look(true, Time(500), 100));
@@ -125,5 +136,8 @@ mod tests {
         assert!(!pulse.look(true, Time(610), 100));
         assert!(!pulse.look(true, Time(700), 100));
         assert!(pulse.look(true, Time(710), 100));
+        // What has been taken back from it is no fault of its.
+        pulse.rest();
+        assert!(!pulse.is_stopped() && !pulse.look(true, Time(900), 100));
     }
 }

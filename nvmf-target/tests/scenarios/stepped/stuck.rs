@@ -8,7 +8,7 @@ use nvmf_host::command;
 use nvmf_host::nvmf_proto::wire::dsm::{DsmAttributes, DsmRange};
 use nvmf_host::nvmf_proto::wire::pdu::{DataHeader, PduType, capsule_cqe};
 use nvmf_host::nvmf_proto::wire::{SglDescriptor, Status};
-use nvmf_target::ns::{BlockDevice, Inline, NsError, NsInfo, RamDisk, Support};
+use nvmf_target::ns::{BlockDevice, Inline, NsError, NsInfo, Op, RamDisk, Support};
 use nvmf_target::sim::SimTarget;
 use nvmf_target::transport::MemConnector;
 
@@ -26,7 +26,7 @@ fn end(host: &mut Host) -> Option<(u16, Status)> {
 }
 
 /// A pair that is interrupted because its second buffer is not to be had is answered at that moment,
-/// though nothing else happens: all other buffers are with a device that ends nothing but flushes.
+/// though nothing else happens: all other buffers are with devices that end nothing but flushes.
 #[test]
 fn s65_a_pair_that_is_interrupted_is_answered_at_once() {
     let mut config = config();
@@ -34,7 +34,9 @@ fn s65_a_pair_that_is_interrupted_is_answered_at_once() {
     let mut info = NsInfo::new(512, 1 << 20);
     (info.volatile_cache, info.caps.flush) = (true, Support::Native);
     let step = Step::new(info);
+    let second = Step::new(NsInfo::new(512, 1 << 20));
     let (mut sim, connector) = stepped_with(config, step.clone());
+    sim.target().add_namespace(NQN, 2, second.clone()).unwrap();
     let (_admin, mut io) = both(&mut sim, &connector);
     let (_admin_of_another, mut flushing) = both(&mut sim, &connector);
     let [mut compare, mut write] = command::compare_and_write(1, 0, 256);
@@ -50,16 +52,18 @@ fn s65_a_pair_that_is_interrupted_is_answered_at_once() {
     sim.settle();
     // Each has its first buffer, and waits for no other.
     let others: Vec<_> = (0..56)
-        .map(|_| {
+        .map(|at| {
             let (admin, mut io) = both(&mut sim, &connector);
-            io.submit(&read(1, 0, 32), &[]);
+            let mut sqe = read(1, 0, 32);
+            sqe.set_nsid(if at < 48 { 1 } else { 2 });
+            io.submit(&sqe, &[]);
             sim.settle();
             (admin, io)
         })
         .collect();
     assert_eq!(sim.target().stats().buffers_lent, 1 << 20);
-    // What it is given: three quarters of all.
-    let kept = step.take(48);
+    // What they are given: three quarters of all, and of the rest.
+    let kept = (step.take(48), second.take(8));
     io.submit(&write, &[]);
     sim.settle();
     let begun = sim.time();
@@ -81,7 +85,6 @@ fn s65_a_pair_that_is_interrupted_is_answered_at_once() {
     assert_eq!(ends, expected.map(Some));
     drop((others, kept));
     sim.settle();
-    drop(step.take(8));
 }
 
 /// Takes whatever it is told to deallocate, on the reactor's thread.
@@ -276,6 +279,190 @@ fn s58_a_namespace_that_never_answers_leaves_buffers_to_others() {
     sim.settle();
     assert!(step.pending() >= hosts.len());
     drop(hosts);
+    sim.settle();
+    step.take(step.pending());
+    sim.settle();
+    assert_eq!(sim.target().stats(), Default::default());
+}
+
+/// What a namespace that never answers has of a connection is no part of that one's share, however
+/// much it moves with others meanwhile.
+#[test]
+fn s58_who_has_lost_buffers_to_a_namespace_goes_on_with_others() {
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 4 << 20);
+    let step = Step::new(NsInfo::new(512, 1 << 20));
+    let (mut sim, connector) = stepped_with(config, step.clone());
+    let disk = Step::new(NsInfo::new(512, 1 << 20));
+    sim.target().add_namespace(NQN, 2, disk.clone()).unwrap();
+    let mut hosts: Vec<_> = (0..3).map(|_| both(&mut sim, &connector)).collect();
+    for (_, io) in &mut hosts {
+        (0..16).for_each(|cid| io.submit(&read(cid, 0, 256), &[]));
+        sim.settle();
+    }
+    let mut of_disk = read(100, 0, 256);
+    of_disk.set_nsid(2);
+    let begun = sim.time();
+    let mut done = 0;
+    for (_, io) in &mut hosts {
+        io.submit(&of_disk, &[]);
+    }
+    while sim.time() < begun + 60 * SECOND {
+        sim.settle();
+        while disk.pending() > 0 {
+            disk.next().complete(Ok(()));
+            sim.settle();
+        }
+        for (_, io) in &mut hosts {
+            while let Some(pdu) = io.next() {
+                if pdu[0] == PduType::CAPSULE_RESP.0 {
+                    continue;
+                }
+                let data = DataHeader::decode(pdu.first_chunk().unwrap());
+                if data.cccid == 100 {
+                    done += 1;
+                    io.submit(&of_disk, &[]);
+                }
+            }
+        }
+        sim.set_time(sim.time() + SECOND / 100);
+    }
+    assert!(done > 10_000, "{done}");
+}
+
+/// A backend that has given back all that it had keeps nothing: it is not one that does not answer
+/// when it is given something again, neither in the next shortage nor outside of one.
+#[test]
+fn s58_a_namespace_that_has_nothing_is_not_one_that_never_answers() {
+    for (patience, blocks) in [(1, 256), (12, 8)] {
+        let mut config = config();
+        (config.reactors, config.buffer_bytes) = (1, 1 << 20);
+        let mut info = NsInfo::new(512, 1 << 20);
+        info.depth = 4;
+        let step = Step::new(info);
+        step.set_withdraws(true);
+        let (mut sim, connector) = stepped_with(config, step.clone());
+        let mut hosts = [(); 2].map(|()| both(&mut sim, &connector));
+        for (_, io) in &mut hosts {
+            (0..8).for_each(|cid| io.submit(&read(cid, 0, 256), &[]));
+        }
+        sim.settle();
+        let until = sim.time() + patience * SECOND;
+        while sim.time() < until {
+            sim.set_time(sim.next_deadline().unwrap_or(until).min(until));
+            sim.settle();
+        }
+        for (admin, io) in &mut hosts {
+            for cid in 0..8 {
+                admin.execute(&mut sim, &command::abort(1, cid), &[]);
+            }
+            while let Some((_, status)) = end(io) {
+                let refused = status.same_code(Status::NAMESPACE_NOT_READY);
+                assert!(refused && patience > 5 || status == Status::ABORT_REQUESTED);
+            }
+        }
+        assert_eq!((step.pending(), sim.target().stats().in_flight), (0, 0));
+        sim.set_time(sim.time() + 100 * SECOND);
+        sim.settle();
+        for (_, io) in &mut hosts {
+            (0..8).for_each(|cid| io.submit(&read(cid, 0, blocks), &[]));
+        }
+        sim.settle();
+        for (_, io) in &mut hosts {
+            assert_eq!(end(io), None, "after {patience} s");
+        }
+        drop(hosts);
+        while step.pending() > 0 {
+            step.next().complete(Ok(()));
+            sim.settle();
+        }
+        assert_eq!(sim.target().stats(), Default::default());
+    }
+}
+
+/// What waits for its namespace's part of the buffers goes on when other namespaces give some back,
+/// though its own one never completes what it has.
+#[test]
+fn s58_one_command_that_never_completes_does_not_keep_those_behind_it() {
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 4 << 20);
+    let steps = [(); 3].map(|()| Step::new(NsInfo::new(512, 1 << 20)));
+    let (mut sim, connector) = stepped_with(config, steps[0].clone());
+    for (nsid, step) in (2..).zip(&steps[1..]) {
+        sim.target().add_namespace(NQN, nsid, step.clone()).unwrap();
+    }
+    let of = |nsid: u16, cid, blocks| {
+        let mut sqe = read(cid, 0, blocks);
+        sqe.set_nsid(nsid.into());
+        sqe
+    };
+    let mut hosts: Vec<_> = (0..38).map(|_| both(&mut sim, &connector)).collect();
+    hosts[0].1.submit(&of(1, 0, 2048), &[]);
+    sim.settle();
+    let never = steps[0].next();
+    // Three quarters of the rest each: 192 KiB are left.
+    for (nsid, blocks) in [(2, 128), (3, 32)] {
+        for (_, io) in &mut hosts[1..37] {
+            io.submit(&of(nsid, nsid, blocks), &[]);
+            sim.settle();
+        }
+    }
+    assert_eq!([1, 2].map(|at| steps[at].pending()), [36, 36]);
+    hosts[37].1.submit(&of(1, 1, 8), &[]);
+    sim.settle();
+    assert_eq!(steps[0].pending(), 0, "there was room");
+    assert_eq!(sim.target().stats().buffers_lent, (4 << 20) - (188 << 10));
+    for step in &steps[1..] {
+        while step.pending() > 0 {
+            step.next().complete(Ok(()));
+            sim.settle();
+        }
+    }
+    assert_eq!(sim.target().stats().in_flight, 2);
+    assert_eq!(steps[0].pending(), 1, "it waits for the other one");
+    steps[0].next().complete(Ok(()));
+    drop((hosts, never));
+    sim.settle();
+    assert_eq!(sim.target().stats(), Default::default());
+}
+
+/// A namespace that ends what needs no buffers, and nothing else, is one that never answers.
+#[test]
+fn s58_a_namespace_that_only_flushes_leaves_buffers_to_others() {
+    let mut config = config();
+    (config.reactors, config.buffer_bytes) = (1, 4 << 20);
+    let mut info = NsInfo::new(512, 1 << 20);
+    (info.volatile_cache, info.caps.flush) = (true, Support::Native);
+    let step = Step::new(info);
+    let (mut sim, connector) = stepped_with(config, step.clone());
+    let disk = Step::new(NsInfo::new(512, 1 << 20));
+    sim.target().add_namespace(NQN, 2, disk.clone()).unwrap();
+    let mut hosts: Vec<_> = (0..40).map(|_| both(&mut sim, &connector)).collect();
+    for (_, io) in &mut hosts[2..] {
+        (0..8).for_each(|cid| io.submit(&read(cid, 0, 256), &[]));
+        sim.settle();
+    }
+    let mut kept = step.take(step.pending());
+    let mut of_disk = read(100, 0, 256);
+    of_disk.set_nsid(2);
+    hosts[1].1.submit(&of_disk, &[]);
+    let until = sim.time() + 12 * SECOND;
+    while disk.pending() == 0 {
+        assert!(sim.time() < until, "others stand still with it");
+        hosts[0].1.submit(&command::flush(1), &[]);
+        sim.settle();
+        while step.pending() > 0 {
+            let request = step.next();
+            match request.op() {
+                Op::Flush => request.complete(Ok(())),
+                _ => kept.push(request),
+            }
+        }
+        sim.set_time(sim.time() + SECOND / 10);
+        sim.settle();
+    }
+    disk.next().complete(Ok(()));
+    drop((hosts, kept));
     sim.settle();
     step.take(step.pending());
     sim.settle();
