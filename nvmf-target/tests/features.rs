@@ -119,6 +119,40 @@ fn without_a_write_cache_every_write_is_safe_when_it_is_over() {
     rig.end();
 }
 
+/// A write that began before goes without FUA: the Flush comes behind it. Of a longer command that
+/// goes for what is under way, and the rest is flushed in the end.
+#[test]
+fn a_write_cache_is_off_when_what_was_being_written_is_safe() {
+    let mut rig = rig();
+    let early = rig.write();
+    let write = rig.step.next();
+    let set = rig.set(0, Fid::VOLATILE_WRITE_CACHE, 0);
+    eventually("it waits", || rig.target.stats().in_flight == 2);
+    assert_eq!(rig.step.pending(), 0, "a Flush that may miss the write");
+    write.complete(Ok(()));
+    assert_eq!(rig.status(early), Status::SUCCESS);
+    rig.expect(Op::Flush);
+    assert_eq!(rig.admin_status(set), Status::SUCCESS);
+
+    let set = rig.set(0, Fid::VOLATILE_WRITE_CACHE, 1);
+    assert_eq!(rig.admin_status(set), Status::SUCCESS);
+    let zeroes = rig.submit(command::write_zeroes(2, 0, 1024, false), Data::None);
+    let first = rig.step.next();
+    let set = rig.set(0, Fid::VOLATILE_WRITE_CACHE, 0);
+    eventually("it waits", || rig.target.stats().in_flight == 2);
+    first.complete(Ok(()));
+    let mut ops = Vec::new();
+    while ops.iter().filter(|&&op| op == Op::Flush).count() < 2 {
+        let request = rig.step.next();
+        ops.push(request.op());
+        request.complete(Ok(()));
+    }
+    assert_eq!(rig.status(zeroes), Status::SUCCESS);
+    assert_eq!(rig.admin_status(set), Status::SUCCESS);
+    assert_eq!(ops.len(), 3 + 2, "{ops:?}");
+    rig.end();
+}
+
 #[test]
 fn a_write_cache_that_cannot_be_flushed_is_not_off_without_a_word() {
     let mut rig = rig();

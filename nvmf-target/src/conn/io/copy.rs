@@ -184,9 +184,10 @@ impl Conn {
         let native = now.caps.fua == Support::Native;
         let command = self.command(slot);
         let copying = command.copying.as_mut().ok_or(Status::INTERNAL_ERROR)?;
+        let fua = copying.fua || now.write_through;
         if copying.left == 0 {
             command.result = 0;
-            if copying.fua && !native {
+            if fua && !native {
                 command.next = Step::Flush { ns };
             }
             let bytes = u64::from(copying.blocks) << ns.lba_shift;
@@ -204,7 +205,7 @@ impl Conn {
             copying.at += blocks;
             copying.left -= blocks;
             copying.filled = 0;
-            let fua = copying.fua && native;
+            let fua = fua && native;
             command.next = Step::Copy { ns };
             self.submit(cx, slot, ns, Op::Write { fua }, to, buf);
             return Ok(());

@@ -74,6 +74,8 @@ pub(super) struct Now {
     pub(super) blocks: u64,
     pub(super) caps: Caps,
     pub(super) volatile: bool,
+    /// The host has turned the write cache off, perhaps since the command began.
+    pub(super) write_through: bool,
 }
 
 impl Step {
@@ -127,6 +129,7 @@ impl Conn {
                 blocks: seen.entry.info.blocks,
                 caps: seen.entry.info.caps,
                 volatile: seen.entry.info.volatile_cache,
+                write_through: queue.view.write_through(),
             }),
         }
     }
@@ -227,6 +230,7 @@ impl Conn {
 
     fn zeroes(&mut self, cx: &mut Cx, slot: Slot, zeroes: Zeroes, now: &Now) -> Result<(), Status> {
         let Zeroes { ns, rest, fua, .. } = zeroes;
+        let fua = fua || now.write_through;
         let native = now.caps.write_zeroes == Support::Native;
         if rest.blocks == 0 {
             let command = self.command(slot);

@@ -175,11 +175,14 @@ fn set_write_cache(cx: &AdminCx<'_>, cdw11: u32) -> Answer {
         return Answer::Done(0);
     }
     // From now on what is written is safe when its command is over. What was written before has to
-    // be, too, before the host is told that there is no cache.
+    // be, too, before the host is told that there is no cache; and what is being written goes without
+    // FUA.
     let view = cx.controller.view();
+    let entries = view.iter().map(|seen| &seen.entry);
+    let volatile = entries.filter(|entry| entry.info.volatile_cache);
     Answer::Settle(Settle {
-        namespaces: view.iter().map(|seen| Arc::clone(&seen.entry)).collect(),
-        fence: false,
+        namespaces: volatile.map(Arc::clone).collect(),
+        fence: true,
     })
 }
 
