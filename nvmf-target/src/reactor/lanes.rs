@@ -226,7 +226,7 @@ pub(crate) struct Lanes {
     free: Vec<usize>,
     touched: Vec<usize>,
     /// Lanes that may have more when others have given buffers back.
-    short: Vec<usize>,
+    short: VecDeque<usize>,
     /// Namespaces whose lane has panicked, and that have no other one yet; and those that were
     /// detached before they could be flushed.
     given_up: Vec<u64>,
@@ -526,7 +526,7 @@ impl Lanes {
             if !lane.has_room(&self.share, next) {
                 if lane.outstanding < lane.depth && !lane.short {
                     lane.short = true;
-                    self.short.push(index);
+                    self.short.push_back(index);
                 }
                 return;
             }
@@ -539,7 +539,10 @@ impl Lanes {
     /// The same for lanes whose part of the buffers may have grown: one that never ends what it has
     /// would not come to it by itself.
     fn start_short(&mut self) {
-        for index in std::mem::take(&mut self.short) {
+        for _ in 0..self.short.len() {
+            let Some(index) = self.short.pop_front() else {
+                return;
+            };
             if let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) {
                 lane.short = false;
                 self.start_waiting(index);
