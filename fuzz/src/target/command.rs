@@ -6,7 +6,7 @@ use nvmf_host::Data;
 use nvmf_proto::wire::copy::CopyCommand;
 use nvmf_proto::wire::dsm::DsmCommand;
 use nvmf_proto::wire::fabrics::FabricsType;
-use nvmf_proto::wire::feature::{Fid, GetFeatures, HOST_ID_EXTENDED, SetFeatures};
+use nvmf_proto::wire::feature::{FeatureSelect, Fid, GetFeatures, HOST_ID_EXTENDED, SetFeatures};
 use nvmf_proto::wire::log::{GetLogPage, Lid, PersistentEventAction};
 use nvmf_proto::wire::reservation::ReportCommand;
 use nvmf_proto::wire::{AdminOpcode, NvmOpcode, SglDescriptor, Sqe};
@@ -283,13 +283,16 @@ fn exact_length(sqe: &Sqe, admin: bool) -> usize {
             Fid::HOST_BEHAVIOR => 512,
             _ => 0,
         },
-        AdminOpcode::GET_FEATURES if GetFeatures::decode(sqe).fid == Fid::TIMESTAMP => 8,
-        AdminOpcode::GET_FEATURES if GetFeatures::decode(sqe).fid == Fid::HOST_BEHAVIOR => 512,
-        AdminOpcode::GET_FEATURES if GetFeatures::decode(sqe).fid == Fid::HOST_IDENTIFIER => {
-            if GetFeatures::decode(sqe).cdw11 & HOST_ID_EXTENDED == 0 {
-                8
-            } else {
-                16
+        AdminOpcode::GET_FEATURES => {
+            let get = GetFeatures::decode(sqe);
+            match get.fid {
+                // What can be done with a feature is said in dword 0.
+                _ if get.sel == FeatureSelect::CAPABILITIES => 0,
+                Fid::TIMESTAMP => 8,
+                Fid::HOST_BEHAVIOR => 512,
+                Fid::HOST_IDENTIFIER if get.cdw11 & HOST_ID_EXTENDED == 0 => 8,
+                Fid::HOST_IDENTIFIER => 16,
+                _ => 0,
             }
         }
         _ => 0,
