@@ -58,6 +58,10 @@ impl Conn {
     /// What is with namespaces that do not answer is no part of its share any more: it cannot be
     /// freed, and what the host wants of others is to go on.
     pub(crate) fn write_off(&mut self, cx: &mut Cx) {
+        // Idle connections are many, and each has a place for every command that it may send.
+        if self.held == 0 {
+            return;
+        }
         let mut lost = 0;
         for command in &mut self.commands {
             let is_lost = command.given > 0 && cx.lanes.is_stopped(command.lane);

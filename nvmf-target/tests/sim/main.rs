@@ -6,8 +6,8 @@
 //!     SIM_STATS=1 ...                  says how often which command ended how
 //!     SIM_SEED=4711 SIM_TRACE=1 ...    replays one and prints what happens
 
-#![allow(unreachable_pub, reason = "it is all one program")]
-#![allow(
+#![expect(unreachable_pub, reason = "it is all one program")]
+#![expect(
     clippy::cast_possible_truncation,
     reason = "the numbers that a simulation draws are small"
 )]
